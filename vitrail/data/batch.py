@@ -1,0 +1,85 @@
+"""What flows down the river: a `Sample` out of a source, a `Batch` into an objective."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from vitrail.nn.random import Draws
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One decoded image.
+
+    image: uint8 [C, H, W]; label: class index or None; text: caption or None;
+    id: what a person calls it (a path relative to the source's folder, or an index).
+    """
+
+    image: UInt8[Tensor, "C H W"]
+    label: int | None
+    text: str | None
+    id: str
+
+
+class BadSampleError(Exception):
+    """A sample that cannot be used. The loader quarantines it; it never stops a run by itself."""
+
+    def __init__(self, id: str, reason: str):
+        super().__init__(f"{id}: {reason}")
+        self.id = id
+        self.reason = reason
+
+
+class Source(ABC):
+    """Where images come from. Reading is a pure function of the index, safe in worker processes."""
+
+    spec: str  # what the user wrote
+    channels: int  # of every image read
+    classes: Sequence[str] | None  # label names, None if the source has no labels
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int) -> Sample:
+        """Decodes sample `index`. Raises BadSampleError, naming the sample and the reason."""
+
+    @abstractmethod
+    def id(self, index: int) -> str:
+        """The sample's name, without decoding it."""
+
+    @abstractmethod
+    def label(self, index: int) -> int | None:
+        """The sample's class, without decoding it."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the samples or their order change. A resumed run compares it."""
+
+    def pixels(self) -> UInt8[Tensor, "N C H W"] | None:
+        """All images as one tensor if the source lives in memory, else None."""
+        return None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's slice of the global batch (or an accumulation slice of that).
+
+    views: one normalised float32 tensor [V*B, C, S, S] per resolution, in the plan's order;
+        rows are view-major: row v * B + b is view v of sample b.
+    index: int64 [B], positions in the source. label: int64 [B], -1 where there is none.
+    draws: this slice's randomness, for masks and stochastic depth.
+    """
+
+    views: list[Float[Tensor, "VB C S S"]]
+    index: Int[Tensor, " B"]
+    label: Int[Tensor, " B"]
+    draws: Draws
+
+    @property
+    def size(self) -> int:
+        """B, the samples in this slice."""
+        return self.index.shape[0]

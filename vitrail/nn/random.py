@@ -1,0 +1,63 @@
+"""Randomness as a pure function of (seed, stream, step, sample): nothing is carried, so nothing is saved.
+
+Philox is a counter-based generator: its n-th draw is a function of a key and n alone. Every draw in
+vitrail is made for the *global* batch and then sliced, so that it does not depend on how many ranks
+share the batch, and a resumed run makes the draws of the uninterrupted one.
+
+Shape legend: B samples of this slice · G samples of the global batch · V views.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def philox(seed: int, stream: str, step: int) -> np.random.Generator:
+    """A generator whose draws depend on the three arguments only.
+
+    Args:
+        seed: the run's seed, >= 0.
+        stream: what the draws are for ("views", "drop_path", ...); streams are independent.
+        step: the training step, or the epoch for a sample order, >= 0.
+    """
+    stream_key = int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")
+    key = np.array([seed, stream_key], dtype=np.uint64)
+    # The two low words count the draws themselves; the third sets the steps 2^128 draws apart.
+    counter = np.array([0, 0, step, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one slice [start, start + count) of the global batch at one step."""
+
+    seed: int
+    step: int
+    batch_size: int  # G, over all ranks and accumulation slices
+    start: int
+    count: int  # B
+
+    def uniform(self, stream: str, *shape: int, views: int = 1) -> Tensor:
+        """Uniform draws in [0, 1) for this slice.
+
+        Args:
+            stream: names the use; equal names give equal numbers.
+            shape: what each row needs.
+            views: rows are view-major, as in `Batch.views`: row v * B + b is view v of sample b.
+
+        Returns:
+            float32 tensor [views * B, *shape] on the CPU.
+        """
+        table_GV = philox(self.seed, stream, self.step).random((self.batch_size, views, *shape))
+        slice_VB = table_GV[self.start : self.start + self.count].swapaxes(0, 1)
+        flat = np.ascontiguousarray(slice_VB).reshape(views * self.count, *shape)
+        # Rounding a double just under 1 to float32 gives 1.0, which is outside the interval.
+        return torch.from_numpy(flat.astype(np.float32)).clamp_(max=1 - 2**-24)
+
+    def narrow(self, start: int, count: int) -> "Draws":
+        """The draws of samples [start, start + count) of this slice (gradient accumulation)."""
+        assert 0 <= start and start + count <= self.count
+        return replace(self, start=self.start + start, count=count)
