@@ -59,6 +59,11 @@ class Objective(nn.Module):
         """The parameters to train. Biases and other 1-D parameters carry no weight decay."""
 
     @property
+    def chance_loss(self) -> float | None:
+        """The loss of an output that ignores its input (ln K), None where there is no such value."""
+        return None
+
+    @property
     @abstractmethod
     def encoder(self) -> Backbone:
         """What is exported and evaluated."""

@@ -1,0 +1,77 @@
+"""Clipping and schedules against their formulas."""
+
+import pytest
+import torch
+from torch import nn
+
+from vitrail.optim import (
+    Config,
+    apply_schedules,
+    build_optimizer,
+    clip_gradients,
+    drop_frozen_gradients,
+)
+from vitrail.schedules import Horizon
+
+
+def parameters(*values: float) -> list[nn.Parameter]:
+    made = [nn.Parameter(torch.zeros(4)) for _ in values]
+    for parameter, value in zip(made, values, strict=True):
+        parameter.grad = torch.full((4,), value)  # of norm 2 * value
+    return made
+
+
+def test_clip_by_tensor_leaves_small_gradients_alone():
+    small, large = parameters(0.5, 10.0)
+    norm = clip_gradients([small, large], Config(clip=3.0, clip_by="tensor"))
+    assert norm == pytest.approx((1.0 + 400.0) ** 0.5)
+    assert torch.equal(small.grad, torch.full((4,), 0.5))
+    assert large.grad.norm() == pytest.approx(3.0, rel=1e-5)
+
+
+def test_clip_global_agrees_with_torch():
+    ours, theirs = parameters(0.5, 10.0), parameters(0.5, 10.0)
+    clip_gradients(ours, Config(clip=3.0, clip_by="global"))
+    nn.utils.clip_grad_norm_(theirs, 3.0)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a.grad, b.grad)
+
+
+def test_no_clip():
+    (only,) = parameters(10.0)
+    clip_gradients([only], Config(clip=0.0))
+    assert torch.equal(only.grad, torch.full((4,), 10.0))
+
+
+def test_schedules_reach_every_group():
+    a, b = parameters(1.0, 1.0)
+    config = Config(lr=5e-4, warmup_epochs=10, min_lr=1e-6, weight_decay=0.04, weight_decay_end=0.4)
+    optimizer = build_optimizer(config, [{"params": [a]}, {"params": [b], "wd_scale": 0.0}])
+    horizon = Horizon(steps=1000, steps_per_epoch=10)
+    assert apply_schedules(optimizer, config, horizon, 512, 0) == pytest.approx((0.0, 0.04))
+    lr, _ = apply_schedules(optimizer, config, horizon, 512, 100)
+    assert lr == pytest.approx(1e-3)
+    assert optimizer.param_groups[1]["weight_decay"] == 0.0
+    lr, decay = apply_schedules(optimizer, config, horizon, 512, 1000)
+    assert (lr, decay) == pytest.approx((1e-6, 0.4))
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_a_frozen_group_moves_only_after_its_steps(name):
+    free, frozen = parameters(1.0, 1.0)
+    config = Config(name=name, lr=0.1, lr_per_256=False, warmup_epochs=0)
+    groups = [{"params": [free]}, {"params": [frozen], "freeze_steps": 1}]
+    optimizer = build_optimizer(config, groups)
+    for step in (0, 1):
+        free.grad, frozen.grad = torch.ones(4), torch.ones(4)
+        apply_schedules(optimizer, config, Horizon(10, 1), 256, step)
+        drop_frozen_gradients(optimizer, step)
+        optimizer.step()
+        assert bool(frozen.any()) == (step == 1)
+        assert free.any()
+
+
+@pytest.mark.parametrize("field", ["lr", "clip", "weight_decay"])
+def test_negative_values_are_refused_by_name(field):
+    with pytest.raises(ValueError, match=f"optim.{field} is -1"):
+        Config(**{field: -1.0})

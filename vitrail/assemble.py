@@ -1,0 +1,112 @@
+"""From a recipe to the parts of a run, refusing what cannot work before anything is trained."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch.optim import Optimizer
+
+from vitrail.backbones.contract import Backbone
+from vitrail.backbones.registry import create_backbone
+from vitrail.data.batch import Source
+from vitrail.data.preprocess import Preprocess
+from vitrail.data.sources import open_source
+from vitrail.data.views import ViewPlan
+from vitrail.distributed import Ranks
+from vitrail.objectives.contract import Objective
+from vitrail.objectives.registry import build_objective
+from vitrail.optim import build_optimizer
+from vitrail.recipes.recipe import Recipe
+from vitrail.schedules import Horizon
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop turns: everything on its device, initialised from the recipe's seed."""
+
+    source: Source
+    plan: ViewPlan
+    horizon: Horizon
+    objective: Objective
+    optimizer: Optimizer
+
+
+def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
+    """Builds the parts of a run.
+
+    Raises:
+        ValueError: a recipe whose parts do not fit together or the data; both are named.
+    """
+    source = open_source(recipe.data, "train", channels=recipe.channels)
+    plan = recipe.objective.views.plan()
+    horizon = plan_horizon(recipe, len(source))
+
+    def make_backbone(drop_path: float) -> Backbone:
+        sizes = {"img_size": recipe.img_size or max(view.size for view in plan.views)}
+        if recipe.patch_size is not None:
+            sizes["patch_size"] = recipe.patch_size
+        return create_backbone(
+            recipe.backbone,
+            in_chans=source.channels,
+            drop_path=drop_path,
+            seed=recipe.seed,
+            **sizes,
+        )
+
+    n_classes = None if source.classes is None else len(source.classes)
+    with torch.random.fork_rng(devices=[]):  # heads are drawn from the seed too, and leave no trace
+        torch.manual_seed(recipe.seed)
+        objective = build_objective(recipe.objective, make_backbone, horizon, n_classes)
+    _require_splittable(recipe, ranks, objective)
+    objective.to(ranks.device)
+    return Parts(
+        source=source,
+        plan=plan,
+        horizon=horizon,
+        objective=objective,
+        optimizer=build_optimizer(recipe.optim, objective.param_groups()),
+    )
+
+
+def plan_horizon(recipe: Recipe, n_samples: int) -> Horizon:
+    """The run's length. An epoch may be a fraction of a step when there are few images."""
+    steps_per_epoch = n_samples / recipe.batch_size
+    steps = recipe.steps or max(1, round(recipe.epochs * steps_per_epoch))
+    return Horizon(steps=steps, steps_per_epoch=steps_per_epoch)
+
+
+def preprocess_of(recipe: Recipe, plan: ViewPlan) -> Preprocess:
+    """How the run's encoder is given images: a centre crop, no augmentation."""
+    size = recipe.img_size or max(view.size for view in plan.views)
+    return Preprocess(
+        size=size, resize=round(size / recipe.eval_crop), mean=plan.mean, std=plan.std
+    )
+
+
+def worker_count(recipe: Recipe, ranks: Ranks) -> int:
+    """Decoding processes of this rank: asked for, or a fair share of the machine's cores."""
+    if recipe.workers is not None:
+        return recipe.workers
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(0, min(8, cores // ranks.world - 1))
+
+
+def _require_splittable(recipe: Recipe, ranks: Ranks, objective: Objective) -> None:
+    method = type(objective).__name__
+    if recipe.batch_size % (ranks.world * recipe.accumulate):
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is the global batch; it must be a multiple of "
+            f"{ranks.world} ranks x {recipe.accumulate} accumulation slices"
+        )
+    if objective.batch_coupled and recipe.accumulate > 1:
+        raise ValueError(
+            f"accumulate is {recipe.accumulate}, but {method}'s loss is a function of the whole "
+            "batch, and of slices it would be another loss; use more ranks or a smaller batch_size"
+        )
+    if recipe.batch_size < objective.min_batch_size:
+        raise ValueError(
+            f"batch_size is {recipe.batch_size}, but {method} needs at least "
+            f"{objective.min_batch_size}: with fewer images nothing keeps its features apart"
+        )

@@ -1,0 +1,157 @@
+"""The commands; what they do lives elsewhere."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from vitrail import api
+from vitrail.backbones.registry import BACKBONES, describe
+from vitrail.data.sources import SOURCES
+from vitrail.evals.embed import embed
+from vitrail.evals.evaluate import evaluate
+from vitrail.evals.protocols import PROTOCOLS
+from vitrail.objectives.registry import OBJECTIVES
+from vitrail.recipes.config import suggest
+from vitrail.recipes.recipe import Recipe
+from vitrail.recipes.registry import RECIPES, get_recipe
+from vitrail.report.build import build_report
+
+Path_ = Annotated[Path, tyro.conf.Positional]
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Trains an encoder.
+
+    out: the run's folder, which must not hold a run yet. All others are fields of the recipe.
+    """
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path
+
+
+def pretrain(arguments: list[str]) -> None:
+    """Train an encoder: vitrail pretrain RECIPE --data SPEC --out RUN"""
+    if not arguments or arguments[0].startswith("-"):
+        names = "\n  ".join(RECIPES)
+        print(f"usage: vitrail pretrain RECIPE --out RUN [--data SPEC] ...\n\nrecipes:\n  {names}")
+        print("\n`vitrail pretrain RECIPE --help` lists a recipe's fields.")
+        raise SystemExit(0 if "--help" in arguments or "-h" in arguments else 2)
+    recipe = get_recipe(arguments[0])
+    asked = tyro.cli(
+        Pretrain,
+        prog=f"vitrail pretrain {recipe.name}",
+        default=Pretrain(recipe=recipe, out=tyro.MISSING),
+        args=arguments[1:],
+        config=(tyro.conf.FlagConversionOff,),
+    )
+    api.start(asked.recipe, asked.out)
+
+
+def resume(arguments: list[str]) -> None:
+    """Go on with a run: vitrail resume RUN"""
+
+    def command(run: Path_) -> None:
+        api.resume(run)
+
+    tyro.cli(command, prog="vitrail resume", args=arguments)
+
+
+def evaluate_(arguments: list[str]) -> None:
+    """Measure an encoder: vitrail evaluate RUN|WEIGHTS [--data SPEC] [--protocols knn ...]"""
+
+    def command(
+        path: Path_,
+        data: str | None = None,
+        protocols: tuple[str, ...] | None = None,
+        out: Path | None = None,
+        device: str = "auto",
+    ) -> None:
+        evaluate(path, data=data, protocols=protocols, out=out, device=device)
+
+    tyro.cli(command, prog="vitrail evaluate", args=arguments)
+
+
+def report(arguments: list[str]) -> None:
+    """Make a run's page of pictures: vitrail report RUN"""
+
+    def command(run: Path_) -> None:
+        print(build_report(run))
+
+    tyro.cli(command, prog="vitrail report", args=arguments)
+
+
+def embed_(arguments: list[str]) -> None:
+    """Write features: vitrail embed RUN|WEIGHTS --data SPEC --out FILE.npz|.parquet"""
+
+    def command(
+        path: Path_,
+        out: Path,
+        data: str | None = None,
+        split: Literal["train", "test"] = "train",
+        device: str = "auto",
+    ) -> None:
+        embed(path, out=out, data=data, split=split, device=device)
+
+    tyro.cli(command, prog="vitrail embed", args=arguments)
+
+
+def list_(arguments: list[str]) -> None:
+    """Show what there is: vitrail list [recipes|backbones|objectives|sources|protocols]"""
+    tables: dict[str, Callable[[], list[tuple[str, str]]]] = {
+        "recipes": lambda: [(name, _first_line(make)) for name, make in RECIPES.items()],
+        "backbones": lambda: [(name, describe(name)) for name in BACKBONES],
+        "objectives": lambda: [(name, row.help) for name, row in OBJECTIVES.items()],
+        "sources": lambda: [(name, row.help) for name, row in SOURCES.items()],
+        "protocols": lambda: [(name, row.help) for name, row in PROTOCOLS.items()],
+    }
+    for kind in arguments or tables:
+        if kind not in tables:
+            raise ValueError(f"{kind!r} cannot be listed{suggest(kind, tables)}")
+        table = Table(title=kind, title_justify="left", box=None, show_header=False, padding=(0, 2))
+        for name, help_ in tables[kind]():
+            table.add_row(name, help_)
+        Console().print(table, "")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "pretrain": pretrain,
+    "resume": resume,
+    "evaluate": evaluate_,
+    "report": report,
+    "embed": embed_,
+    "list": list_,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command. Exits with 0, with 1 and one line on an error, or with 2 on misuse."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("vitrail: representation learning you can see through\n")
+        print("\n".join(f"  {name:10}{_first_line(do)}" for name, do in COMMANDS.items()))
+        raise SystemExit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from vitrail import __version__
+
+        print(__version__)
+        return
+    try:
+        if arguments[0] not in COMMANDS:
+            raise ValueError(f"{arguments[0]!r} is not a command{suggest(arguments[0], COMMANDS)}")
+        COMMANDS[arguments[0]](arguments[1:])
+    except (ValueError, OSError) as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"vitrail: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _first_line(documented: Callable[..., object]) -> str:
+    return (documented.__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,92 @@
+"""The process group of a torchrun launch, and the few things the loop asks of it.
+
+One process (no torchrun) needs no process group: every function here is then a no-op.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process this is. rank and local_rank count from 0; world is the number of processes."""
+
+    rank: int
+    local_rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def join(device: str = "auto") -> Ranks:
+    """Joins torchrun's process group, if there is one.
+
+    Args:
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: CUDA asked for where there is none.
+    """
+    rank, local_rank, world = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+    )
+    on_cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    if on_cuda and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: torch sees no CUDA device; use --device cpu")
+    if device in ("auto", "cuda"):
+        place = torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
+    else:
+        place = torch.device(device)
+    if on_cuda:
+        torch.cuda.set_device(place)
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+    return Ranks(rank, local_rank, world, place)
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[Ranks]:
+    """`join`, and at the end leaves the process group that it joined."""
+    was_member = dist.is_initialized()
+    ranks = join(device)
+    try:
+        yield ranks
+    finally:
+        if dist.is_initialized() and not was_member:
+            dist.destroy_process_group()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` holds on any rank. A sync point over the CPU group."""
+    if not dist.is_initialized():
+        return flag
+    votes = torch.tensor(int(flag))
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return bool(votes)
+
+
+def on_main(ranks: Ranks, action: Callable[[], object]) -> None:
+    """Does something on rank 0 only, while the others wait. A sync point.
+
+    Raises:
+        ValueError: on every rank, what the action raised on rank 0.
+    """
+    complaint: list[str | None] = [None]
+    if ranks.is_main:
+        try:
+            action()
+        except ValueError as error:
+            complaint = [str(error)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(complaint, src=0)
+    if complaint[0] is not None:
+        raise ValueError(complaint[0])

@@ -1,0 +1,251 @@
+"""The trained encoder: what a run exports, and what people use. Images in, features out.
+
+Shape legend: N images · C channels · H×W pixels · D features.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from sklearn.base import BaseEstimator, TransformerMixin
+from torch import Tensor
+
+from vitrail.backbones.contract import Backbone
+from vitrail.backbones.registry import create_backbone
+from vitrail.checkpoint import sync_folder, write_atomically
+from vitrail.data.preprocess import Preprocess
+from vitrail.inputs import ImagesLike, batches
+
+WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
+
+
+class Encoder(TransformerMixin, BaseEstimator):
+    """A backbone, how its images are prepared, and where it comes from.
+
+    Follows scikit-learn's conventions (it is fitted from the start, and works in a Pipeline).
+
+    Args:
+        backbone: any backbone of `vitrail list backbones`; it stays on the device it is on.
+        preprocess: from uint8 images to the backbone's input.
+        info: what `encoder.json` holds ("seed", "objective", "data", "step", ...). "backbone" and
+            "kwargs", the arguments of `create_backbone`, may be left out: the backbone knows them.
+    """
+
+    def __init__(self, backbone: Backbone, preprocess: Preprocess, info: dict[str, Any]):
+        self.backbone = backbone
+        self.preprocess = preprocess
+        self.info = info
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> "Encoder":
+        """The encoder of a run folder, or of an encoder.safetensors beside its encoder.json.
+
+        Raises:
+            ValueError: a missing or damaged file, or weights that are not the described backbone's.
+        """
+        folder = _folder(Path(path))
+        info = _read_description(folder / DESCRIPTION)
+        weights = _read_weights(folder / WEIGHTS)
+        try:
+            backbone = create_backbone(info["backbone"], **info["kwargs"], seed=info["seed"])
+            preprocess = _preprocess(info["preprocess"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder / DESCRIPTION} does not describe an encoder ({error!r}); "
+                f"restore the file, or write it again with `vitrail resume {folder}`"
+            ) from error
+        _require_matching(backbone.state_dict(), weights, folder / WEIGHTS, info["backbone"])
+        backbone.load_state_dict(weights)
+        return cls(backbone.to(device), preprocess, info)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes encoder.safetensors and encoder.json, each whole or not at all.
+
+        Returns:
+            the path of encoder.safetensors.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path, temporary = folder / WEIGHTS, folder / f".{WEIGHTS}.writing"
+        state = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
+        save_file(state, temporary, metadata={"format": "pt"})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(folder)
+        write_atomically(folder / DESCRIPTION, json.dumps(self.description(), indent=2) + "\n")
+        return path
+
+    def description(self) -> dict[str, Any]:
+        """What `encoder.json` holds: all that is needed to build this encoder again."""
+        arguments = dict(getattr(self.backbone, "config", {}))
+        return {
+            "backbone": arguments.pop("name", None),
+            "kwargs": arguments,
+            "seed": 0,
+            "preprocess": asdict(self.preprocess),
+            "channels": self.backbone.in_chans,
+            "vitrail": version("vitrail"),
+            **self.info,
+        }
+
+    def untrained(self, device: str | None = None) -> "Encoder":
+        """The same architecture with the weights that the run began with.
+
+        Args:
+            device: this encoder's where not given.
+        """
+        info = self.description()
+        backbone = create_backbone(info["backbone"], **info["kwargs"], seed=info["seed"])
+        backbone = backbone.to(device or self.device)
+        return Encoder(backbone, self.preprocess, info | {"step": 0})
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    @property
+    def channels(self) -> int:
+        """C of the images it was trained on: 1 is grey, 3 is RGB."""
+        return self.backbone.in_chans
+
+    @property
+    def embed_dim(self) -> int:
+        """D of the features."""
+        return self.backbone.embed_dim
+
+    def transform(self, images: ImagesLike, batch_size: int = 256) -> Float32[np.ndarray, "N D"]:
+        """Features of images.
+
+        Args:
+            images: uint8 array or tensor [N, H, W], [N, H, W, C] or [N, C, H, W] in 0..255, or a
+                sequence of images: arrays or tensors [H, W], [H, W, C] or [C, H, W], PIL images,
+                paths of files. Grey and RGB are turned into what the encoder was trained on.
+
+        Raises:
+            ValueError: another type, shape or range; an image that cannot be read.
+        """
+        parts = [np.zeros((0, self.embed_dim), dtype=np.float32)]
+        for batch in batches(images, self.channels, batch_size):
+            parts.append(self.embed(batch))
+        return np.concatenate(parts)
+
+    def embed(self, images: Sequence[Tensor] | Tensor) -> Float32[np.ndarray, "N D"]:
+        """Features of one batch of uint8 images [C, H, W] with the encoder's channels."""
+        pixels = self.preprocess(images if isinstance(images, Tensor) else list(images))
+        with evaluating(self.backbone):
+            pooled = self.backbone(pixels.to(self.device)).pooled
+        return pooled.float().cpu().numpy()
+
+    def fit(self, X: Any = None, y: Any = None) -> "Encoder":
+        """Does nothing: the encoder is trained already."""
+        return self
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """ "encoder0", "encoder1", ... as scikit-learn names the columns of a projection."""
+        return np.array([f"encoder{i}" for i in range(self.embed_dim)], dtype=object)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        return tags
+
+    def __repr__(self, N_CHAR_MAX: int = 700) -> str:
+        info = self.description()
+        return (
+            f"Encoder({info['backbone']}, {self.channels}x{self.preprocess.size}x"
+            f"{self.preprocess.size} -> {self.embed_dim}, step {info.get('step', '?')})"
+        )
+
+
+@contextmanager
+def evaluating(backbone: Backbone) -> Iterator[None]:
+    """Evaluation mode and no gradients within; the backbone's own mode comes back after."""
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        backbone.train(was_training)
+
+
+def _folder(path: Path) -> Path:
+    """The folder that holds the two files; ValueError where one is missing."""
+    folder = path.parent if path.name in (WEIGHTS, DESCRIPTION) else path
+    if not folder.is_dir():
+        raise ValueError(
+            f"{path} is not a run folder, nor an {WEIGHTS} with its {DESCRIPTION} beside it: "
+            f"there is no folder {folder}"
+            if not path.is_file()
+            else f"{path} is a file; give a run folder, or an {WEIGHTS} with its {DESCRIPTION}"
+        )
+    missing = [name for name in (WEIGHTS, DESCRIPTION) if not (folder / name).is_file()]
+    if missing and (folder / "config.json").exists():
+        raise ValueError(
+            f"run {folder} has no {' and no '.join(missing)} yet: it has not finished; "
+            f"go on with it by `vitrail resume {folder}`"
+        )
+    if missing:
+        raise ValueError(
+            f"{folder} holds no {' and no '.join(missing)}: both {WEIGHTS} and {DESCRIPTION} of a "
+            "run are needed, side by side"
+        )
+    return folder
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore the file") from error
+    if not isinstance(info, dict):
+        raise ValueError(f"{path} is not the description of an encoder; restore the file")
+    return {"seed": 0} | info
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} is damaged or is not a safetensors file ({error}); restore it, or write it "
+            f"again with `vitrail resume {path.parent}`"
+        ) from error
+
+
+def _preprocess(plain: dict[str, Any]) -> Preprocess:
+    mean, std = tuple(plain["mean"]), tuple(plain["std"])
+    return Preprocess(size=plain["size"], resize=plain["resize"], mean=mean, std=std)
+
+
+def _require_matching(
+    expected: dict[str, Tensor], weights: dict[str, Tensor], path: Path, name: str
+) -> None:
+    lacking = [f"lacks {key}" for key in expected.keys() - weights.keys()]
+    excess = [f"has an unknown {key}" for key in weights.keys() - expected.keys()]
+    shapes = [
+        f"{key} is {list(weights[key].shape)} instead of {list(expected[key].shape)}"
+        for key in expected.keys() & weights.keys()
+        if weights[key].shape != expected[key].shape
+    ]
+    wrong = sorted(lacking) + sorted(excess) + sorted(shapes)
+    if wrong:
+        more = f", and {len(wrong) - 6} more" if len(wrong) > 6 else ""
+        raise ValueError(
+            f"{path} is not a {name} as {DESCRIPTION} beside it describes: "
+            f"{'; '.join(wrong[:6])}{more}. Put back the two files of one run"
+        )

@@ -1,0 +1,53 @@
+"""Features of a source, written to a file for other tools."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from vitrail.data.sources import open_source
+from vitrail.encoder import Encoder
+from vitrail.evals.features import features
+
+
+def embed(
+    path: str | Path,
+    out: str | Path,
+    data: str | None = None,
+    split: Literal["train", "test"] = "train",
+    device: str = "auto",
+) -> Path:
+    """Embeds every readable image of a source.
+
+    Args:
+        path: a run's folder or an encoder.safetensors. data: a source SPEC, None for the run's own.
+        out: FILE.npz with arrays `features` float32 [N, D], `labels` int64 [N] (-1 for none) and
+            `ids` str [N]; or FILE.parquet with these as columns.
+
+    Raises:
+        ValueError: another suffix, a missing extra, or nothing to embed.
+    """
+    out = Path(out)
+    if out.suffix not in (".npz", ".parquet"):
+        raise ValueError(f"--out {out}: the suffix must be .npz or .parquet")
+    encoder = Encoder.load(path, device=device)
+    source = open_source(data or encoder.info["data"], split, channels=encoder.backbone.in_chans)
+    embedded, labels, ids = features(encoder, source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix == ".npz":
+        np.savez(out, features=embedded, labels=labels, ids=np.array(ids))
+    else:
+        _write_parquet(out, embedded, labels, ids)
+    return out
+
+
+def _write_parquet(out: Path, embedded: np.ndarray, labels: np.ndarray, ids: list[str]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ValueError(
+            "writing .parquet needs pyarrow: pip install 'vitrail[parquet]'"
+        ) from error
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(embedded.ravel()), embedded.shape[1])
+    pq.write_table(pa.table({"features": rows, "labels": labels, "ids": ids}), out)

@@ -1,0 +1,137 @@
+"""Is it learning? Vital signs of a run, and what to do when they fail.
+
+Measured on the features of one batch, at an interval that keeps the cost under 1 % of the training
+time. Users of the official code find out after days: a loss pinned at ln 65536 = 11.09 (dino #246),
+NaN (dinov2 #143, SimDINO #43), collapse (SimDINO #20). A vitrail run says so while it happens.
+"""
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+PATIENCE = 3  # successive bad readings before a warning: the first steps of any run look flat
+SHARE = 0.01  # of the training time, at most, spent on looking
+
+
+def effective_rank(features_BD: Float[Tensor, "B D"]) -> float:
+    """exp of the entropy of the singular value distribution (RankMe, Garrido et al. 2023, eq. 1).
+
+    Between 1 (all on a line, or all equal) and min(B - 1, D). Departure: rows are normalised and
+    centred first, so that a common offset does not hide the spread of the rest. A host sync.
+    """
+    unit = torch.nn.functional.normalize(features_BD.double(), dim=1)
+    centred = unit - unit.mean(dim=0)
+    sigma = torch.linalg.svdvals(centred.cpu())
+    # Under this, what is left after centring is the rounding of float32 inputs: all rows are equal.
+    if sigma.square().sum() < 1e-10 * len(unit):
+        return 1.0
+    p = sigma / sigma.sum()
+    return float(torch.exp(-torch.xlogy(p, p).sum()))
+
+
+def vital_signs(features_BD: Float[Tensor, "B D"]) -> dict[str, float]:
+    """effective_rank, and the spread of single dimensions.
+
+    Spread is the standard deviation over the batch of unit-norm features, times sqrt(D): 1 for an
+    isotropic cloud, 0 for a collapsed one.
+    """
+    finite = features_BD[torch.isfinite(features_BD).all(dim=1)]
+    if len(finite) < 2:
+        return {}
+    unit = torch.nn.functional.normalize(finite.float(), dim=1)
+    spread = unit.std(dim=0, correction=0) * math.sqrt(unit.shape[1])
+    return {
+        "effective_rank": effective_rank(finite),
+        "spread_min": float(spread.min()),
+        "spread_mean": float(spread.mean()),
+    }
+
+
+@dataclass
+class Monitor:
+    """Decides when to look, and what a reading means.
+
+    Args:
+        every: steps between two looks, at least. chance_loss: the loss of an output that ignores
+            its input (ln K), None where the objective has no such value.
+    """
+
+    every: int
+    chance_loss: float | None
+    next_look: int = 0
+    _flat: int = field(default=0, init=False)
+    _low_rank: int = field(default=0, init=False)
+
+    def due(self, step: int) -> bool:
+        return step >= self.next_look
+
+    def look(
+        self, step: int, features: Tensor | None, loss: float, step_seconds: float
+    ) -> dict[str, Any]:
+        """One reading: {"health": signs, and where something is wrong "warning": text}.
+
+        Sets the time of the next look, from what this one cost.
+        """
+        started = time.perf_counter()
+        signs = {} if features is None else vital_signs(features.flatten(0, -2))
+        cost = time.perf_counter() - started
+        self.next_look = step + max(self.every, math.ceil(cost / (SHARE * max(step_seconds, 1e-9))))
+        warning = self._diagnose(step, signs, loss)
+        return {"health": signs} | ({"warning": warning} if warning else {})
+
+    def _diagnose(self, step: int, signs: dict[str, float], loss: float) -> str | None:
+        pinned = self.chance_loss is not None and abs(loss / self.chance_loss - 1) < 0.005
+        self._flat = self._flat + 1 if pinned else 0
+        low = signs.get("effective_rank", math.inf) < 1.5 or signs.get("spread_mean", 1.0) < 1e-3
+        self._low_rank = self._low_rank + 1 if low else 0
+        if self._flat >= PATIENCE:
+            return (
+                f"step {step}: the loss has stayed at {loss:.4f}, the value of a uniform output "
+                f"(ln K = {self.chance_loss:.4f}): nothing is learned yet. If it does not move "
+                "soon: a lower teacher temperature, a shorter warm-up, or a larger batch"
+            )
+        if self._low_rank >= PATIENCE:
+            return (
+                f"step {step}: the features collapse: effective rank "
+                f"{signs['effective_rank']:.2f}, mean spread {signs['spread_mean']:.4f}. A lower learning rate, a longer warm-up, "
+                "or (SimDINO) a larger batch and a larger gamma"
+            )
+        return None
+
+
+class DivergedError(ValueError):
+    """The loss is not finite. The message says where, why that may be, and what to do."""
+
+
+def require_finite(rows: list[dict[str, Any]], precision: str) -> None:
+    """Stops the run at the first row whose loss or gradient norm is not a finite number.
+
+    Raises:
+        DivergedError: with the step, the likely reason and the remedy.
+    """
+    for i, row in enumerate(rows):
+        broken = [name for name in ("loss", "grad_norm") if not math.isfinite(row[name])]
+        if not broken:
+            continue
+        before = [r["grad_norm"] for r in rows[max(0, i - 5) : i]]
+        grew = (
+            f"; gradient norms just before: {', '.join(f'{g:.3g}' for g in before)}"
+            if before
+            else ""
+        )
+        reason = (
+            "a learning rate too high for this batch and warm-up is the usual cause"
+            if precision == "fp32"
+            else f"{precision} rounding or a learning rate too high are the usual causes"
+        )
+        remedy = "--precision fp32, or " if precision != "fp32" else ""
+        raise DivergedError(
+            f"step {row['step']}: {' and '.join(broken)} is not finite (loss {row['loss']}, "
+            f"learning rate {row['lr']:.3g}{grew}): {reason}. Try {remedy}half the --optim.lr, or "
+            "a longer --optim.warmup-epochs. The last good checkpoint is kept"
+        )

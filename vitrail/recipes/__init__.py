@@ -1,0 +1,1 @@
+"""Choose: functions that return a whole Recipe, named after what they reproduce."""

@@ -1,0 +1,134 @@
+"""A run is a folder: made once, held by one process, described by its config.json."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from threading import Event, current_thread, main_thread
+from types import FrameType
+from typing import Any
+
+from vitrail.checkpoint import write_atomically
+from vitrail.recipes.config import differences, from_dict, to_dict
+from vitrail.recipes.recipe import SPEED_FIELDS, Recipe
+
+
+def create(out: Path, recipe: Recipe) -> None:
+    """Makes the run's folder and writes config.json.
+
+    Raises:
+        ValueError: the folder already holds a run, or cannot be written to.
+    """
+    if (out / "config.json").exists():
+        raise ValueError(
+            f"{out} already holds a run; go on with it by `vitrail resume {out}`, "
+            "or name another folder with --out"
+        )
+    description = {**to_dict(recipe), "version": version("vitrail"), "commit": commit()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "config.json", json.dumps(description, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(
+            f"--out {out} cannot be written to ({error.strerror}); name another folder"
+        ) from error
+
+
+def read_recipe(run: Path) -> Recipe:
+    """The recipe that a run's config.json holds.
+
+    Raises:
+        ValueError: no such run, or a config.json that is not a recipe.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        raise ValueError(f"{run} holds no run (no config.json); start one with `vitrail pretrain`")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); restore it") from error
+    fields = {k: v for k, v in plain.items() if k not in ("version", "commit")}
+    try:
+        return from_dict(Recipe, fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def require_same(run: Path, saved: dict[str, Any], recipe: Recipe) -> None:
+    """Refuses to go on with a run whose config.json was edited since its last checkpoint.
+
+    Raises:
+        ValueError: listing every changed field, apart from those that only speed depends on.
+    """
+    now = to_dict(recipe)
+    old, new = ({k: v for k, v in plain.items() if k not in SPEED_FIELDS} for plain in (saved, now))
+    changed = differences(old, new)
+    if changed:
+        raise ValueError(
+            f"{run / 'config.json'} was edited after the run began ({'; '.join(changed)}): its "
+            "results would be neither recipe's. Undo that, or start a new run with another --out"
+        )
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Holds the run for this process; the system lets go of it however the process ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    with open(run / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise ValueError(
+                f"{run} is in use by process {holder}; wait for it, or name another folder"
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def commit() -> str | None:
+    """The commit of the checkout that vitrail runs from, None when installed from a package."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+@contextmanager
+def stop_signals() -> Iterator[Event]:
+    """An event that SIGTERM or SIGINT sets, so that the loop ends between two steps."""
+    stop = Event()
+
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    if current_thread() is not main_thread():  # Python hands signals to the main thread only
+        yield stop
+        return
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,124 @@
+"""The one loop: data -> views -> backbone -> objective -> step, read from top to bottom.
+
+Everything it does is a function of (recipe, step): sample order, views, schedules, stochastic
+depth. So a run that is killed and resumed takes the very steps of one that was not.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vitrail.assemble import Parts, worker_count
+from vitrail.backbones.contract import TokenBackbone
+from vitrail.backbones.registry import compile_blocks
+from vitrail.data.batch import Batch
+from vitrail.data.loader import Loader
+from vitrail.data.quarantine import Quarantine
+from vitrail.distributed import Ranks, any_rank
+from vitrail.health import Monitor, require_finite
+from vitrail.journal import Journal
+from vitrail.objectives.contract import Objective
+from vitrail.optim import apply_schedules, clip_gradients, drop_frozen_gradients
+from vitrail.recipes.recipe import Recipe
+from vitrail.run import stop_signals
+from vitrail.state import restore, save
+
+
+def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
+    """Takes the run from its last checkpoint to its last step.
+
+    Returns:
+        True when the last step was taken, False when SIGTERM or SIGINT came first; all state is
+        saved either way.
+
+    Raises:
+        ValueError: the recipe cannot run, the run was edited, or (DivergedError) the loss is not
+            finite. OSError: the disk is full. The last whole checkpoint stays in each case.
+    """
+    start = restore(run, recipe, parts, ranks)
+    objective, optimizer, horizon = parts.objective, parts.optimizer, parts.horizon
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    model = parallel(recipe, objective, ranks)
+    quarantine_file = run / "quarantine.jsonl" if ranks.is_main else None
+    loader = Loader(
+        parts.source,
+        parts.plan,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        device=ranks.device,
+        rank=ranks.rank,
+        world=ranks.world,
+        accumulate=recipe.accumulate,
+        workers=worker_count(recipe, ranks),
+        quarantine=Quarantine(quarantine_file, len(parts.source), recipe.max_bad_fraction),
+    )
+    monitor = Monitor(every=recipe.health_every, chance_loss=objective.chance_loss)
+    save_every = recipe.checkpoint_every or max(50, round(horizon.steps_per_epoch))
+    log_every = 1 if ranks.device.type == "cpu" else 20  # reading a loss makes the host wait
+
+    with Journal(run, ranks, start, horizon.steps) as journal, stop_signals() as stop:
+        stopping = False
+        steps = journal.timed(loader.steps(start, horizon.steps))
+        for step, batches in enumerate(steps, start):
+            lr, weight_decay = apply_schedules(
+                optimizer, recipe.optim, horizon, recipe.batch_size, step
+            )
+            out = forward_backward(model, batches, step, recipe.precision)
+            drop_frozen_gradients(optimizer, step)
+            out["grad_norm"] = clip_gradients(parameters, recipe.optim)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            objective.after_step(out, step)
+
+            epoch = step / horizon.steps_per_epoch
+            journal.record(
+                {"step": step, "epoch": epoch, "lr": lr, "weight_decay": weight_decay}, out
+            )
+            stopping = any_rank(stop.is_set())
+            saving = stopping or step + 1 == horizon.steps or (step + 1) % save_every == 0
+            if saving or (step + 1) % log_every == 0:
+                rows = journal.flush(recipe.batch_size)
+                require_finite(rows, recipe.precision)
+                if ranks.is_main and monitor.due(step):
+                    rows[-1] |= monitor.look(
+                        step, out.get("features"), rows[-1]["loss"], journal.pace
+                    )
+                journal.write(rows)
+            if saving and ranks.is_main:
+                save(run, recipe, parts, step + 1)
+            if stopping:
+                break
+    return not stopping
+
+
+def forward_backward(
+    model: nn.Module, batches: list[Batch], step: int, precision: str
+) -> dict[str, Tensor]:
+    """The loss and its gradient over the accumulation slices: means over slices of equal size."""
+    outs = []
+    for i, batch in enumerate(batches):
+        last = i + 1 == len(batches)
+        half = torch.autocast(batch.index.device.type, torch.bfloat16, precision == "bf16")
+        # DDP exchanges gradients in the last slice only; the others add to what is there.
+        alone = isinstance(model, DistributedDataParallel) and not last
+        with model.no_sync() if alone else nullcontext():
+            with half:
+                out = model(batch, step)
+            (out["loss"] / len(batches)).backward()
+        outs.append({name: value.detach() for name, value in out.items()})
+    means = {k: torch.stack([o[k] for o in outs]).mean(0) for k in outs[0] if k != "features"}
+    return means | {k: v for k, v in outs[-1].items() if k == "features"}
+
+
+def parallel(recipe: Recipe, objective: Objective, ranks: Ranks) -> nn.Module:
+    """The objective, compiled block by block where that pays, and wrapped for several ranks."""
+    on_cuda = ranks.device.type == "cuda"
+    if recipe.compile == "on" or (recipe.compile == "auto" and on_cuda):
+        for backbone in (m for m in objective.modules() if isinstance(m, TokenBackbone)):
+            compile_blocks(backbone)
+    if ranks.world == 1:
+        return objective
+    return DistributedDataParallel(objective, broadcast_buffers=False)
