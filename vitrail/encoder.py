@@ -5,7 +5,7 @@ Shape legend: N images · C channels · H×W pixels · D features.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.registry import create_backbone
-from vitrail.checkpoint import sync_folder, write_atomically
+from vitrail.checkpoint import sync, sync_folder, write_atomically
 from vitrail.data.preprocess import Preprocess
 from vitrail.inputs import ImagesLike, batches
 
@@ -78,9 +78,9 @@ class Encoder(TransformerMixin, BaseEstimator):
         folder.mkdir(parents=True, exist_ok=True)
         path, temporary = folder / WEIGHTS, folder / f".{WEIGHTS}.writing"
         state = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
-        save_file(state, temporary, metadata={"format": "pt"})
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        with open(temporary, "wb") as file:  # save_file would make it readable by the owner alone
+            file.write(save(state, metadata={"format": "pt"}))
+            sync(file)
         os.replace(temporary, path)
         sync_folder(folder)
         write_atomically(folder / DESCRIPTION, json.dumps(self.description(), indent=2) + "\n")
@@ -137,12 +137,11 @@ class Encoder(TransformerMixin, BaseEstimator):
         """
         parts = [np.zeros((0, self.embed_dim), dtype=np.float32)]
         for batch in batches(images, self.channels, batch_size):
-            parts.append(self.embed(batch))
+            parts.append(self.embed(self.preprocess(batch)))
         return np.concatenate(parts)
 
-    def embed(self, images: Sequence[Tensor] | Tensor) -> Float32[np.ndarray, "N D"]:
-        """Features of one batch of uint8 images [C, H, W] with the encoder's channels."""
-        pixels = self.preprocess(images if isinstance(images, Tensor) else list(images))
+    def embed(self, pixels: Float[Tensor, "N C S S"]) -> Float32[np.ndarray, "N D"]:
+        """Features of one preprocessed batch."""
         with evaluating(self.backbone):
             pooled = self.backbone(pixels.to(self.device)).pooled
         return pooled.float().cpu().numpy()

@@ -15,8 +15,8 @@ from torch import Tensor
 from vitrail.data.batch import BadSampleError
 from vitrail.data.decode import UnusablePixelsError, decode_file, from_pil
 
-ImageLike = np.ndarray | Tensor | Image.Image | str | Path
-ImagesLike = np.ndarray | Tensor | Sequence[ImageLike]
+# A sequence's items are arrays, tensors, PIL images or paths; others are refused by name.
+ImagesLike = np.ndarray | Tensor | Sequence[object]
 
 CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGB with alpha
 GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601 luma, as Pillow's convert("L")

@@ -74,7 +74,7 @@ class Batch:
     draws: this slice's randomness, for masks and stochastic depth.
     """
 
-    views: list[Float[Tensor, "VB C S S"]]
+    views: list[Float[Tensor, "_ C _ _"]]
     index: Int[Tensor, " B"]
     label: Int[Tensor, " B"]
     draws: Draws

@@ -1,0 +1,51 @@
+"""What a user can get wrong about a backbone, and what the error must say."""
+
+import pytest
+import torch
+
+from vitrail.backbones.registry import create_backbone
+
+
+def test_an_unknown_name_gets_the_nearest_one() -> None:
+    with pytest.raises(ValueError, match=r"'vit_smal_patch16_224'.*'vit_small_patch16_224'"):
+        create_backbone("vit_smal_patch16_224")
+
+
+def test_a_hopeless_name_gets_the_list() -> None:
+    with pytest.raises(ValueError, match="crate_nano_patch4_32"):
+        create_backbone("???")
+
+
+def test_an_unknown_override_gets_the_nearest_one() -> None:
+    with pytest.raises(ValueError, match=r"patchsize.*patch_size"):
+        create_backbone("vit_nano_patch4_32", patchsize=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"img_size": 30}, r"patch size 4 .* 30; use a size of 28 or 32, or patch_size=3"),
+        ({"patch_size": 7}, r"patch size 7 .* 32; use a size of 28 or 35, or patch_size=8"),
+        ({"patch_size": 64}, r"patch size 64 .* 32; use a size of 64, or patch_size=32"),
+        ({"heads": 5}, r"width 64 .* heads 5"),
+        ({"drop_path": 1.0}, r"drop_path is 1.0"),
+        ({"in_chans": 0}, r"in_chans is 0"),
+        ({"depth": 0}, r"depth is 0"),
+        ({"img_size": -4}, r"img_size is -4"),
+        ({"patch_size": 0}, r"patch_size is 0"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_backbone("vit_nano_patch4_32", **arguments)
+
+
+@pytest.mark.parametrize("name", ["vit_nano_patch4_32", "crate_nano_patch4_32"])
+def test_views_that_do_not_fit_are_named(name: str) -> None:
+    backbone = create_backbone(name)
+    with pytest.raises(ValueError, match=r"patch size 4 .* view size 30; use a size of 28 or 32"):
+        backbone.forward_packed([torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 30, 30)])
+    with pytest.raises(ValueError, match=r"built for 3 .* have 1; .*in_chans=1"):
+        backbone(torch.zeros(1, 1, 32, 32))
+    with pytest.raises(ValueError, match="channel"):
+        backbone.token_maps(torch.zeros(1, 4, 32, 32))

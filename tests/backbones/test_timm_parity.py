@@ -1,0 +1,84 @@
+"""Our ViT is timm's: same keys, same numbers. timm is the oracle, with weights drawn by it."""
+
+import pytest
+import timm
+import torch
+
+from vitrail.backbones.embedding import resize_positions
+from vitrail.backbones.registry import create_backbone
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[torch.nn.Module, torch.nn.Module]:
+    """timm's ViT-T/16 and ours with its weights; positions are given some structure first."""
+    torch.manual_seed(0)
+    theirs = timm.create_model(
+        "vit_tiny_patch16_224", pretrained=False, num_classes=0, dynamic_img_size=True
+    ).eval()
+    for parameter in theirs.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    ours = create_backbone("vit_tiny_patch16_224")
+    ours.load_state_dict(theirs.state_dict())  # strict: the layouts are one and the same
+    return theirs, ours
+
+
+@pytest.mark.parametrize("size", [224, 96])
+def test_features_equal_timms_in_float32(
+    pair: tuple[torch.nn.Module, torch.nn.Module], size: int
+) -> None:
+    theirs, ours = pair
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(size))
+    with torch.no_grad():
+        expected, actual = theirs.forward_features(images), ours(images)
+    torch.testing.assert_close(actual.pooled, expected[:, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.patches.flatten(1, 2), expected[:, 1:], rtol=1e-5, atol=1e-5)
+
+
+def test_features_equal_timms_in_float64(
+    pair: tuple[torch.nn.Module, torch.nn.Module],
+) -> None:
+    theirs, ours = (model.double() for model in pair)
+    images = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    with torch.no_grad():
+        expected, actual = theirs.forward_features(images), ours(images)
+    for model in pair:
+        model.float()
+    torch.testing.assert_close(actual.pooled, expected[:, 0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        actual.patches.flatten(1, 2), expected[:, 1:], rtol=1e-10, atol=1e-10
+    )
+
+
+def test_last_layer_maps_and_keys_equal_timms(
+    pair: tuple[torch.nn.Module, torch.nn.Module],
+) -> None:
+    theirs, ours = pair
+    images = torch.randn(2, 3, 96, 96)
+    inputs: list[torch.Tensor] = []
+    attention = theirs.blocks[-1].attn
+    handle = attention.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    with torch.no_grad():
+        theirs.forward_features(images)
+        handle.remove()
+        q, k, _ = attention.qkv(inputs[0]).reshape(2, 37, 3, 3, 64).permute(2, 0, 3, 1, 4)
+        rows = (q @ k.transpose(-2, -1) / 8).softmax(-1)[:, :, 0, 1:]
+        keys = attention.qkv(inputs[0])[:, 1:, 192:384]
+        maps, our_keys = ours.token_maps(images), ours.token_keys(images)
+    torch.testing.assert_close(maps, rows.reshape(2, 3, 6, 6), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(our_keys, keys.reshape(2, 6, 6, 192), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("new", [(6, 6), (5, 9), (20, 17), (14, 3), (14, 14), (1, 1)])
+def test_positions_are_resampled_as_timm_does(new: tuple[int, int]) -> None:
+    positions = torch.randn(1, 1 + 14 * 14, 24, generator=torch.Generator().manual_seed(4))
+    expected = timm.layers.resample_abs_pos_embed(positions, list(new), [14, 14])
+    actual = resize_positions(positions, 14, new)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual[:, 0], positions[:, 0], rtol=0, atol=0)
+
+
+def test_gradients_flow_through_resampled_positions() -> None:
+    positions = torch.randn(1, 17, 3, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        resize_positions(positions, 4, (3, 5))  # must not poison the cached filters
+    assert torch.autograd.gradcheck(lambda p: resize_positions(p, 4, (3, 5)), (positions,))

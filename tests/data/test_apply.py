@@ -1,0 +1,328 @@
+"""Pixels of views against Pillow and torchvision at the same parameters."""
+
+import dataclasses
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter, ImageOps
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from vitrail.data import colour
+from vitrail.data.apply import apply_views
+from vitrail.data.views import MultiCrop, RandomResizedCrop, View, ViewParams, ViewPlan
+from vitrail.nn.random import Draws
+
+BACKGROUNDS = Path("/usr/share/backgrounds/gnome")
+PLAIN = {"flip": 0, "jitter": 0, "grey": 0, "blur": 0}
+
+
+def smooth_image(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Coloured waves and a soft disc: no noise, as a photograph."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    channels = []
+    for _ in range(3):
+        fx, fy, phase = generator.uniform(3, 14, 3)
+        wave = np.sin(fx * x * 6 + phase) * np.cos(fy * y * 5)
+        disc = 1 / (1 + np.exp(60 * (np.hypot(x - 0.4, y - 0.3) - 0.2)))
+        channels.append(127 + 80 * wave + 45 * disc * generator.uniform(-1, 1))
+    return torch.from_numpy(np.stack(channels).clip(0, 255).astype(np.uint8))
+
+
+@lru_cache(maxsize=1)
+def photographs() -> list[torch.Tensor]:
+    images = [smooth_image(375, 500), smooth_image(500, 375, seed=1)]
+    for path in sorted(BACKGROUNDS.glob("*-l.webp"))[:2]:
+        picture = Image.open(path).convert("RGB").resize((500, 375), Image.Resampling.LANCZOS)
+        images.append(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous())
+    return images
+
+
+def sample(view: View, images: list[torch.Tensor], seed: int = 0) -> ViewParams:
+    plan = ViewPlan((view,), (0.0,) * 3, (1.0,) * 3)
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    return plan.sample(Draws(seed, 0, len(images), 0, len(images)), sizes)
+
+
+def pillow(image: torch.Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def pillow_crop(image: torch.Tensor, params: ViewParams, b: int, size: int) -> Image.Image:
+    box = params.box[0, b].tolist()
+    crop = TF.resized_crop(pillow(image), *box, [size, size], InterpolationMode.BICUBIC)
+    return TF.hflip(crop) if params.flip[0, b] else crop
+
+
+def share_off(ours: torch.Tensor, theirs: torch.Tensor, by: float) -> float:
+    """The share of values that differ by more than `by` / 255."""
+    return ((ours - theirs).abs() * 255 > by).double().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"), [(224, (0.4, 1.0)), (96, (0.05, 0.4)), (224, (0.01, 0.05)), (7, (0.4, 1.0))]
+)
+def test_crop_resize_flip_is_pillows(size, scale):
+    images = photographs()
+    params = sample(View(size, scale, **(PLAIN | {"flip": 0.5})), images)
+    assert params.flip.any()
+    assert not params.flip.all()
+    [ours] = apply_views(images, params, "cpu")
+    for b, image in enumerate(images):
+        theirs = TF.to_tensor(pillow_crop(image, params, b, size))
+        assert share_off(ours[b], theirs, 2) < 0.01, b
+        assert abs((ours[b] - theirs).mean()) * 255 < 0.05, b  # not shifted, not darker
+
+
+def test_resize_is_torchs_antialiased_bicubic_on_floats():
+    image = smooth_image(211, 333)
+    for size in (300, 96, 24):
+        params = sample(View(size, (0.2, 0.9), **PLAIN), [image])
+        [ours] = apply_views([image], params, "cpu")
+        top, left, h, w = params.box[0, 0].tolist()
+        box = image[None, :, top : top + h, left : left + w].double()
+        theirs = torch.nn.functional.interpolate(box, (size, size), mode="bicubic", antialias=True)
+        torch.testing.assert_close(
+            ours.double(), (theirs / 255).clamp(0, 1), atol=2e-6, rtol=0, check_dtype=False
+        )
+
+
+def test_list_and_stacked_images_give_the_same_pixels():
+    images = torch.stack([smooth_image(40, 56, seed) for seed in range(5)])
+    plan = MultiCrop(global_size=32, local_size=16, n_local=3).plan()
+    params = plan.sample(Draws(1, 2, 5, 0, 5), torch.tensor([[40, 56]] * 5))
+    for a, b in zip(
+        apply_views(list(images), params, "cpu"), apply_views(images, params, "cpu"), strict=True
+    ):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_rows_are_view_major_and_slices_are_the_whole():
+    images = [smooth_image(30 + i, 50 - i, i) for i in range(6)]
+    plan = MultiCrop(global_size=24, local_size=12, n_local=2).plan()
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    params = plan.sample(Draws(0, 0, 6, 0, 6), sizes)
+    whole = apply_views(images, params, "cpu")
+    assert [tuple(v.shape) for v in whole] == [(12, 3, 24, 24), (12, 3, 12, 12)]
+    for start, count in ((0, 3), (3, 3), (2, 1)):
+        part = apply_views(images[start : start + count], params.narrow(start, count), "cpu")
+        for whole_views, part_views in zip(whole, part, strict=True):
+            expected = whole_views.unflatten(0, (2, 6))[:, start : start + count].flatten(0, 1)
+            torch.testing.assert_close(part_views, expected, atol=1e-5, rtol=0)
+
+
+PILLOW_OPS = {
+    # operation -> (its function on Pillow images, the factor)
+    "brightness": (lambda im: TF.adjust_brightness(im, 1.3), 1.3),
+    "contrast": (lambda im: TF.adjust_contrast(im, 0.7), 0.7),
+    "saturation": (lambda im: TF.adjust_saturation(im, 1.2), 1.2),
+}
+
+
+@pytest.mark.parametrize("name", PILLOW_OPS)
+def test_jitter_is_pillows(name):
+    on_pillow, factor = PILLOW_OPS[name]
+    for image in photographs():
+        x = (image / 255)[None]
+        ours = getattr(colour, name)(x, torch.tensor([factor]))[0]
+        assert share_off(ours, TF.to_tensor(on_pillow(pillow(image))), 2) < 0.01
+
+
+@pytest.mark.parametrize("turns", [-0.1, 0.037, 0.1, 0.5])
+def test_hue_is_torchvisions(turns):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (3, 40, 40), generator=generator, dtype=torch.uint8)
+    noise[:, :5] = noise[:1, :5]  # grey pixels have no hue
+    for image in (*photographs(), noise):
+        x = (image / 255)[None]
+        ours = colour.hue(x, torch.tensor([turns]))
+        torch.testing.assert_close(ours, TF.adjust_hue(x, turns), atol=2e-5, rtol=0)
+    # Pillow's HSV has 8 bits a channel, a hue step of 1.4 degrees: near, but no closer than that.
+    for image in photographs() if abs(turns) <= 0.1 else ():
+        ours = colour.hue((image / 255)[None], torch.tensor([turns]))[0]
+        assert share_off(ours, TF.to_tensor(TF.adjust_hue(pillow(image), turns)), 8) < 0.01
+
+
+def test_grey_is_pillows():
+    for image in photographs():
+        ours = colour.grey((image / 255)[None])[0]
+        assert share_off(ours, TF.to_tensor(TF.to_grayscale(pillow(image), 3)), 1) < 0.01
+
+
+def test_solarize_is_pillows_on_every_value():
+    ramp = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    theirs = np.array(ImageOps.solarize(Image.fromarray(ramp[0].numpy()), threshold=128))
+    ours = colour.solarize((ramp / 255)[None])[0, 0]
+    assert torch.equal((ours * 255).round().to(torch.uint8), torch.from_numpy(theirs))
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
+def test_blur_is_a_gaussian_and_near_pillows(sigma):
+    image = smooth_image(200, 300)
+    x = (image / 255)[None]
+    ours = colour.blur(x, torch.tensor([sigma]))[0]
+    # Oracle: the same Gaussian in float64, as a sum over offsets of the image with repeated edges.
+    reach = max(1, math.ceil(4 * sigma))
+    offsets = range(-reach, reach + 1)
+    weights = [math.exp(-(o**2) / (2 * sigma**2)) for o in offsets]
+    exact = x[0].double().numpy()
+    for axis in (1, 2):
+        last = exact.shape[axis] - 1
+        places = [(np.arange(last + 1) + o).clip(0, last) for o in offsets]
+        shifted = [exact.take(place, axis) for place in places]
+        exact = sum(w * s for w, s in zip(weights, shifted, strict=True)) / sum(weights)
+    torch.testing.assert_close(ours.double(), torch.from_numpy(exact), atol=1e-6, rtol=0)
+    # Pillow repeats the edge of every box blur, this the edge of the image: they part at the rim.
+    # Its box blurs also round down, each pass a little: hence 3, not 2, of 255.
+    theirs = TF.to_tensor(pillow(image).filter(ImageFilter.GaussianBlur(sigma)))
+    inside = (slice(None), slice(8, -8), slice(8, -8))
+    assert share_off(ours[inside], theirs[inside], 3) < 0.01
+
+
+def test_blur_gives_each_image_its_own_sigma():
+    x = (torch.arange(32) >= 16).float().expand(3, 3, 32, 32)
+    sigma = torch.tensor([0.5, 2.0, 1.0])
+    together = colour.blur(x, sigma)
+    for i in range(3):
+        alone = colour.blur(x[i : i + 1], sigma[i : i + 1])
+        # Also its own reach: the others must not lengthen its tail.
+        torch.testing.assert_close(together[i : i + 1], alone, atol=2e-7, rtol=0)
+
+
+def test_whole_chain_is_torchvisions_in_the_drawn_order():
+    """Against torchvision on tensors, which rounds nothing either, sample by sample."""
+    images = [smooth_image(60, 80, s) for s in range(8)]
+    view = View(48, (0.3, 1.0), jitter=0.8, grey=0.2, blur=0.5, solarize=0.3)
+    plan = ViewPlan((view,), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    params = plan.sample(Draws(5, 0, 8, 0, 8), torch.tensor([[60, 80]] * 8))
+    assert len(params.order[0].unique(dim=0)) > 3
+    [ours] = apply_views(images, params, "cpu")
+    plain = dataclasses.replace(
+        params,
+        plan=ViewPlan((view,), (0.0,) * 3, (1.0,) * 3),
+        jitter=torch.zeros_like(params.jitter),
+        grey=torch.zeros_like(params.grey),
+        sigma=torch.zeros_like(params.sigma),
+        solarize=torch.zeros_like(params.solarize),
+    )
+    [crops] = apply_views(images, plain, "cpu")
+    functions = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+    for b in range(8):
+        x = crops[b]
+        for kind in params.order[0, b].tolist() if params.jitter[0, b] else ():
+            x = functions[kind](x, params.factors[0, b, kind].item())
+        if params.grey[0, b]:
+            x = TF.rgb_to_grayscale(x, 3)
+        if sigma := params.sigma[0, b].item():
+            reach = max(1, math.ceil(4 * sigma))
+            padded = torch.nn.functional.pad(x[None], (reach,) * 4, mode="replicate")[0]
+            x = TF.gaussian_blur(padded, 2 * reach + 1, sigma)[:, reach:-reach, reach:-reach]
+        if params.solarize[0, b]:
+            x = torch.where(x >= 0.5, 1 - x, x)
+        x = TF.normalize(x, plan.mean, plan.std)
+        # torchvision's luma weights are cut to four digits (0.2989).
+        torch.testing.assert_close(ours[b], x, atol=1.5e-3, rtol=0)
+
+
+def test_undrawn_operations_leave_pixels_alone():
+    images = [smooth_image(40, 40)]
+    view = View(32, (0.9, 1.0), jitter=0, grey=0, blur=0, flip=0)
+    params = sample(view, images)
+    [plain] = apply_views(images, params, "cpu")
+    neutral = dataclasses.replace(
+        params, jitter=torch.ones_like(params.jitter), factors=torch.tensor([[[1.0, 1, 1, 0]]])
+    )
+    assert torch.equal(apply_views(images, neutral, "cpu")[0], plain)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.integers(1, 40),
+    st.sampled_from([1, 3]),
+    st.integers(0, 99),
+)
+def test_output_is_finite_and_in_range_for_any_image(height, width, size, channels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (channels, height, width)
+    image = torch.randint(0, 2, shape, generator=generator, dtype=torch.uint8) * 255  # overshoots
+    colours = {"grey": 0.5, "saturation": 0.9, "hue": 0.5} if channels == 3 else {}
+    off = {} if channels == 3 else {"grey": 0, "saturation": 0, "hue": 0}
+    view = View(size, (0.05, 1.0), brightness=2, contrast=2, solarize=0.5, **colours, **off)
+    plan = ViewPlan((view, view), (0.0,) * channels, (1.0,) * channels)
+    params = plan.sample(Draws(seed, 0, 1, 0, 1), torch.tensor([[height, width]]))
+    [x] = apply_views([image], params, "cpu")
+    assert x.shape == (2, channels, size, size)
+    assert x.dtype == torch.float32
+    assert x.isfinite().all()
+    assert x.min() >= 0
+    assert x.max() <= 1
+
+
+@pytest.mark.parametrize("value", [0, 1, 128, 255])
+def test_constant_images_stay_constant(value):
+    image = torch.full((3, 37, 53), value, dtype=torch.uint8)
+    view = View(20, (0.05, 1.0), jitter=0, grey=0.5, blur=1)
+    [x] = apply_views([image], sample(view, [image]), "cpu")
+    torch.testing.assert_close(x, torch.full_like(x, value / 255), atol=2e-6, rtol=0)
+
+
+def test_pixels_outside_the_box_never_count():
+    image = smooth_image(50, 50)
+    view = View(16, (0.1, 0.3), **PLAIN)
+    params = sample(view, [image])
+    top, left, h, w = params.box[0, 0].tolist()
+    poisoned = torch.full_like(image, 255)
+    poisoned[:, top : top + h, left : left + w] = image[:, top : top + h, left : left + w]
+    for form in (lambda i: [i], lambda i: i[None]):
+        a, b = (apply_views(form(i), params, "cpu")[0] for i in (image, poisoned))
+        assert torch.equal(a, b)
+
+
+def test_huge_image_is_cut_before_it_is_converted():
+    image = torch.zeros(1, 3000, 20000, dtype=torch.uint8)
+    image[:, 1000:1400] = 200
+    plan = RandomResizedCrop(8, (0.05, 0.1), mean=(0.0,), std=(1.0,)).plan()
+    params = plan.sample(Draws(0, 0, 1, 0, 1), torch.tensor([[3000, 20000]]))
+    assert apply_views([image], params, "cpu")[0].isfinite().all()
+
+
+def test_normalisation():
+    image = torch.full((3, 9, 9), 51, dtype=torch.uint8)
+    plan = RandomResizedCrop(4).plan()
+    params = plan.sample(Draws(0, 0, 1, 0, 1), torch.tensor([[9, 9]]))
+    [x] = apply_views([image], params, "cpu")
+    expected = (0.2 - torch.tensor(plan.mean)) / torch.tensor(plan.std)
+    torch.testing.assert_close(x[0, :, 0, 0], expected, atol=1e-5, rtol=0)
+
+
+def test_autocast_around_it_changes_nothing():
+    images = [smooth_image(30, 30)]
+    params = sample(View(16, (0.3, 1.0)), images)
+    [plain] = apply_views(images, params, "cpu")
+    with torch.autocast("cpu", torch.bfloat16):
+        [inside] = apply_views(images, params, "cpu")
+    assert torch.equal(plain, inside)
+    assert inside.dtype == torch.float32
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_pixels_of_a_cpu():
+    images = [smooth_image(300 + i, 400 - i, i) for i in range(6)]
+    plan = dataclasses.replace(MultiCrop().plan(), mean=(0.0,) * 3, std=(1.0,) * 3)
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    params = plan.sample(Draws(0, 0, 6, 0, 6), sizes)
+    for form in (images, torch.stack([image[:, :300, :390] for image in images])):
+        if isinstance(form, torch.Tensor):
+            params = plan.sample(Draws(0, 0, 6, 0, 6), torch.tensor([[300, 390]] * 6))
+        on_cpu, on_gpu = (apply_views(form, params, device) for device in ("cpu", "cuda"))
+        for a, b in zip(on_cpu, on_gpu, strict=True):
+            torch.testing.assert_close(a, b.cpu(), atol=1e-5, rtol=0)

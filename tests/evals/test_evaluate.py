@@ -1,0 +1,134 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from synthetic_runs import image_folder, tiny_encoder
+
+from vitrail.data.sources import open_source
+from vitrail.encoder import Encoder
+from vitrail.evals.evaluate import evaluate, percent
+from vitrail.evals.features import features, raw_side
+from vitrail.evals.knn import knn_accuracy
+from vitrail.evals.protocols import PROTOCOLS, Settings
+
+
+def perturbed(encoder):
+    with torch.no_grad():
+        for p in encoder.backbone.parameters():
+            p.mul_(1.3)
+    return encoder
+
+
+@pytest.fixture
+def run(tmp_path):
+    image_folder(tmp_path / "data")
+    perturbed(tiny_encoder(f"folder:{tmp_path / 'data'}", channels=3)).save(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_features_are_those_of_transform_in_order(tmp_path):
+    encoder = tiny_encoder("digits")
+    source = open_source("digits", "test")
+    table, labels, ids = features(encoder, source, batch_size=100)
+    np.testing.assert_allclose(table, encoder.transform(source.pixels()), atol=1e-6)
+    assert labels.tolist() == [source.label(i) for i in range(len(source))]
+    assert ids[:2] == ["0", "1"]
+
+
+def test_unreadable_files_are_left_out(tmp_path):
+    root = image_folder(tmp_path / "data")
+    (root / "a" / "0.png").write_bytes(b"not an image")
+    source = open_source(f"folder:{root}", "train")
+    encoder = tiny_encoder(f"folder:{root}", channels=3)
+    table, labels, ids = features(encoder, source)
+    assert len(table) == len(labels) == len(ids) == 29
+    assert "a/0.png" not in ids
+
+
+def test_all_protocols_write_one_file(run, capsys):
+    results = evaluate(run, settings=Settings(draws=2))
+    written = json.loads((run / "evaluation.json").read_text())
+    assert written == results
+    for name in ("knn", "linear", "linear_10_per_class"):
+        assert list(written[name]) == ["raw", "untrained", "trained"]
+    assert set(written["linear_10_per_class"]["trained"]) == {"mean", "std"}
+    assert all(0 <= value <= 1 for value in written["knn"].values())
+    assert written["linear"]["raw"] == 1.0  # the classes differ in brightness
+    assert (written["n_train"], written["n_test"], written["held_out"]) == (24, 6, True)
+    assert written["settings"]["draws"] == 2
+    assert 1 <= written["features"]["effective_rank"] <= 16
+    for name in ("neighbours", "saliency", "pca"):
+        assert (run / written["figures"][name]).stat().st_size > 500
+    printed = capsys.readouterr().out
+    assert "untrained" in printed
+    assert "100.0" in printed
+
+
+def test_the_numbers_are_those_of_the_three_features(run):
+    results = evaluate(run, "digits", ["knn"], quiet=True)
+    encoder = Encoder.load(run)
+    train, test = (open_source("digits", split, channels=3) for split in ("train", "test"))
+    x, y = train.pixels(), np.array([train.label(i) for i in range(len(train))])
+    z, w = test.pixels(), np.array([test.label(i) for i in range(len(test))])
+    for kind, embed in (
+        ("raw", lambda images: encoder.preprocess(images).flatten(1).numpy()),
+        ("untrained", tiny_encoder("digits", channels=3).transform),
+        ("trained", encoder.transform),
+    ):
+        assert results["knn"][kind] == pytest.approx(knn_accuracy(embed(x), y, embed(z), w))
+    assert results["knn"]["untrained"] != results["knn"]["trained"]
+
+
+def test_results_of_other_protocols_are_kept_on_the_same_data_only(run):
+    evaluate(run, "digits", ["knn"], quiet=True)
+    second = evaluate(run, "digits", ["pca"], quiet=True)
+    assert "knn" in second
+    assert "knn" not in evaluate(run, None, ["pca"], quiet=True)
+
+
+def test_unlabelled_data_give_pictures_and_say_so(tmp_path, capsys):
+    root = image_folder(tmp_path / "flat", classes=("",), each=20)
+    spec = f"folder:{root}"
+    tiny_encoder(spec, channels=3).save(tmp_path / "run")
+    results = evaluate(tmp_path / "run")
+    assert set(results["figures"]) == {"neighbours", "saliency", "pca"}
+    assert not {"knn", "linear", "linear_10_per_class"} & set(results)
+    assert "has no labels: pictures only" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"knn: .*has no labels"):
+        evaluate(tmp_path / "run", protocols=["knn", "pca"])
+
+
+def test_a_protocol_that_does_not_fit_is_left_out_unless_named(tmp_path, capsys):
+    root = image_folder(tmp_path / "few", each=6)
+    tiny_encoder(f"folder:{root}", channels=3).save(tmp_path / "run")
+    with pytest.warns(UserWarning, match="clipped"):
+        results = evaluate(tmp_path / "run")
+    assert "knn" in results
+    assert "linear_10_per_class" not in results
+    assert "linear_10_per_class is left out: class 0 has 5" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="fewer than the 10"):
+        evaluate(tmp_path / "run", protocols=["linear_10_per_class"])
+
+
+def test_wrong_names_suggest_the_nearest(run):
+    with pytest.raises(ValueError, match="unknown protocol 'kn'; did you mean 'knn'"):
+        evaluate(run, protocols=["kn"])
+    with pytest.raises(ValueError, match="unknown data"):
+        evaluate(run, "digitz")
+
+
+def test_raw_pixels_of_large_data_are_shrunk_to_fit_memory():
+    preprocess = tiny_encoder("digits", size=28).preprocess
+    assert raw_side(preprocess, 1, 60_000) == 28
+    assert raw_side(preprocess, 1, 1_300_000) == 14
+
+
+def test_percentages():
+    assert percent(0.9142) == "91.4"
+    assert percent({"mean": 0.5, "std": 0.0123}) == "50.0 ± 1.2"
+    assert percent(None) == "–"
+
+
+def test_every_protocol_is_described():
+    assert all(protocol.help for protocol in PROTOCOLS.values())

@@ -1,0 +1,74 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vitrail.nn.heads import ProjectionHead, PrototypeHead, WeightNormLinear, unit_norm
+
+
+def test_parameter_names_and_shapes_are_the_official_ones() -> None:
+    shapes = {k: tuple(v.shape) for k, v in PrototypeHead(24, 100, 32, 16).state_dict().items()}
+    assert shapes == {
+        "mlp.0.weight": (32, 24),
+        "mlp.0.bias": (32,),
+        "mlp.2.weight": (32, 32),
+        "mlp.2.bias": (32,),
+        "mlp.4.weight": (16, 32),
+        "mlp.4.bias": (16,),
+        "last_layer.weight_g": (100, 1),
+        "last_layer.weight_v": (100, 16),
+    }
+    assert list(ProjectionHead(24, 32, 16).state_dict()) == [k for k in shapes if "mlp" in k]
+
+
+def test_initialisation() -> None:
+    torch.manual_seed(0)
+    head = PrototypeHead(300, 1000, 300, 64)
+    for i in (0, 2, 4):
+        assert abs(head.mlp[i].weight.std().item() - 0.02) < 1e-3
+        assert not head.mlp[i].bias.any()
+    assert (head.last_layer.weight_g == 1).all()
+    assert head.last_layer.weight_v.abs().max() <= 1 / 8
+
+
+def test_projection_is_the_formula() -> None:
+    head = ProjectionHead(6, 8, 4).double()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    w = head.state_dict()
+    hidden = F.gelu(x @ w["mlp.0.weight"].T + w["mlp.0.bias"])
+    hidden = F.gelu(hidden @ w["mlp.2.weight"].T + w["mlp.2.bias"])
+    z = hidden @ w["mlp.4.weight"].T + w["mlp.4.bias"]
+    expected = (z / z.norm(dim=1, keepdim=True)).float()
+    torch.testing.assert_close(head(x), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("fixed_norm", [True, False])
+def test_last_layer_equals_torch_weight_norm(fixed_norm: bool) -> None:
+    layer = WeightNormLinear(16, 10, fixed_norm)
+    peer = nn.utils.parametrizations.weight_norm(nn.Linear(16, 10, bias=False))
+    if not fixed_norm:
+        layer.weight_g.data.uniform_(0.5, 2)
+    peer.parametrizations.weight.original0.data.copy_(layer.weight_g)
+    peer.parametrizations.weight.original1.data.copy_(layer.weight_v)
+    x = torch.randn(7, 16)
+    torch.testing.assert_close(layer(x), peer(x))
+    layer(x).square().sum().backward()
+    peer(x).square().sum().backward()
+    torch.testing.assert_close(layer.weight_v.grad, peer.parametrizations.weight.original1.grad)
+    assert (layer.weight_g.grad is None) == fixed_norm
+
+
+def test_projection_is_float32_of_unit_length_under_autocast() -> None:
+    head = ProjectionHead(6, 8, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = head(torch.randn(5, 6))
+    assert z.dtype == torch.float32
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(5), atol=1e-6, rtol=0)
+
+
+def test_zero_rows_stay_zero_with_a_finite_gradient() -> None:
+    x = torch.zeros(2, 3, requires_grad=True)
+    z = unit_norm(x)
+    z.sum().backward()
+    assert not z.any()
+    assert x.grad.isfinite().all()

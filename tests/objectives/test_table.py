@@ -1,0 +1,150 @@
+"""Every objective on every backbone: it trains a step, or it is refused by name at build."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import CONFIGS, HORIZON, build, make_backbone, make_batch
+from torch import nn
+
+from vitrail.backbones.registry import BACKBONES
+from vitrail.data.views import MultiCrop, RandomResizedCrop
+from vitrail.objectives import simdino
+from vitrail.objectives.registry import (
+    OBJECTIVES,
+    build_objective,
+    find_objective,
+    objective_name,
+)
+
+VIEWS = {
+    "dino": MultiCrop(global_size=32, local_size=16, n_local=2),
+    "simdino": MultiCrop(global_size=32, local_size=16, n_local=2),
+    "supervised": RandomResizedCrop(size=32),
+}
+
+
+def test_every_row_has_a_tiny_config_here() -> None:
+    assert set(CONFIGS) == set(VIEWS) == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_trains_a_step(name: str, backbone: str) -> None:
+    config = replace(CONFIGS[name], views=VIEWS[name])
+    objective = build(config, make_backbone(backbone, img_size=32, depth=1))
+    groups = objective.param_groups()
+    trained = [p for g in groups for p in g["params"]]
+    before = [p.detach().clone() for p in trained]
+    optimizer = torch.optim.AdamW([{"params": g["params"]} for g in groups], lr=1e-3)
+    out = objective(make_batch(objective.views(), 4), 0)
+    out["loss"].backward()
+    optimizer.step()
+    objective.after_step({k: v.detach() for k, v in out.items()}, 0)
+    assert out["loss"].isfinite()
+    assert out["loss"].shape == ()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+    changed = [not torch.equal(p, b) for p, b in zip(trained, before, strict=True)]
+    assert sum(changed) > 0.9 * len(changed)
+    assert objective.encoder(torch.zeros(1, 3, 32, 32)).pooled.shape == (1, 32)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_parameters_are_grouped_once_and_only_matrices_decay(name: str) -> None:
+    objective = build(CONFIGS[name])
+    groups = objective.param_groups()
+    grouped = [id(p) for g in groups for p in g["params"]]
+    trainable = {id(p): n for n, p in objective.named_parameters() if p.requires_grad}
+    assert sorted(grouped) == sorted(trainable)
+    assert not any("teacher" in n for n in trainable.values())
+    for group in groups:
+        for p in group["params"]:
+            bare = p.ndim <= 1 or trainable[id(p)].endswith(".bias")
+            assert group.get("wd_scale", 1.0) == (0.0 if bare else 1.0)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_bfloat16_autocast_is_close_and_finite(name: str) -> None:
+    objective = build(CONFIGS[name])
+    batch = make_batch(objective.views(), 8)
+    exact = objective(batch, 0)["loss"].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(batch, 0)["loss"]
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert math.isclose(loss.item(), exact, rel_tol=0.02, abs_tol=0.02)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in objective.parameters())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_equal_seeds_build_equal_networks_and_the_encoder_starts_as_the_backbone(name: str) -> None:
+    first, second = build(CONFIGS[name]), build(CONFIGS[name])
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    bare = make_backbone()(0.0).state_dict()
+    for key, value in first.encoder.state_dict().items():
+        assert torch.equal(value, bare[key])
+
+
+def test_one_global_sample_trains_dino() -> None:
+    objective = build(CONFIGS["dino"])
+    assert objective(make_batch(objective.views(), 1), 0)["loss"].isfinite()
+    assert objective.min_batch_size == 1
+
+
+def test_without_local_views() -> None:
+    for name in ("dino", "simdino"):
+        objective = build(replace(CONFIGS[name], views=MultiCrop(global_size=16, n_local=0)))
+        assert objective(make_batch(objective.views(), 4), 0)["loss"].isfinite()
+
+
+def test_local_views_as_large_as_global_ones() -> None:
+    for name in ("dino", "simdino"):
+        crops = MultiCrop(global_size=16, local_size=16, n_local=2)
+        objective = build(replace(CONFIGS[name], views=crops, drop_path=0.0))
+        batch = make_batch(objective.views(), 4)
+        assert len(batch.views) == 1
+        out = objective(batch, 0)
+        assert out["loss"].isfinite()
+        assert out["features"].shape == (8, 32)
+
+
+def test_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'simdno'.*'simdino'"):
+        find_objective("simdno")
+    with pytest.raises(ValueError, match="known: dino, simdino, supervised"):
+        find_objective("zzz")
+    assert find_objective("dino").config is type(CONFIGS["dino"])
+
+
+def test_a_config_knows_its_name() -> None:
+    assert [objective_name(c) for c in CONFIGS.values()] == list(CONFIGS)
+    with pytest.raises(ValueError, match="int is not an objective's config"):
+        objective_name(3)
+
+
+def test_labels_that_are_missing_are_refused() -> None:
+    with pytest.raises(ValueError, match="'supervised' needs labels"):
+        build_objective(CONFIGS["supervised"], make_backbone(), HORIZON, None)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_views_that_patches_do_not_tile_are_refused(name: str) -> None:
+    views = {"dino": MultiCrop(32, 18), "simdino": MultiCrop(32, 18)}.get(
+        name, RandomResizedCrop(18)
+    )
+    with pytest.raises(ValueError, match=r"18 px.*patches of 4 px.*16 or 20"):
+        build(replace(CONFIGS[name], views=views))
+
+
+def test_a_normalisation_for_other_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"3 channels and the backbone takes 1"):
+        build_objective(simdino.Config(), make_backbone(in_chans=1), HORIZON)
+
+
+def test_grey_images_train() -> None:
+    crops = MultiCrop(16, 8, 2, saturation=0, hue=0, grey=0, mean=(0.5,), std=(0.5,))
+    objective = build(replace(CONFIGS["simdino"], views=crops), make_backbone(in_chans=1))
+    assert objective(make_batch(objective.views(), 4), 0)["loss"].isfinite()
+    assert isinstance(objective, nn.Module)

@@ -1,0 +1,72 @@
+"""Tiny objectives and batches, the same in every process."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from vitrail.backbones.contract import Backbone
+from vitrail.backbones.registry import create_backbone
+from vitrail.data.batch import Batch
+from vitrail.data.views import MultiCrop, RandomResizedCrop, ViewPlan
+from vitrail.nn.random import Draws
+from vitrail.objectives import dino, simdino, supervised
+from vitrail.objectives.contract import Objective
+from vitrail.objectives.registry import build_objective
+from vitrail.schedules import Horizon
+
+CROPS = MultiCrop(global_size=16, local_size=8, n_local=3)
+HORIZON = Horizon(steps=40, steps_per_epoch=4)
+N_CLASSES = 5
+
+CONFIGS = {
+    "dino": dino.Config(views=CROPS, out_dim=64, hidden_dim=32, bottleneck_dim=16),
+    "simdino": simdino.Config(views=CROPS, hidden_dim=32, bottleneck_dim=16),
+    "supervised": supervised.Config(views=RandomResizedCrop(size=16)),
+}
+
+
+def make_backbone(
+    name: str = "vit_nano_patch4_32", **overrides: int
+) -> Callable[[float], Backbone]:
+    sizes = {"img_size": 16, "width": 32, "depth": 2, "heads": 2} | overrides
+    return lambda drop_path: create_backbone(name, drop_path=drop_path, seed=1, **sizes)
+
+
+def build(config: object, backbone: Callable[[float], Backbone] | None = None) -> Objective:
+    torch.manual_seed(0)
+    objective = build_objective(config, backbone or make_backbone(), HORIZON, N_CLASSES)
+    with torch.no_grad():
+        for name, p in objective.named_parameters():
+            if ".head.mlp." in name:
+                # 0.02 is for 2048 inputs; with 32 it leaves outputs of length 1e-3, whose
+                # normalisation multiplies gradients, and their rounding, by 1e3.
+                p.mul_((2048 / 32) ** 0.5)
+    return objective
+
+
+def make_batch(plan: ViewPlan, count: int, step: int = 0) -> Batch:
+    """A whole global batch of noise."""
+    generator = torch.Generator().manual_seed(step)
+    channels = len(plan.mean)
+    return Batch(
+        views=[
+            torch.randn(n * count, channels, size, size, generator=generator)
+            for size, n in plan.resolutions
+        ],
+        index=torch.arange(count),
+        label=torch.randint(N_CLASSES, (count,), generator=generator),
+        draws=Draws(seed=3, step=step, batch_size=count, start=0, count=count),
+    )
+
+
+def narrow(batch: Batch, start: int, count: int) -> Batch:
+    """Samples [start, start + count) of a batch."""
+    rows = slice(start, start + count)
+    return replace(
+        batch,
+        views=[v.unflatten(0, (-1, batch.size))[:, rows].flatten(0, 1) for v in batch.views],
+        index=batch.index[rows],
+        label=batch.label[rows],
+        draws=batch.draws.narrow(start, count),
+    )

@@ -1,0 +1,1 @@
+"""Views in, `Features` out: one skeleton, swappable operators, a table of named models."""

@@ -1,0 +1,136 @@
+"""Attention operators: how the tokens of one image look at each other.
+
+An operator is cut where packing needs it: `project` and `output` act on each token alone and run
+once on the tokens of all resolutions; `mix` is the only part that sees an image, and runs once per
+resolution.
+
+Shape legend: T tokens of all images of all resolutions · B images of one resolution · N tokens of
+an image, class token first · D features · h heads · p = D / h features of a head · K what the
+operator's projection yields for a token (MHSA: 3 D, queries, keys, values; MSSA: D, one for all).
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Attention(nn.Module, ABC):
+    """Abstract. A new operator defines the five parts; a causal form overrides `mix`."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        assert dim % heads == 0
+        self.heads = heads
+        self.scale = (dim // heads) ** -0.5  # 1/√p
+
+    @abstractmethod
+    def project(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T K"]:
+        """What each token brings to the mixing."""
+
+    @abstractmethod
+    def mix(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
+        """What each token receives from the tokens of its image, heads concatenated."""
+
+    @abstractmethod
+    def output(self, mixed: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        """The map from concatenated heads back to token space."""
+
+    @abstractmethod
+    def class_weights(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
+        """How much each token gives to the class token, per head, >= 0."""
+
+    @abstractmethod
+    def keys(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
+        """What the tokens are compared by, heads concatenated."""
+
+    def forward(
+        self, tokens: Float[Tensor, "T D"], shapes: list[tuple[int, int]]
+    ) -> Float[Tensor, "T D"]:
+        """Args: shapes: (B, N) of each resolution, in the order in which the tokens are packed."""
+        projected = self.project(tokens).split([b * n for b, n in shapes])
+        mixed = [
+            self.mix(part.unflatten(0, shape)).flatten(0, 1)
+            for part, shape in zip(projected, shapes, strict=True)
+        ]
+        return self.output(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+
+
+class MHSA(Attention):
+    """Multi-head self-attention (Vaswani et al. 2017; ViT, Dosovitskiy et al. 2021).
+
+    softmax(Q Kᵀ/√p) V per head, then a linear map. Parameter names and the order of the
+    projection's rows (queries, keys, values; then heads) are DINO's and timm's.
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__(dim, heads)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def project(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T K"]:
+        return self.qkv(tokens)
+
+    def mix(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
+        q_BhNp, k_BhNp, v_BhNp = self._heads(projected)
+        mixed_BhNp = F.scaled_dot_product_attention(q_BhNp, k_BhNp, v_BhNp)
+        return mixed_BhNp.transpose(1, 2).flatten(2)
+
+    def output(self, mixed: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        return self.proj(mixed)
+
+    def class_weights(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
+        q_BhNp, k_BhNp, _ = self._heads(projected)
+        return class_row(q_BhNp, k_BhNp, self.scale)
+
+    def keys(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
+        return projected.chunk(3, dim=-1)[1]
+
+    def _heads(self, projected_BNK: Tensor) -> tuple[Tensor, ...]:
+        split_BN3hp = projected_BNK.unflatten(-1, (3, self.heads, -1))
+        return split_BN3hp.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+class MSSA(Attention):
+    """Multi-head subspace self-attention (CRATE, Yu et al. 2023; book (7.3.5)).
+
+    One projection w = x U without bias, shared by queries, keys and values: softmax(w wᵀ/√p) w per
+    head. `output` is a free linear map with a bias, as in the book's U_out, b_out and the official
+    code (Ma-Lab/CRATE 674408f); the paper derives the bases U themselves, times a constant.
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__(dim, heads)
+        self.qkv = nn.Linear(dim, dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def project(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T K"]:
+        return self.qkv(tokens)
+
+    def mix(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
+        w_BhNp = self._heads(projected)
+        return F.scaled_dot_product_attention(w_BhNp, w_BhNp, w_BhNp).transpose(1, 2).flatten(2)
+
+    def output(self, mixed: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+        return self.proj(mixed)
+
+    def class_weights(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
+        w_BhNp = self._heads(projected)
+        return class_row(w_BhNp, w_BhNp, self.scale)
+
+    def keys(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
+        return projected
+
+    def _heads(self, projected_BND: Tensor) -> Tensor:
+        return projected_BND.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def class_row(
+    queries: Float[Tensor, "B h N p"], keys: Float[Tensor, "B h N p"], scale: float
+) -> Float[Tensor, "B h N"]:
+    """The class token's row of the attention matrix; the other rows are never formed."""
+    scores_BhN = (queries[:, :, :1] @ keys.transpose(-2, -1)).squeeze(2) * scale
+    # At least float32: the weights of one image are compared with each other.
+    return scores_BhN.to(torch.promote_types(scores_BhN.dtype, torch.float32)).softmax(dim=-1)

@@ -1,0 +1,105 @@
+"""From pixels to tokens: patch embeddings, and positions for any grid.
+
+Shape legend: B images · C channels · S, s height, width in pixels · P patch size in pixels · H×W
+patches · D features · G×G the grid for which positions were learned.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ConvPatchEmbed(nn.Module):
+    """ViT's linear map of patches, held as a convolution (timm's and DINO's keys)."""
+
+    def __init__(self, patch_size: int, in_chans: int, dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B H W D"]:
+        return self.proj(images).permute(0, 2, 3, 1)
+
+
+class NormPatchEmbed(nn.Module):
+    """CRATE's patch embedding: LayerNorm, linear, LayerNorm; patch vectors in order (p1 p2 c)."""
+
+    def __init__(self, patch_size: int, in_chans: int, dim: int):
+        super().__init__()
+        self.patch_size = patch_size
+        patch_dim = patch_size * patch_size * in_chans
+        self.norm_in = nn.LayerNorm(patch_dim)
+        self.proj = nn.Linear(patch_dim, dim)
+        self.norm_out = nn.LayerNorm(dim)
+
+    def forward(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B H W D"]:
+        p = self.patch_size
+        split_BCHpWp = images.unflatten(3, (-1, p)).unflatten(2, (-1, p))
+        patches_BHWK = split_BCHpWp.permute(0, 2, 4, 3, 5, 1).flatten(3)
+        return self.norm_out(self.proj(self.norm_in(patches_BHWK)))
+
+
+def check_images(images: Float[Tensor, "B C S s"], patch_size: int, in_chans: int) -> None:
+    """Raises ValueError where the channels or a side do not fit the backbone."""
+    channels, *sides = images.shape[1:]
+    if channels != in_chans:
+        raise ValueError(
+            f"the backbone was built for {in_chans} channel(s) but the images have {channels}; "
+            f"build it with create_backbone(..., in_chans={channels}) or read the images with "
+            f"{in_chans} channel(s)"
+        )
+    for side in sides:
+        check_divides(side, patch_size, "view size")
+
+
+def check_divides(size: int, patch_size: int, what: str) -> None:
+    """Raises ValueError, with the sizes that would do, where the patch does not divide the size."""
+    if size > 0 and size % patch_size == 0:
+        return
+    below = size // patch_size * patch_size
+    near = [s for s in (below, below + patch_size) if s > 0]
+    patches = [p for p in range(1, size + 1) if size % p == 0]
+    nearest_patch = min(patches, key=lambda p: abs(p - patch_size), default=None)
+    advice = f"use a size of {' or '.join(map(str, near))}"
+    if nearest_patch is not None:
+        advice += f", or patch_size={nearest_patch}"
+    raise ValueError(f"patch size {patch_size} does not divide the {what} {size}; {advice}")
+
+
+def resize_positions(
+    positions: Float[Tensor, "1 n D"], grid: int, new_grid: tuple[int, int]
+) -> Float[Tensor, "1 m D"]:
+    """Positions learned on a grid × grid of patches, resampled to H × W; the class token's is kept.
+
+    Antialiased bicubic, half-pixel centres, over the whole grid: the convention of
+    `timm.layers.resample_abs_pos_embed` (its defaults). Official DINO differs: no antialiasing, and
+    a scale factor with an offset of 0.1 patches. Written as two products with the filters'
+    matrices, whose gradient is deterministic on CUDA, unlike that of `F.interpolate`.
+
+    Args:
+        positions: n = 1 + grid², class token first, then row by row.
+        new_grid: (H, W), m = 1 + H W.
+    """
+    if new_grid == (grid, grid):
+        return positions
+    height, width = new_grid
+    dtype = torch.promote_types(positions.dtype, torch.float32)
+    rows_HG = resize_matrix(grid, height).to(positions.device, dtype)
+    columns_WG = resize_matrix(grid, width).to(positions.device, dtype)
+    table_GGD = positions[0, 1:].to(dtype).unflatten(0, (grid, grid))
+    with torch.autocast(positions.device.type, enabled=False):
+        resized_HGD = torch.tensordot(rows_HG, table_GGD, dims=1)
+        resized_HWD = torch.einsum("wg,hgd->hwd", columns_WG, resized_HGD)
+    patches_1mD = resized_HWD.flatten(0, 1).unsqueeze(0).to(positions.dtype)
+    return torch.cat([positions[:, :1], patches_1mD], dim=1)
+
+
+@functools.lru_cache(maxsize=64)
+def resize_matrix(old: int, new: int) -> Float[Tensor, "new old"]:
+    """The antialiased bicubic filter from `old` to `new` samples as a float64 matrix on the CPU."""
+    # The cache outlives the caller's inference mode, whose tensors could not take part in training.
+    with torch.inference_mode(False), torch.no_grad():
+        identity = torch.eye(old, dtype=torch.float64, device="cpu")[None, None]
+        return F.interpolate(identity, size=(new, old), mode="bicubic", antialias=True)[0, 0]

@@ -1,0 +1,1 @@
+"""Where images come from and what the model sees of them."""

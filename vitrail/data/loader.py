@@ -1,0 +1,159 @@
+"""The batches of a run: a pure function of the step, so that a run resumes from any of them.
+
+Shape legend: G samples of the global batch · B of this rank's slice · C channels · H, W an image.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from vitrail.data.apply import apply_views
+from vitrail.data.batch import Batch, Source
+from vitrail.data.quarantine import Quarantine
+from vitrail.data.reading import REDRAWS, Reader, Request, Slice, read_slices
+from vitrail.data.sampling import SampleOrder
+from vitrail.data.views import ViewPlan
+from vitrail.nn.random import Draws
+
+READ_CHUNK = 64  # images handed out together for evaluation
+
+
+class Loader:
+    """Batches of one rank: rows [rank * G / world, (rank + 1) * G / world) of the global batch.
+
+    Sources in memory are one tensor on the device. Files are decoded ahead of time by `workers`
+    processes, or as they are needed with 0. A sample that cannot be read is quarantined and
+    replaced by a redrawn one, the same in every run.
+
+    Raises:
+        ValueError: a batch size that does not divide among ranks and accumulation slices, or a
+            plan for another number of channels than the source's.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: ViewPlan,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        rank: int = 0,
+        world: int = 1,
+        accumulate: int = 1,
+        workers: int = 0,
+        quarantine: Quarantine,
+    ):
+        assert 0 <= rank < world
+        if batch_size < 1 or accumulate < 1 or batch_size % (world * accumulate):
+            raise ValueError(
+                f"batch_size is {batch_size} over all ranks; it must be a multiple of "
+                f"{world} ranks x {accumulate} accumulation slices"
+            )
+        if len(plan.mean) != source.channels:
+            raise ValueError(
+                f"the views' mean has {len(plan.mean)} values, but images of {source.spec} have "
+                f"{source.channels} channels; give mean and std one value a channel, or open the "
+                "images with another number of channels"
+            )
+        if workers < 0:
+            raise ValueError(f"workers is {workers}; it must be 0 or more")
+        self._source = source
+        self._plan = plan
+        self._batch_size = batch_size
+        self._seed = seed
+        self._device = torch.device(device)
+        self._workers = workers
+        self._quarantine = quarantine
+        self._order = SampleOrder(len(source), batch_size, seed)
+        self._slice_size = batch_size // (world * accumulate)
+        first = rank * accumulate
+        self._starts = [(first + i) * self._slice_size for i in range(accumulate)]
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        """One list of accumulation slices for every step in [start, stop)."""
+        pixels = self._source.pixels()
+        if pixels is not None:
+            return self._steps_in_memory(pixels.to(self._device), start, stop)
+        return self._steps_of_files(start, stop)
+
+    def _steps_in_memory(
+        self, pixels: UInt8[Tensor, "N C H W"], start: int, stop: int
+    ) -> Iterator[list[Batch]]:
+        for step in range(start, stop):
+            indices = self._order.indices(step)
+            parts = [(first, indices[first : first + self._slice_size]) for first in self._starts]
+            yield [
+                self._batch(step, first, index, pixels[index.to(self._device)])
+                for first, index in parts
+            ]
+
+    def _steps_of_files(self, start: int, stop: int) -> Iterator[list[Batch]]:
+        reader = Reader(self._source, self._seed, self._quarantine.entries)
+        on_cuda = self._device.type == "cuda"
+        slices = read_slices(reader, self._requests(start, stop), self._workers, pin_memory=on_cuda)
+        try:
+            for step in range(start, stop):
+                yield [self._batch_of(step, first, next(slices)) for first in self._starts]
+        finally:
+            slices.close()
+
+    def _requests(self, start: int, stop: int) -> Iterator[Request]:
+        for step in range(start, stop):
+            indices = self._order.indices(step).tolist()
+            for first in self._starts:
+                rows = indices[first : first + self._slice_size]
+                yield Request(rows, step, first, self._batch_size)
+
+    def _batch_of(self, step: int, first: int, read: Slice) -> Batch:
+        for id, reason in read.bad:
+            self._quarantine.add(id, reason)
+        if not read.complete:
+            raise ValueError(
+                f"{self._source.spec}: {REDRAWS} samples in a row could not be read at step "
+                f"{step}; {len(self._quarantine.entries)} of {len(self._source)} are known to be "
+                "bad; repair or remove them"
+            )
+        return self._batch(step, first, read.indices, read.images(self._device))
+
+    def _batch(
+        self,
+        step: int,
+        first: int,
+        index: Int[Tensor, " B"],
+        images: list[UInt8[Tensor, "C _ _"]] | UInt8[Tensor, "B C H W"],
+    ) -> Batch:
+        draws = Draws(self._seed, step, self._batch_size, first, self._slice_size)
+        sizes = torch.tensor([tuple(image.shape[1:]) for image in images])
+        views = apply_views(images, self._plan.sample(draws, sizes), self._device)
+        labels = [self._source.label(i) for i in index.tolist()]
+        label = torch.tensor([-1 if label is None else label for label in labels])
+        return Batch(views, index.to(self._device), label.to(self._device), draws)
+
+
+def read_images(
+    source: Source, quarantine: Quarantine, workers: int = 0
+) -> Iterator[tuple[list[int], list[UInt8[Tensor, "C _ _"]]]]:
+    """Every readable image once, in order, for evaluation: (indices, uint8 images on the CPU).
+
+    Bad samples are quarantined and left out. ValueError when they are too many.
+    """
+    indices = list(range(len(source)))
+    chunks = [indices[i : i + READ_CHUNK] for i in range(0, len(indices), READ_CHUNK)]
+    pixels = source.pixels()
+    if pixels is not None:
+        for chunk in chunks:
+            yield chunk, list(pixels[chunk[0] : chunk[-1] + 1])
+        return
+    reader = Reader(source, 0, quarantine.entries)
+    slices = read_slices(reader, map(Request, chunks), workers)
+    try:
+        for read in slices:
+            for id, reason in read.bad:
+                quarantine.add(id, reason)
+            if len(read.indices):
+                yield read.indices.tolist(), read.images(torch.device("cpu"))
+    finally:
+        slices.close()

@@ -1,0 +1,128 @@
+"""Sources that live in memory as one uint8 tensor, and subsets of any source."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from vitrail.data.batch import Sample, Source
+from vitrail.nn.random import philox
+
+
+class MemorySource(Source):
+    """Labelled images of one size. Grey ones are repeated to 3 channels where asked.
+
+    Raises ValueError where `channels` is neither the images' own number nor 3 of grey ones.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        images: UInt8[Tensor, "N C H W"],
+        labels: Int[Tensor, " N"],
+        classes: Sequence[str],
+        channels: int | None,
+    ):
+        own = images.shape[1]
+        if channels not in (None, own) and not (own == 1 and channels == 3):
+            raise ValueError(
+                f"{spec}: channels is {channels}, but its images have {own}; "
+                f"use {own} or leave it out"
+            )
+        self.spec = spec
+        self.channels = channels or own
+        self.classes: Sequence[str] | None = tuple(classes)
+        self._images = images.expand(-1, self.channels, -1, -1).contiguous()
+        self._labels = labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, index: int) -> Sample:
+        return Sample(self._images[index], self._labels[index], None, self.id(index))
+
+    def id(self, index: int) -> str:
+        return str(index)
+
+    def label(self, index: int) -> int | None:
+        return self._labels[index]
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(self._images.numpy().tobytes(), digest_size=16)
+        digest.update(repr((tuple(self._images.shape), self._labels)).encode())
+        return digest.hexdigest()
+
+    def pixels(self) -> UInt8[Tensor, "N C H W"]:
+        return self._images
+
+
+class Subset(Source):
+    """The samples `indices` of another source, in that order."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self.spec = source.spec
+        self.channels = source.channels
+        self.classes = source.classes
+        self._source = source
+        self._indices = [int(index) for index in indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> Sample:
+        return self._source.read(self._indices[index])
+
+    def id(self, index: int) -> str:
+        return self._source.id(self._indices[index])
+
+    def label(self, index: int) -> int | None:
+        return self._source.label(self._indices[index])
+
+    def fingerprint(self) -> str:
+        parts = repr((self._source.fingerprint(), self._indices))
+        return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+
+    def pixels(self) -> UInt8[Tensor, "N C H W"] | None:
+        pixels = self._source.pixels()
+        return None if pixels is None else pixels[torch.tensor(self._indices, dtype=torch.long)]
+
+
+def stratified_split(
+    labels: Sequence[int | None], fraction: float, seed: int, stream: str
+) -> tuple[list[int], list[int]]:
+    """Positions split in two, the second with about `fraction` of each label; each in order.
+
+    Counter-based: a pure function of the arguments. Samples of no label are a class of their own.
+    """
+    groups: dict[int, list[int]] = {}
+    for position, label in enumerate(labels):
+        groups.setdefault(-1 if label is None else label, []).append(position)
+    second: set[int] = set()
+    for label, members in groups.items():
+        order = philox(seed, stream, label + 1).permutation(len(members))
+        second.update(np.array(members)[order[: round(len(members) * fraction)]].tolist())
+    return [i for i in range(len(labels)) if i not in second], sorted(second)
+
+
+def hold_out(source: Source, fraction: float = 0.2, seed: int = 0) -> tuple[Subset, Subset]:
+    """(train, test): a deterministic split of any source, stratified where it is labelled.
+
+    Args:
+        fraction: share of the samples (of each class) held out, rounded, in (0, 1).
+
+    Raises:
+        ValueError: if the fraction is out of range, or leaves one side empty.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"hold_out: fraction is {fraction}; it must be between 0 and 1")
+    labels = [source.label(index) for index in range(len(source))]
+    train, test = stratified_split(labels, fraction, seed, "hold_out")
+    if not train or not test:
+        raise ValueError(
+            f"hold_out: fraction {fraction} of the {len(source)} samples of {source.spec} leaves "
+            f"{len(train)} for training and {len(test)} for testing; both need at least one"
+        )
+    return Subset(source, train), Subset(source, test)

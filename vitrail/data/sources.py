@@ -1,0 +1,59 @@
+"""The table of sources: what `--data SPEC` can name."""
+
+import difflib
+from collections.abc import Callable
+from typing import Literal, NamedTuple, cast
+
+from vitrail.data.batch import Source
+from vitrail.data.digits import open_digits
+from vitrail.data.fashion_mnist import open_fashion_mnist
+from vitrail.data.folder import open_folder
+
+Split = Literal["train", "test"]
+
+
+class SourceKind(NamedTuple):
+    """`open` gets what follows the colon of a spec, the split, and the channels or None."""
+
+    usage: str
+    help: str
+    open: Callable[[str, Split, int | None], Source]
+
+
+SOURCES: dict[str, SourceKind] = {
+    "digits": SourceKind(
+        "digits[:scattered]",
+        "scikit-learn's 1797 handwritten digits; scattered: over a 28 x 28 canvas",
+        open_digits,
+    ),
+    "fashion-mnist": SourceKind(
+        "fashion-mnist[:DIR]",
+        "the four IDX .gz files in DIR (default: Debian's package, else a download)",
+        open_fashion_mnist,
+    ),
+    "folder": SourceKind(
+        "folder:DIR", "any folder of images, flat or nested, labelled or not", open_folder
+    ),
+}
+
+
+def open_source(spec: str, split: str = "train", channels: int | None = None) -> Source:
+    """Opens what a spec names.
+
+    Args:
+        spec: `digits`, `digits:scattered`, `fashion-mnist[:DIR]` or `folder:DIR`.
+        split: "train" or "test".
+        channels: of every image; None means the source's own number (3 for files).
+
+    Raises:
+        ValueError: naming what is wrong with the spec or with what it points at, and the remedy.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split is {split!r}; it must be 'train' or 'test'")
+    kind, _, rest = spec.partition(":")
+    if kind not in SOURCES:
+        near = difflib.get_close_matches(kind, SOURCES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        usages = ", ".join(source.usage for source in SOURCES.values())
+        raise ValueError(f"unknown data {spec!r}; {hint}it can be {usages}")
+    return SOURCES[kind].open(rest, cast(Split, split), channels)

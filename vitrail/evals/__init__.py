@@ -1,0 +1,1 @@
+"""Features -> numbers and pictures: knows encoders, never objectives."""

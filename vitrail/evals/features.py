@@ -1,0 +1,112 @@
+"""Frozen features of a whole source, read once.
+
+Shape legend: N samples · D features · B images of one batch · C channels · S pixels a side.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitrail.data.batch import Source
+from vitrail.data.loader import read_images
+from vitrail.data.preprocess import Preprocess
+from vitrail.data.quarantine import Quarantine
+from vitrail.encoder import Encoder
+
+Array = np.ndarray
+# From a preprocessed batch [B, C, S, S] to float32 [B, D].
+Embed = Callable[[Tensor], Array]
+
+RAW_PIXELS_LIMIT = 2**29  # float32 values, 2 GiB
+
+
+def features(
+    encoder: Encoder,
+    source: Source,
+    quarantine: Quarantine | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> tuple[Float32[Array, "N D"], Int64[Array, " N"], list[str]]:
+    """Features, labels (-1 where there is none) and ids of all readable samples, in order."""
+    embeds: dict[str, Embed] = {"features": encoder.embed}
+    table, labels, index = collect(
+        encoder.preprocess, embeds, source, quarantine, batch_size, workers
+    )
+    return table["features"], labels, [source.id(i) for i in index.tolist()]
+
+
+def collect(
+    preprocess: Preprocess,
+    embeds: dict[str, Embed],
+    source: Source,
+    quarantine: Quarantine | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> tuple[dict[str, Array], Int64[Array, " N"], Int64[Array, " N"]]:
+    """Several embeddings of the same images, which are decoded and preprocessed once.
+
+    Returns:
+        the tables [N, D] by name, labels (-1 where there is none), and positions in the source.
+    """
+    quarantine = quarantine or Quarantine(None, len(source))
+    parts: dict[str, list[Array]] = {name: [] for name in embeds}
+    kept: list[int] = []
+    for index, images in _batches(source, quarantine, batch_size, workers):
+        kept += index
+        pixels_BCSS = preprocess(images)
+        for name, embed in embeds.items():
+            parts[name].append(embed(pixels_BCSS))
+    if not kept:
+        raise ValueError(f"{source.spec}: none of its {len(source)} images can be read")
+    labels = [source.label(i) for i in kept]
+    numbers = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+    table = {name: np.concatenate(part) for name, part in parts.items()}
+    return table, numbers, np.array(kept, dtype=np.int64)
+
+
+def _batches(
+    source: Source, quarantine: Quarantine, batch_size: int, workers: int
+) -> Iterator[tuple[list[int], list[Tensor] | Tensor]]:
+    pixels = source.pixels()
+    if pixels is not None:
+        for start in range(0, len(pixels), batch_size):
+            stop = min(start + batch_size, len(pixels))
+            yield list(range(start, stop)), pixels[start:stop]
+        return
+    for index, images in read_images(source, quarantine, workers):
+        for start in range(0, len(index), batch_size):
+            rows = slice(start, start + batch_size)
+            yield index[rows], images[rows]
+
+
+def raw_pixels(side: int) -> Embed:
+    """The baseline without an encoder: the preprocessed pixels, shrunk to side x side."""
+
+    def embed(pixels_BCSS: Tensor) -> Array:
+        if side < pixels_BCSS.shape[-1]:
+            pixels_BCSS = F.interpolate(pixels_BCSS, size=side, mode="area")
+        return pixels_BCSS.flatten(1).float().cpu().numpy()
+
+    return embed
+
+
+def raw_side(preprocess: Preprocess, channels: int, n_samples: int) -> int:
+    """The largest halving of the image's side at which the raw pixels of all samples fit 2 GiB."""
+    side = preprocess.size
+    while n_samples * channels * side**2 > RAW_PIXELS_LIMIT and side > 8:
+        side //= 2
+    return side
+
+
+def shown(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "B S S colours"]:
+    """What the encoder is given, as colours in [0, 1] (grey or RGB), for pictures."""
+    pixels_BCSS = encoder.preprocess(images)
+    mean = torch.tensor(encoder.preprocess.mean)[:, None, None]
+    std = torch.tensor(encoder.preprocess.std)[:, None, None]
+    colours = (pixels_BCSS * std + mean).clamp(0, 1)
+    colours = colours if colours.shape[1] in (1, 3) else colours[:, :1]
+    return colours.permute(0, 2, 3, 1).float().numpy()

@@ -1,0 +1,156 @@
+"""The table of evaluation protocols: each turns features into numbers, or images into a picture."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vitrail.data.batch import BadSampleError, Source
+from vitrail.encoder import Encoder
+from vitrail.evals.gallery import neighbours_figure
+from vitrail.evals.knn import TAU, K, knn_accuracy
+from vitrail.evals.linear import linear_accuracy, linear_k_per_class
+from vitrail.evals.pca import pca_figure
+from vitrail.evals.saliency import saliency_figure
+from vitrail.nn.random import philox
+
+Array = np.ndarray
+KINDS = ("raw", "untrained", "trained")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What changes the numbers. k, tau: k-NN's. draws: of the labelled subset. seed: of both draws
+    and pictures. pictures: images in each figure."""
+
+    k: int = K
+    tau: float = TAU
+    draws: int = 10
+    seed: int = 0
+    pictures: int = 8
+
+
+@dataclass(frozen=True)
+class Split:
+    """features: "raw", "untrained", "trained" -> float32 [N, D]; labels: [N], -1 where there is
+    none; index: which sample of the source each row is."""
+
+    source: Source
+    features: dict[str, Array]
+    labels: Array
+    index: Array
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a protocol works on."""
+
+    encoder: Encoder
+    train: Split
+    test: Split
+    settings: Settings
+    figures: Path
+    device: str
+
+    def chosen(self) -> list[int]:
+        """The rows of the test split that are drawn in figures."""
+        order = philox(self.settings.seed, "pictures", 0).permutation(len(self.test.labels))
+        return order[: self.settings.pictures].tolist()
+
+
+class Protocol(NamedTuple):
+    """run: numbers, or the path of a figure. features: it needs those of the whole data."""
+
+    run: Callable[[Material], Any]
+    help: str
+    labels: bool
+    features: bool
+
+
+def _knn(m: Material) -> dict[str, float]:
+    return {kind: _knn_of(m, kind) for kind in m.train.features}
+
+
+def _knn_of(m: Material, kind: str) -> float:
+    bank, queries = m.train.features[kind], m.test.features[kind]
+    s = m.settings
+    return knn_accuracy(bank, m.train.labels, queries, m.test.labels, s.k, s.tau, m.device)
+
+
+def _linear(m: Material) -> dict[str, float]:
+    train, test, seed = m.train, m.test, m.settings.seed
+    return {
+        kind: linear_accuracy(
+            x, train.labels, test.features[kind], test.labels, seed=seed, device=m.device
+        )
+        for kind, x in train.features.items()
+    }
+
+
+def _linear_10(m: Material) -> dict[str, dict[str, float]]:
+    train, test, s = m.train, m.test, m.settings
+    results = {}
+    for kind, x in train.features.items():
+        few = linear_k_per_class(
+            x, train.labels, test.features[kind], test.labels, k=10, draws=s.draws, seed=s.seed
+        )
+        results[kind] = {"mean": few.mean, "std": few.std}
+    return results
+
+
+def _neighbours(m: Material) -> Path:
+    rows, train, test = m.chosen()[:6], m.train, m.test
+    return neighbours_figure(
+        m.encoder,
+        train.source,
+        train.features["trained"],
+        train.index,
+        test.source,
+        test.features["trained"][rows],
+        test.index[rows],
+        m.figures / "neighbours.png",
+    )
+
+
+def _saliency(m: Material) -> Path:
+    return saliency_figure(m.encoder, _images(m), m.figures / "saliency.png")
+
+
+def _pca(m: Material) -> Path:
+    return pca_figure(m.encoder, _images(m), m.figures / "pca.png")
+
+
+def _images(m: Material) -> list[Any]:
+    images = []
+    for row in m.chosen():
+        try:
+            images.append(m.test.source.read(int(m.test.index[row])).image)
+        except BadSampleError:
+            continue
+    if not images:
+        raise ValueError(f"{m.test.source.spec}: none of the images chosen to draw can be read")
+    return images
+
+
+# name: run, help, needs labels, needs the features of all images
+PROTOCOLS: dict[str, Protocol] = {
+    "knn": Protocol(
+        _knn, "accuracy of 20 nearest neighbours, votes weighted by exp(cos / 0.07)", True, True
+    ),
+    "linear": Protocol(
+        _linear, "accuracy of a linear classifier on all labelled training images", True, True
+    ),
+    "linear_10_per_class": Protocol(
+        _linear_10,
+        "the same with 10 labelled images per class, mean and std of 10 draws",
+        True,
+        True,
+    ),
+    "neighbours": Protocol(
+        _neighbours, "picture: the nearest training images of a few test images", False, True
+    ),
+    "saliency": Protocol(_saliency, "picture: what the last layer looks at", False, False),
+    "pca": Protocol(_pca, "picture: principal components of patch features", False, False),
+}

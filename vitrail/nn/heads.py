@@ -1,0 +1,89 @@
+"""Heads that join a backbone's pooled features to a loss.
+
+Parameter names and initialisation are those of the official DINO head (facebookresearch/dino
+7c446df, vision_transformer.DINOHead), without batch norm.
+
+Shape legend: B rows · D features · Z bottleneck · K prototypes.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# The official epsilon is 1e-12; there the gradient at a zero vector, which a dead ReLU backbone can
+# produce, is 1e12 times too long.
+NORM_EPS = 1e-6
+
+
+def unit_norm(x: Float[Tensor, "*B Z"]) -> Float[Tensor, "*B Z"]:
+    """Rows divided by their Euclidean norm, in float32 whatever comes in; zero rows stay zero."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.normalize(x.float(), dim=-1, eps=NORM_EPS)
+
+
+class ProjectionHead(nn.Module):
+    """Linear-GELU-Linear-GELU-Linear, then unit norm (SimDINO's whole head; book §7.2.3)."""
+
+    def __init__(self, in_dim: int, hidden_dim: int = 2048, bottleneck_dim: int = 256):
+        super().__init__()
+        self.mlp = _projection(in_dim, hidden_dim, bottleneck_dim)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B Z"]:
+        """Unit vectors, float32."""
+        return unit_norm(self.mlp(x))
+
+
+class PrototypeHead(nn.Module):
+    """The same projection, then one logit per prototype (DINO's head)."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int = 65536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        norm_last_layer: bool = True,
+    ):
+        super().__init__()
+        self.mlp = _projection(in_dim, hidden_dim, bottleneck_dim)
+        self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, norm_last_layer)
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        """Logits, in the dtype of the products (half under autocast)."""
+        return self.last_layer(unit_norm(self.mlp(x)))
+
+
+class WeightNormLinear(nn.Module):
+    """x -> x Wᵀ with rows W_k = g_k v_k / |v_k|, no bias (Salimans & Kingma 2016, eq. 2).
+
+    Args:
+        in_dim: of x.
+        out_dim: rows of W.
+        fixed_norm: keep every g_k at 1 instead of learning it.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, fixed_norm: bool):
+        super().__init__()
+        # The length of v changes nothing but the size of its steps: torch's default for Linear.
+        bound = in_dim**-0.5
+        self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim).uniform_(-bound, bound))
+        self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=not fixed_norm)
+
+    def forward(self, x: Float[Tensor, "B Z"]) -> Float[Tensor, "B K"]:
+        return F.linear(x, self.weight_g * unit_norm(self.weight_v))
+
+
+def _projection(in_dim: int, hidden_dim: int, bottleneck_dim: int) -> nn.Sequential:
+    mlp = nn.Sequential(
+        nn.Linear(in_dim, hidden_dim),
+        nn.GELU(),
+        nn.Linear(hidden_dim, hidden_dim),
+        nn.GELU(),
+        nn.Linear(hidden_dim, bottleneck_dim),
+    )
+    for layer in mlp:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return mlp

@@ -1,0 +1,1 @@
+"""Objectives: features -> head -> loss -> state update, one file per method."""

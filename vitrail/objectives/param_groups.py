@@ -1,0 +1,27 @@
+"""Which parameters carry weight decay."""
+
+from torch import nn
+
+from vitrail.objectives.contract import ParamGroup
+
+
+def decay_groups(module: nn.Module, freeze_steps: int = 0) -> list[ParamGroup]:
+    """Two groups of the parameters that take gradients: with weight decay, and without it.
+
+    Biases and other 1-D parameters (norms' scales) carry none, as in DINO's `get_params_groups`.
+    Empty groups are left out.
+
+    Args:
+        module: whose parameters.
+        freeze_steps: their gradients are dropped while step < freeze_steps.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, param in module.named_parameters():
+        if param.requires_grad:
+            (free if param.ndim <= 1 or name.endswith("bias") else decayed).append(param)
+    groups: list[ParamGroup] = [
+        {"params": decayed, "freeze_steps": freeze_steps},
+        {"params": free, "wd_scale": 0.0, "freeze_steps": freeze_steps},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,94 @@
+"""The table of objectives, and what is refused before training starts."""
+
+import difflib
+from typing import Any, NamedTuple
+
+from vitrail.backbones.contract import TokenBackbone
+from vitrail.objectives import dino, simdino, supervised
+from vitrail.objectives.contract import MakeBackbone, Objective
+from vitrail.schedules import Horizon
+
+
+class Row(NamedTuple):
+    """config: the frozen dataclass that chooses the objective and sets it up."""
+
+    config: type
+    objective: type[Objective]
+    help: str
+
+
+OBJECTIVES: dict[str, Row] = {
+    "dino": Row(dino.Config, dino.DINO, "self-distillation over prototypes (Caron et al. 2021)"),
+    "simdino": Row(
+        simdino.Config, simdino.SimDINO, "self-distillation with a coding rate (Wu et al. 2025)"
+    ),
+    "supervised": Row(supervised.Config, supervised.Supervised, "classification with labels"),
+}
+
+
+def find_objective(name: str) -> Row:
+    """The table's row. Raises ValueError, with the nearest name, if there is none."""
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    near = difflib.get_close_matches(name, OBJECTIVES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OBJECTIVES)}."
+    raise ValueError(f"No objective is called {name!r}; {hint}")
+
+
+def objective_name(config: object) -> str:
+    """What the objective of this config is called."""
+    for name, row in OBJECTIVES.items():
+        if type(config) is row.config:
+            return name
+    known = ", ".join(row.config.__module__ + ".Config" for row in OBJECTIVES.values())
+    raise ValueError(f"{type(config).__name__} is not an objective's config; known: {known}.")
+
+
+def build_objective(
+    config: object, make_backbone: MakeBackbone, horizon: Horizon, n_classes: int | None = None
+) -> Objective:
+    """The objective that `config` is of, with its networks freshly initialised.
+
+    Args:
+        config: an instance of a `Config` of the table.
+        make_backbone: see `contract.MakeBackbone`. Heads are initialised from torch's own
+            generator: seed it first.
+        horizon: how long the run is.
+        n_classes: the source's number of labels, None if it has none.
+
+    Raises:
+        ValueError: labels that the objective needs and the source lacks; a view that the backbone's
+            patches do not tile; a normalisation for another number of channels.
+    """
+    name = objective_name(config)
+    extra: dict[str, Any] = {}
+    if isinstance(config, supervised.Config):
+        if not n_classes:
+            raise ValueError(
+                "The objective 'supervised' needs labels and the source has none; choose an "
+                "objective that needs none (dino, simdino) or a source with classes."
+            )
+        extra["n_classes"] = n_classes
+    objective = OBJECTIVES[name].objective(config, make_backbone, horizon, **extra)
+    _refuse_unfit_views(name, objective)
+    return objective
+
+
+def _refuse_unfit_views(name: str, objective: Objective) -> None:
+    backbone, plan = objective.encoder, objective.views()
+    if len(plan.mean) != backbone.in_chans:
+        raise ValueError(
+            f"The views of {name!r} are normalised for {len(plan.mean)} channels and the backbone "
+            f"takes {backbone.in_chans}; set mean and std to {backbone.in_chans} values each."
+        )
+    if not isinstance(backbone, TokenBackbone):
+        return
+    for size, _ in plan.resolutions:
+        patch = backbone.patch_size
+        if size % patch:
+            below, above = size // patch * patch, (size // patch + 1) * patch
+            near = f"{below} or {above}" if below else f"{above}"
+            raise ValueError(
+                f"The objective {name!r} has views of {size} px, which the backbone's patches of "
+                f"{patch} px do not divide; set that view's size to {near}."
+            )

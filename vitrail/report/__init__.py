@@ -1,0 +1,1 @@
+"""JSON and pictures of a run folder -> one self-contained page."""

@@ -1,0 +1,93 @@
+"""A run folder as the page needs it. What is missing is left out; what is damaged is told."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class RunFiles:
+    """config, description (encoder.json), evaluation: {} where there is none; rows: metrics.jsonl;
+    bad: (id, reason) of quarantined samples; pictures: name -> PNG bytes; remarks: for the reader.
+    """
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    description: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+PICTURES = ("neighbours", "saliency", "pca")
+PICTURE_LIMIT = 2_500_000  # bytes each, so that the page stays below 10 MB
+
+
+def read_run(run: Path) -> RunFiles:
+    """Reads what a run has written so far.
+
+    Raises:
+        ValueError: no such folder, or one that is not a run.
+    """
+    if not run.is_dir():
+        raise ValueError(f"there is no run folder {run}; start one with `vitrail pretrain`")
+    known = ("config.json", "metrics.jsonl", "encoder.json", "evaluation.json")
+    if not any((run / name).exists() for name in known):
+        raise ValueError(f"{run} holds no run: none of {', '.join(known)} is in it")
+    files = RunFiles(run.resolve().name)
+    files.config = _read_object(run / "config.json", files.remarks)
+    files.description = _read_object(run / "encoder.json", files.remarks)
+    files.evaluation = _read_object(run / "evaluation.json", files.remarks)
+    files.rows = _read_lines(run / "metrics.jsonl", files.remarks)
+    files.bad = [
+        (str(row.get("id")), str(row.get("reason")))
+        for row in _read_lines(run / "quarantine.jsonl", files.remarks)
+    ]
+    for name in PICTURES:
+        path = run / "figures" / f"{name}.png"
+        if not path.is_file():
+            continue
+        if path.stat().st_size > PICTURE_LIMIT:
+            files.remarks.append(f"figures/{name}.png is too large for this page and is left out")
+            continue
+        files.pictures[name] = path.read_bytes()
+    return files
+
+
+def _read_object(path: Path, remarks: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remarks.append(f"{path.name} cannot be read ({error})")
+        return {}
+    if isinstance(value, dict):
+        return value
+    remarks.append(f"{path.name} does not hold what it should and is left out")
+    return {}
+
+
+def _read_lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file. A last line that was cut short is nothing to remark upon."""
+    if not path.exists():
+        return []
+    rows, broken = [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            broken.append(number)
+            continue
+        if isinstance(value, dict):
+            rows.append(value)
+    inner = [number for number in broken if number != len(lines)]
+    if inner:
+        remarks.append(f"{path.name}: {len(inner)} damaged lines are left out (first: {inner[0]})")
+    return rows
