@@ -8,39 +8,18 @@ the gain falls as the batch grows and the products alone keep the device busy.
 """
 
 import argparse
-import ctypes
-import datetime
-import platform
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.alternate import alternate, keep_freed_memory, provenance, speed_up
 from vitrail.backbones.contract import Backbone, Features
 from vitrail.backbones.registry import create_backbone
 
 Forward = Callable[[], list[Features]]
-
-
-def hardware(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    with open("/proc/cpuinfo") as lines:
-        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to reuse freed memory instead of returning it and faulting it in again.
-
-    Without this, large activations are timed by the kernel's page faults, whichever way is faster.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        m_trim_threshold, m_mmap_max = -1, -4
-        ctypes.CDLL(None).mallopt(m_mmap_max, 0)
-        ctypes.CDLL(None).mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def step(backbone: nn.Module, forward: Forward) -> Tensor:
@@ -55,15 +34,6 @@ def gradients(backbone: nn.Module, forward: Forward) -> list[Tensor]:
     return [p.grad.clone() for p in backbone.parameters() if p.grad is not None]
 
 
-def seconds(backbone: nn.Module, forward: Forward, steps: int) -> float:
-    """Of one step, mean over a block."""
-    begin = time.perf_counter()
-    for _ in range(steps):
-        loss = step(backbone, forward)
-    loss.item()  # waits for the device
-    return (time.perf_counter() - begin) / steps
-
-
 def relative_gap(first: list[Tensor], second: list[Tensor]) -> float:
     """Largest difference of two lists of gradients, relative to each one's largest entry."""
     pairs = zip(first, second, strict=True)
@@ -76,13 +46,10 @@ def compare(title: str, backbone: Backbone, images: list[Tensor], blocks: int, s
         "packed": lambda: backbone.forward_packed(images),
     }
     gap = relative_gap(*(gradients(backbone, forward) for forward in ways.values()))
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for block in range(blocks):
-        # The order turns around with every block, so that neither way always runs first.
-        for way in sorted(ways, reverse=block % 2 == 0):
-            times[way].append(seconds(backbone, ways[way], steps))
+    work = {way: partial(step, backbone, forward) for way, forward in ways.items()}
+    times = alternate(work, blocks, steps)
     separate, packed = (statistics.median(times[way]) * 1e3 for way in ways)
-    ratio = statistics.median(s / p for s, p in zip(*times.values(), strict=True))
+    ratio = speed_up(times["separate"], times["packed"])
     print(f"| {title} | {separate:.1f} | {packed:.1f} | {ratio:.2f} | {gap:.0e} |", flush=True)
 
 
@@ -103,7 +70,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     keep_freed_memory()
     torch.manual_seed(0)
-    print(f"{hardware(device)}; torch {torch.__version__}; {datetime.date.today()}; float32")
+    print("; ".join([*provenance(device).values(), "float32"]))
     print(
         f"width {args.width}, {args.depth} layers, patch {args.patch_size}, {args.globals} x "
         f"{args.global_size} + {args.locals} x {args.local_size} px; forward + backward; "

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "interop": {"nn", "backbones"},
     "report": {"evals", "data", "encoder"},
 }
+FOR_ALL = {"durable"}  # writing files safely is nobody's own
 SEES_EVERYTHING = {"cli", "api", "train", "assemble", "state", "run"}
 
 
@@ -33,7 +34,7 @@ def imports_of(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_a_room_imports_only_what_lies_upstream(room):
-    allowed = MAY_IMPORT[room] | {room}
+    allowed = MAY_IMPORT[room] | {room} | FOR_ALL
     for path in (PACKAGE / room).rglob("*.py"):
         for module in imports_of(path):
             assert any(module == a or module.startswith(a + ".") for a in allowed), (
@@ -51,7 +52,7 @@ def test_only_the_top_sees_objectives():
 
 
 @pytest.mark.parametrize(
-    "word", ["eval(", "exec(", "pickle.load", "import pickle", "torch.hub", "weights_only=False"]
+    "word", ["eval(", "exec(", "pickle.load", "Unpickler(", "torch.hub", "weights_only=False"]
 )
 def test_nothing_untrusted_is_executed(word):
     for path in PACKAGE.rglob("*.py"):

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from vitrail import checkpoint
+from vitrail import checkpoint, durable
 
 CPU = torch.device("cpu")
 
@@ -111,8 +111,8 @@ def test_a_checkpoint_that_holds_code_is_refused(tmp_path):
 
 def test_write_atomically_replaces_or_keeps(tmp_path, monkeypatch):
     path = tmp_path / "evaluation.json"
-    checkpoint.write_atomically(path, "old")
+    durable.write_atomically(path, "old")
     monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("killed")))
     with pytest.raises(OSError, match="killed"):
-        checkpoint.write_atomically(path, "new")
+        durable.write_atomically(path, "new")
     assert path.read_text() == "old"

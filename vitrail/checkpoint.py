@@ -7,7 +7,6 @@ after that. A kill at any moment, or a full disk, leaves the previous checkpoint
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -15,6 +14,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+
+from vitrail.durable import sync, sync_folder
 
 KEEP = 2  # whole checkpoints kept: the newest, and one before it should the disk damage that
 
@@ -37,7 +38,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         with open(temporary / "state.pt", "wb") as file:
             torch.save(state, file)
             sync(file)
-        manifest = {"step": step, "bytes": (temporary / "state.pt").stat().st_size}
+        manifest: dict[str, Any] = {"step": step, "bytes": (temporary / "state.pt").stat().st_size}
         manifest["sha256"] = _sha256(temporary / "state.pt")
         with open(temporary / "manifest.json", "w") as text:
             json.dump(manifest, text)
@@ -93,31 +94,6 @@ def remove_leftovers(folder: Path) -> None:
     for pattern in (".writing-*", ".replaced-*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def sync(file: Any) -> None:
-    """Flushes an open file through to the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the folder's entries (a rename within it) durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a text file: readers see the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.writing")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        sync(file)
-    os.replace(temporary, path)
-    sync_folder(path.parent)
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from vitrail import api
 from vitrail.backbones.registry import BACKBONES, describe
 from vitrail.data.sources import SOURCES
+from vitrail.distributed import choose_device
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.protocols import PROTOCOLS
@@ -74,7 +75,7 @@ def evaluate_(arguments: list[str]) -> None:
         out: Path | None = None,
         device: str = "auto",
     ) -> None:
-        evaluate(path, data=data, protocols=protocols, out=out, device=device)
+        evaluate(path, data=data, protocols=protocols, out=out, device=str(choose_device(device)))
 
     tyro.cli(command, prog="vitrail evaluate", args=arguments)
 
@@ -98,7 +99,7 @@ def embed_(arguments: list[str]) -> None:
         split: Literal["train", "test"] = "train",
         device: str = "auto",
     ) -> None:
-        embed(path, out=out, data=data, split=split, device=device)
+        embed(path, out=out, data=data, split=split, device=str(choose_device(device)))
 
     tyro.cli(command, prog="vitrail embed", args=arguments)
 

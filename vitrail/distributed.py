@@ -26,30 +26,34 @@ class Ranks:
         return self.rank == 0
 
 
-def join(device: str = "auto") -> Ranks:
-    """Joins torchrun's process group, if there is one.
-
-    Args:
-        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
+    """The device meant by "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
 
     Raises:
-        ValueError: CUDA asked for where there is none.
+        ValueError: CUDA asked for where there is none, or not a device.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: torch sees no CUDA device; use --device cpu")
+    return torch.device("cuda", local_rank) if device == "cuda" else place
+
+
+def join(device: str = "auto") -> Ranks:
+    """Joins torchrun's process group, if there is one. `device` as for `choose_device`."""
     rank, local_rank, world = (
         int(os.environ.get(name, default))
         for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
     )
-    on_cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    if on_cuda and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r}: torch sees no CUDA device; use --device cpu")
-    if device in ("auto", "cuda"):
-        place = torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
-    else:
-        place = torch.device(device)
-    if on_cuda:
+    place = choose_device(device, local_rank)
+    if place.type == "cuda":
         torch.cuda.set_device(place)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     return Ranks(rank, local_rank, world, place)
 
 

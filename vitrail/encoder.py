@@ -22,8 +22,8 @@ from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.registry import create_backbone
-from vitrail.checkpoint import sync, sync_folder, write_atomically
 from vitrail.data.preprocess import Preprocess
+from vitrail.durable import sync, sync_folder, write_atomically
 from vitrail.inputs import ImagesLike, batches
 
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"

@@ -14,24 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vitrail.nn.effective_rank import effective_rank
+
 PATIENCE = 3  # successive bad readings before a warning: the first steps of any run look flat
 SHARE = 0.01  # of the training time, at most, spent on looking
-
-
-def effective_rank(features_BD: Float[Tensor, "B D"]) -> float:
-    """exp of the entropy of the singular value distribution (RankMe, Garrido et al. 2023, eq. 1).
-
-    Between 1 (all on a line, or all equal) and min(B - 1, D). Departure: rows are normalised and
-    centred first, so that a common offset does not hide the spread of the rest. A host sync.
-    """
-    unit = torch.nn.functional.normalize(features_BD.double(), dim=1)
-    centred = unit - unit.mean(dim=0)
-    sigma = torch.linalg.svdvals(centred.cpu())
-    # Under this, what is left after centring is the rounding of float32 inputs: all rows are equal.
-    if sigma.square().sum() < 1e-10 * len(unit):
-        return 1.0
-    p = sigma / sigma.sum()
-    return float(torch.exp(-torch.xlogy(p, p).sum()))
 
 
 def vital_signs(features_BD: Float[Tensor, "B D"]) -> dict[str, float]:
@@ -98,8 +84,8 @@ class Monitor:
         if self._low_rank >= PATIENCE:
             return (
                 f"step {step}: the features collapse: effective rank "
-                f"{signs['effective_rank']:.2f}, mean spread {signs['spread_mean']:.4f}. A lower learning rate, a longer warm-up, "
-                "or (SimDINO) a larger batch and a larger gamma"
+                f"{signs['effective_rank']:.2f}, mean spread {signs['spread_mean']:.4f}. Try a "
+                "lower learning rate, a longer warm-up, or (SimDINO) a larger batch and gamma"
             )
         return None
 

@@ -6,7 +6,6 @@ logging. Only rank 0 writes; all ranks flush, since the loss they log is the mea
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from vitrail.distributed import Ranks
+from vitrail.durable import write_atomically
 from vitrail.nn.collectives import mean_over_ranks
 
 T = TypeVar("T")
@@ -165,6 +165,4 @@ def _cut(path: Path, start: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    temporary = path.with_name(".metrics.jsonl.writing")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, "".join(kept))

@@ -13,7 +13,7 @@ from threading import Event, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
-from vitrail.checkpoint import write_atomically
+from vitrail.durable import write_atomically
 from vitrail.recipes.config import differences, from_dict, to_dict
 from vitrail.recipes.recipe import SPEED_FIELDS, Recipe
 

@@ -103,8 +103,8 @@ def forward_backward(
         last = i + 1 == len(batches)
         half = torch.autocast(batch.index.device.type, torch.bfloat16, precision == "bf16")
         # DDP exchanges gradients in the last slice only; the others add to what is there.
-        alone = isinstance(model, DistributedDataParallel) and not last
-        with model.no_sync() if alone else nullcontext():
+        ddp = model if isinstance(model, DistributedDataParallel) else None
+        with ddp.no_sync() if ddp and not last else nullcontext():
             with half:
                 out = model(batch, step)
             (out["loss"] / len(batches)).backward()

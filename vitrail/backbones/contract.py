@@ -21,7 +21,7 @@ class Features:
 
 
 class Backbone(nn.Module):
-    """Abstract. `embed_dim` is D; `in_chans` is C; `img_size` is the size it was built for (pixels)."""
+    """Abstract. `embed_dim` is D; `in_chans` is C; `img_size` the pixels it was built for."""
 
     embed_dim: int
     in_chans: int
@@ -29,7 +29,7 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def forward_packed(
-        self, images: list[Float[Tensor, "B C S S"]], draws: Draws | None = None
+        self, images: list[Float[Tensor, "_ C _ _"]], draws: Draws | None = None
     ) -> list[Features]:
         """Features of several batches of different resolutions, in one pass over the layers.
 
@@ -62,7 +62,7 @@ class TokenBackbone(Backbone):
 
     @abstractmethod
     def token_keys(self, images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B H W D"]:
-        """The last layer's keys of the patches, heads concatenated (MSSA: the shared projection)."""
+        """The last layer's keys of the patches, heads concatenated (MSSA: its projection)."""
 
     @abstractmethod
     def layer_states(

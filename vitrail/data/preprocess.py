@@ -3,6 +3,7 @@
 Shape legend: N images · C channels · H, W an image.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from vitrail.data.apply import full_precision
 from vitrail.data.resample import Taps, resample_one, taps
 from vitrail.data.views import check_normalisation
+
+STACK_VALUES = 2**22  # pixel values turned to float at a time, 16 MB
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Preprocess:
         check_normalisation("preprocess", self.mean, self.std)
 
     def __call__(
-        self, images: list[UInt8[Tensor, "C _ _"]] | UInt8[Tensor, "N C H W"]
+        self, images: list[UInt8[Tensor, "_ _ _"]] | UInt8[Tensor, "N C H W"]
     ) -> Float[Tensor, "N C {self.size} {self.size}"]:
         """Computes on the device of the images. ValueError if their channels do not fit."""
         device = images[0].device if len(images) else torch.device("cpu")
@@ -44,13 +47,15 @@ class Preprocess:
         std = torch.tensor(self.std, device=device)[:, None, None]
         out = torch.empty(len(images), len(self.mean), self.size, self.size, device=device)
         with torch.no_grad(), full_precision(device):
-            for i, image in enumerate(images):
-                if image.shape[0] != len(self.mean):
+            for start, same_NCHW in _of_one_size(images):
+                if same_NCHW.shape[1] != len(self.mean):
                     raise ValueError(
-                        f"preprocess: image {i} has {image.shape[0]} channels, but mean has "
-                        f"{len(self.mean)}; open the images with channels={len(self.mean)}"
+                        f"preprocess: image {start} has {same_NCHW.shape[1]} channels, but mean "
+                        f"has {len(self.mean)}; open the images with channels={len(self.mean)}"
                     )
-                out[i] = self._resized(image)
+                # To the two products, the images of a stack are so many more channels.
+                resized_MSS = self._resized(same_NCHW.flatten(0, 1))
+                out[start : start + len(same_NCHW)] = resized_MSS.unflatten(0, same_NCHW.shape[:2])
         return out.div_(255).clamp_(0, 1).sub_(mean).div_(std)
 
     def _resized(self, image: UInt8[Tensor, "C H W"]) -> Float[Tensor, "C S S"]:
@@ -74,3 +79,15 @@ class Preprocess:
         start, stop = int(used.min()), int(used.max()) + 1
         position = torch.where(along.position < 0, -1, along.position - start)
         return slice(start, stop), Taps(position, along.weight)
+
+
+def _of_one_size(
+    images: list[UInt8[Tensor, "_ _ _"]] | UInt8[Tensor, "N C H W"],
+) -> Iterator[tuple[int, UInt8[Tensor, "n C H W"]]]:
+    """Stacks of images to resize together, each with the position of its first."""
+    if isinstance(images, list):
+        yield from ((i, image[None]) for i, image in enumerate(images))
+        return
+    together = max(1, STACK_VALUES // max(1, images[:1].numel()))
+    for start in range(0, len(images), together):
+        yield start, images[start : start + together]

@@ -17,15 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from vitrail.backbones.contract import TokenBackbone
-from vitrail.checkpoint import write_atomically
 from vitrail.data.batch import Source
 from vitrail.data.memory import Subset, hold_out
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import open_source
+from vitrail.durable import write_atomically
 from vitrail.encoder import Encoder
 from vitrail.evals.features import Embed, collect, raw_pixels, raw_side
 from vitrail.evals.protocols import KINDS, PROTOCOLS, Material, Settings, Split
-from vitrail.health import effective_rank
+from vitrail.nn.effective_rank import effective_rank
 from vitrail.nn.random import philox
 
 RANK_ROWS = 2048  # of the test features, for the effective rank

@@ -1,4 +1,4 @@
-"""Randomness as a pure function of (seed, stream, step, sample): nothing is carried, so nothing is saved.
+"""Randomness as a pure function of (seed, stream, step, sample): nothing is saved.
 
 Philox is a counter-based generator: its n-th draw is a function of a key and n alone. Every draw in
 vitrail is made for the *global* batch and then sliced, so that it does not depend on how many ranks
@@ -59,5 +59,5 @@ class Draws:
 
     def narrow(self, start: int, count: int) -> "Draws":
         """The draws of samples [start, start + count) of this slice (gradient accumulation)."""
-        assert 0 <= start and start + count <= self.count
+        assert 0 <= start <= start + count <= self.count
         return replace(self, start=self.start + start, count=count)

@@ -44,8 +44,8 @@ class Objective(nn.Module):
         """The loss of this slice of the global batch.
 
         Returns:
-            "loss": scalar float32 with a gradient; its mean over ranks is the global loss, and so is
-            the mean of its gradients.
+            "loss": scalar float32 with a gradient; its mean over ranks is the global loss, and
+            the mean of its gradients is the global gradient.
             "features": optional, detached [rows, D], what `health` looks at.
             All others: detached means over samples; they are averaged over accumulation slices,
             handed to `after_step`, and logged where they are scalars.
@@ -60,7 +60,7 @@ class Objective(nn.Module):
 
     @property
     def chance_loss(self) -> float | None:
-        """The loss of an output that ignores its input (ln K), None where there is no such value."""
+        """The loss of an output that ignores its input (ln K), None where there is none."""
         return None
 
     @property

@@ -96,8 +96,9 @@ def crate_large_in1k() -> Recipe:
 def _crate(size: str) -> Recipe:
     """The book's section 7.3.5: LION, rate 2.4e-4, weight decay .5, batch 2048, 150 epochs.
 
-    Label smoothing .1 and no clipping are the training code's (CRATE 674408f), and so are its random
-    resized crops, where the book writes centre crops; 5 warm-up epochs are the book's (code: 20).
+    Label smoothing .1 and no clipping are the training code's (CRATE 674408f), and so are its
+    random resized crops, where the book writes centre crops; 5 warm-up epochs are the book's
+    (code: 20).
     """
     return Recipe(
         name=f"crate_{size}_in1k",

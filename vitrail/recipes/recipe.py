@@ -8,8 +8,12 @@ import tyro
 from vitrail.objectives import dino, simdino, supervised
 from vitrail.optim import Config as OptimConfig
 
+# On the command line a recipe's objective keeps its kind: its fields are options, not a subcommand.
 ObjectiveConfig = Annotated[
-    dino.Config | simdino.Config | supervised.Config, tyro.conf.AvoidSubcommands
+    Annotated[dino.Config, tyro.conf.subcommand("dino")]
+    | Annotated[simdino.Config, tyro.conf.subcommand("simdino")]
+    | Annotated[supervised.Config, tyro.conf.subcommand("supervised")],
+    tyro.conf.AvoidSubcommands,
 ]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from vitrail.recipes import fashion, digits, imagenet
+from vitrail.recipes import digits, fashion, imagenet
 from vitrail.recipes.config import suggest
 from vitrail.recipes.recipe import Recipe
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from vitrail.checkpoint import write_atomically
+from vitrail.durable import write_atomically
 from vitrail.report.curves import health_curves, training_curves
 from vitrail.report.files import RunFiles, read_run
 

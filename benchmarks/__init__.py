@@ -1,0 +1,1 @@
+"""What is claimed to be fast, and the commands that measure it."""
