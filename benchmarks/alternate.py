@@ -6,10 +6,12 @@ compared is the median of the blocks.
 
 import ctypes
 import datetime
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,8 +24,9 @@ Work = Callable[[], Tensor]  # returns a tensor of one element, which is waited 
 def hardware(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    with open("/proc/cpuinfo") as lines:
-        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
 
 
@@ -33,8 +36,18 @@ def provenance(device: str) -> dict[str, str]:
         "hardware": hardware(device),
         "torch": torch.__version__,
         "date": str(datetime.date.today()),
-        "commit": (commit() or "unknown")[:12],
+        "commit": commit() or "unknown",
+        # Of other work, when asked for before ours begins: above 0.5 the numbers are doubtful.
+        "load": f"{os.getloadavg()[0]:.1f}",
     }
+
+
+def one_line(origin: dict[str, str]) -> str:
+    """A provenance, for people."""
+    return (
+        f"{origin['hardware']}; torch {origin['torch']}; {origin['date']}; "
+        f"commit {origin['commit']}; load average before {origin['load']}"
+    )
 
 
 def keep_freed_memory() -> None:
@@ -62,11 +75,12 @@ def alternate(ways: Mapping[str, Work], blocks: int, calls: int) -> dict[str, li
     times: dict[str, list[float]] = {way: [] for way in ways}
     for block in range(blocks):
         # The order turns around with every block, so that no way always runs first.
-        for way in list(ways)[:: 1 if block % 2 else -1]:
+        for way in list(ways)[:: -1 if block % 2 else 1]:
             times[way].append(seconds(ways[way], calls))
     return times
 
 
-def speed_up(slow: list[float], fast: list[float]) -> float:
-    """How many times faster: the median over blocks of the ratio within a block."""
-    return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
+def speed_up(slow: list[float], fast: list[float]) -> tuple[float, float, float]:
+    """How many times faster: the ratio within a block, its median, least and most over blocks."""
+    ratios = [s / f for s, f in zip(slow, fast, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.alternate import alternate, keep_freed_memory, provenance, speed_up
+from benchmarks.alternate import alternate, keep_freed_memory, one_line, provenance, speed_up
 from vitrail.backbones.contract import Backbone, Features
 from vitrail.backbones.registry import create_backbone
 
@@ -49,7 +49,7 @@ def compare(title: str, backbone: Backbone, images: list[Tensor], blocks: int, s
     work = {way: partial(step, backbone, forward) for way, forward in ways.items()}
     times = alternate(work, blocks, steps)
     separate, packed = (statistics.median(times[way]) * 1e3 for way in ways)
-    ratio = speed_up(times["separate"], times["packed"])
+    ratio, *_ = speed_up(times["separate"], times["packed"])
     print(f"| {title} | {separate:.1f} | {packed:.1f} | {ratio:.2f} | {gap:.0e} |", flush=True)
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     keep_freed_memory()
     torch.manual_seed(0)
-    print("; ".join([*provenance(device).values(), "float32"]))
+    print(f"{one_line(provenance(device))}; float32")
     print(
         f"width {args.width}, {args.depth} layers, patch {args.patch_size}, {args.globals} x "
         f"{args.global_size} + {args.locals} x {args.local_size} px; forward + backward; "

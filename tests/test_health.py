@@ -48,7 +48,7 @@ def readings(monitor: Monitor, features: torch.Tensor, loss: float, n: int) -> l
     return [
         reading["warning"]
         for step in range(n)
-        if "warning" in (reading := monitor.look(step, features, loss, 1.0))
+        if "warning" in (reading := monitor.look(step, {"features": features}, loss, 1.0))
     ]
 
 
@@ -63,17 +63,25 @@ def test_a_loss_pinned_at_ln_k_is_named_only_when_it_stays():
 
 def test_collapsing_features_are_named():
     warnings = readings(Monitor(1, chance_loss=None), torch.ones(64, 16), 0.1, 5)
-    assert "collapse" in warnings[0]
+    assert "the features collapse" in warnings[0]
     assert not readings(Monitor(1, chance_loss=None), torch.randn(64, 16), 0.1, 5)
+
+
+def test_a_head_may_collapse_alone():
+    monitor = Monitor(1, chance_loss=None)
+    out = {"features": torch.randn(64, 16), "embedding": torch.ones(64, 16)}
+    warnings = [monitor.look(step, out, 0.1, 1.0).get("warning") for step in range(3)]
+    assert warnings[:2] == [None, None]
+    assert "the head outputs collapse: effective rank 1.00" in warnings[2]
 
 
 def test_looking_costs_under_one_percent():
     monitor = Monitor(every=10, chance_loss=None)
-    monitor.look(0, torch.randn(512, 512), 1.0, step_seconds=1e-6)
+    monitor.look(0, {"features": torch.randn(512, 512)}, 1.0, step_seconds=1e-6)
     assert monitor.next_look > 10_000
     assert not monitor.due(10)
     monitor = Monitor(every=10, chance_loss=None)
-    monitor.look(0, torch.randn(8, 8), 1.0, step_seconds=100.0)
+    monitor.look(0, {"features": torch.randn(8, 8)}, 1.0, step_seconds=100.0)
     assert monitor.next_look == 10
 
 
@@ -82,7 +90,7 @@ def test_a_number_that_is_not_finite_stops_with_step_reason_and_remedy(broken):
     good = {"step": 6, "loss": 1.0, "grad_norm": 2.0, "lr": 1e-3}
     bad = {**good, "step": 7, broken: float("nan")}
     require_finite([good], "fp32")
-    with pytest.raises(DivergedError, match=r"step 7.*learning rate.*Try.*last good checkpoint"):
+    with pytest.raises(DivergedError, match=r"step 7.* is not finite.*learning rate.*Try half"):
         require_finite([good, bad], "fp32")
     with pytest.raises(DivergedError, match="--precision fp32"):
         require_finite([bad], "bf16")

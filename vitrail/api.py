@@ -50,6 +50,8 @@ def start(recipe: Recipe, out: Path) -> Path:
 def resume(run: str | Path) -> Path:
     """Goes on with a run from its last whole checkpoint, as if it had never stopped.
 
+    A finished run is left as it is.
+
     Raises:
         ValueError: no such run, one in use, one that was edited, or data that changed.
     """

@@ -44,9 +44,13 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             json.dump(manifest, text)
             sync(text)
         sync_folder(temporary)
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into the latter
+    except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"checkpoint {final} could not be written: {error}") from error
+        # torch's zip writer trips over a full disk with a RuntimeError about something else.
+        first = error if isinstance(error, OSError) else error.__context__
+        code, reason = (first.errno, first.strerror) if isinstance(first, OSError) else (None, None)
+        message = f"checkpoint {final} could not be written: {reason or error}"
+        raise OSError(code, message) from error
     if final.exists():  # damaged, or this very state: either way the new one takes its place
         final.rename(folder / f".replaced-{step:08d}")
     temporary.rename(final)

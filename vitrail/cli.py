@@ -3,9 +3,8 @@
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 from rich.console import Console
@@ -27,33 +26,34 @@ from vitrail.report.build import build_report
 Path_ = Annotated[Path, tyro.conf.Positional]
 
 
-@dataclass(frozen=True)
-class Pretrain:
-    """Trains an encoder.
-
-    out: the run's folder, which must not hold a run yet. All others are fields of the recipe.
-    """
-
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    out: Path
-
-
 def pretrain(arguments: list[str]) -> None:
     """Train an encoder: vitrail pretrain RECIPE --data SPEC --out RUN"""
     if not arguments or arguments[0].startswith("-"):
-        names = "\n  ".join(RECIPES)
-        print(f"usage: vitrail pretrain RECIPE --out RUN [--data SPEC] ...\n\nrecipes:\n  {names}")
-        print("\n`vitrail pretrain RECIPE --help` lists a recipe's fields.")
-        raise SystemExit(0 if "--help" in arguments or "-h" in arguments else 2)
-    recipe = get_recipe(arguments[0])
+        _usage(
+            "usage: vitrail pretrain RECIPE --out RUN [--data SPEC] ...\n\nrecipes:\n  "
+            + "\n  ".join(RECIPES)
+            + "\n\n`vitrail pretrain RECIPE --help` lists a recipe's fields.",
+            asked="--help" in arguments or "-h" in arguments,
+        )
+    named = get_recipe(arguments[0])
+
+    def command(
+        out: Path, recipe: Annotated[Recipe, tyro.conf.arg(name="")] = named
+    ) -> tuple[Recipe, Path]:
+        """Trains an encoder.
+
+        Args:
+            out: the run's folder, which must not hold a run yet.
+        """
+        return recipe, out
+
     asked = tyro.cli(
-        Pretrain,
-        prog=f"vitrail pretrain {recipe.name}",
-        default=Pretrain(recipe=recipe, out=tyro.MISSING),
+        command,
+        prog=f"vitrail pretrain {named.name}",
         args=arguments[1:],
         config=(tyro.conf.FlagConversionOff,),
     )
-    api.start(asked.recipe, asked.out)
+    api.start(*asked)
 
 
 def resume(arguments: list[str]) -> None:
@@ -113,6 +113,8 @@ def list_(arguments: list[str]) -> None:
         "sources": lambda: [(name, row.help) for name, row in SOURCES.items()],
         "protocols": lambda: [(name, row.help) for name, row in PROTOCOLS.items()],
     }
+    if "--help" in arguments or "-h" in arguments:
+        _usage(f"usage: vitrail list [{'|'.join(tables)}]", asked=True)
     for kind in arguments or tables:
         if kind not in tables:
             raise ValueError(f"{kind!r} cannot be listed{suggest(kind, tables)}")
@@ -136,9 +138,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs one command. Exits with 0, with 1 and one line on an error, or with 2 on misuse."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("vitrail: representation learning you can see through\n")
-        print("\n".join(f"  {name:10}{_first_line(do)}" for name, do in COMMANDS.items()))
-        raise SystemExit(0 if arguments else 2)
+        commands = "\n".join(f"  {name:10}{_first_line(do)}" for name, do in COMMANDS.items())
+        _usage(
+            f"vitrail: representation learning you can see through\n\n{commands}",
+            asked=bool(arguments),
+        )
     if arguments[0] == "--version":
         from vitrail import __version__
 
@@ -150,8 +154,24 @@ def main(arguments: list[str] | None = None) -> None:
         COMMANDS[arguments[0]](arguments[1:])
     except (ValueError, OSError) as error:
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"vitrail: error: {error}", file=sys.stderr)
+            print(f"vitrail: error: {_words(error)}", file=sys.stderr)
         raise SystemExit(1) from error
+    except KeyboardInterrupt as error:
+        raise SystemExit(130) from error
+
+
+def _words(error: ValueError | OSError) -> str:
+    """The message without the number of a system error, and what was noted about it."""
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        message = error.strerror + (f": {error.filename}" if error.filename else "")
+    return "\n".join([message, *getattr(error, "__notes__", ())])
+
+
+def _usage(text: str, asked: bool) -> NoReturn:
+    """Prints how to call a command: to who asked for it, or to who got it wrong."""
+    print(text, file=sys.stdout if asked else sys.stderr)
+    raise SystemExit(0 if asked else 2)
 
 
 def _first_line(documented: Callable[..., object]) -> str:

@@ -38,8 +38,12 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
         place = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
+    if place.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: torch sees no CUDA device; use --device cpu")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", local_rank) if device == "cuda" else place
 
 
@@ -84,13 +88,15 @@ def on_main(ranks: Ranks, action: Callable[[], object]) -> None:
     Raises:
         ValueError: on every rank, what the action raised on rank 0.
     """
+    if not dist.is_initialized():
+        action()
+        return
     complaint: list[str | None] = [None]
     if ranks.is_main:
         try:
             action()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             complaint = [str(error)]
-    if dist.is_initialized():
-        dist.broadcast_object_list(complaint, src=0)
+    dist.broadcast_object_list(complaint, src=0)
     if complaint[0] is not None:
         raise ValueError(complaint[0])

@@ -23,8 +23,12 @@ def sync_folder(folder: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a text file: readers see the old one or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.writing")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        sync(file)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            sync(file)
+        os.replace(temporary, path)
+    except OSError:  # a full disk needs the room
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)

@@ -7,6 +7,7 @@ NaN (dinov2 #143, SimDINO #43), collapse (SimDINO #20). A vitrail run says so wh
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from vitrail.nn.effective_rank import effective_rank
 
+LOOKED_AT = ("features", "embedding")  # of an objective's output
 PATIENCE = 3  # successive bad readings before a warning: the first steps of any run look flat
+LOW_RANK, LOW_SPREAD = 1.5, 0.01  # below either, rows are all but equal
 SHARE = 0.01  # of the training time, at most, spent on looking
 
 
@@ -51,20 +54,25 @@ class Monitor:
     chance_loss: float | None
     next_look: int = 0
     _flat: int = field(default=0, init=False)
-    _low_rank: int = field(default=0, init=False)
+    _low: int = field(default=0, init=False)
 
     def due(self, step: int) -> bool:
         return step >= self.next_look
 
     def look(
-        self, step: int, features: Tensor | None, loss: float, step_seconds: float
+        self, step: int, out: Mapping[str, Tensor], loss: float, step_seconds: float
     ) -> dict[str, Any]:
         """One reading: {"health": signs, and where something is wrong "warning": text}.
 
-        Sets the time of the next look, from what this one cost.
+        Looks at the "features" and the "embedding" of an objective's output, where it has them: a
+        head may collapse while its backbone has not yet. Sets the time of the next look, from what
+        this one cost.
         """
         started = time.perf_counter()
-        signs = {} if features is None else vital_signs(features.flatten(0, -2))
+        signs = vital_signs(out["features"]) if "features" in out else {}
+        if "embedding" in out:
+            of_head = vital_signs(out["embedding"])
+            signs |= {f"embedding_{name}": value for name, value in of_head.items()}
         cost = time.perf_counter() - started
         self.next_look = step + max(self.every, math.ceil(cost / (SHARE * max(step_seconds, 1e-9))))
         warning = self._diagnose(step, signs, loss)
@@ -73,19 +81,25 @@ class Monitor:
     def _diagnose(self, step: int, signs: dict[str, float], loss: float) -> str | None:
         pinned = self.chance_loss is not None and abs(loss / self.chance_loss - 1) < 0.005
         self._flat = self._flat + 1 if pinned else 0
-        low = signs.get("effective_rank", math.inf) < 1.5 or signs.get("spread_mean", 1.0) < 1e-3
-        self._low_rank = self._low_rank + 1 if low else 0
+        low = [
+            kind
+            for kind in ("", "embedding_")
+            if signs.get(f"{kind}effective_rank", math.inf) < LOW_RANK
+            or signs.get(f"{kind}spread_mean", 1.0) < LOW_SPREAD
+        ]
+        self._low = self._low + 1 if low else 0
         if self._flat >= PATIENCE:
             return (
                 f"step {step}: the loss has stayed at {loss:.4f}, the value of a uniform output "
                 f"(ln K = {self.chance_loss:.4f}): nothing is learned yet. If it does not move "
                 "soon: a lower teacher temperature, a shorter warm-up, or a larger batch"
             )
-        if self._low_rank >= PATIENCE:
+        if self._low >= PATIENCE:
+            rank, spread = (signs[f"{low[0]}{name}"] for name in ("effective_rank", "spread_mean"))
             return (
-                f"step {step}: the features collapse: effective rank "
-                f"{signs['effective_rank']:.2f}, mean spread {signs['spread_mean']:.4f}. Try a "
-                "lower learning rate, a longer warm-up, or (SimDINO) a larger batch and gamma"
+                f"step {step}: the {'head outputs' if low[0] else 'features'} collapse: effective "
+                f"rank {rank:.2f}, mean spread {spread:.4f}. Try a lower learning rate, a longer "
+                "warm-up, or (SimDINO) a larger batch and gamma"
             )
         return None
 
@@ -104,6 +118,7 @@ def require_finite(rows: list[dict[str, Any]], precision: str) -> None:
         broken = [name for name in ("loss", "grad_norm") if not math.isfinite(row[name])]
         if not broken:
             continue
+        verb = "is" if len(broken) == 1 else "are"
         before = [r["grad_norm"] for r in rows[max(0, i - 5) : i]]
         grew = (
             f"; gradient norms just before: {', '.join(f'{g:.3g}' for g in before)}"
@@ -117,7 +132,7 @@ def require_finite(rows: list[dict[str, Any]], precision: str) -> None:
         )
         remedy = "--precision fp32, or " if precision != "fp32" else ""
         raise DivergedError(
-            f"step {row['step']}: {' and '.join(broken)} is not finite (loss {row['loss']}, "
+            f"step {row['step']}: {' and '.join(broken)} {verb} not finite (loss {row['loss']}, "
             f"learning rate {row['lr']:.3g}{grew}): {reason}. Try {remedy}half the --optim.lr, or "
-            "a longer --optim.warmup-epochs. The last good checkpoint is kept"
+            "a longer --optim.warmup-epochs"
         )

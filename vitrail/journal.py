@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -16,10 +17,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from vitrail.distributed import Ranks
 from vitrail.durable import write_atomically
+from vitrail.events import Events
 from vitrail.nn.collectives import mean_over_ranks
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Journal:
             return
         _cut(run / "metrics.jsonl", start)
         self._file = open(run / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self._events = SummaryWriter(str(run / "tb"), purge_step=start)
+        self._events = Events(run / "tb", start)
         self._bar = Progress(
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -65,8 +66,10 @@ class Journal:
     ) -> None:
         if self._writes:
             self._bar.stop()
-            self._file.close()
-            self._events.close()
+            # Every write was flushed: closing can only fail again as the write before it did.
+            for file in (self._file, self._events):
+                with suppress(OSError):
+                    file.close()
 
     def timed(self, items: Iterable[T]) -> Iterator[T]:
         """Passes items on, and measures the time spent waiting for them.
@@ -120,9 +123,9 @@ class Journal:
             return
         for row in rows:
             self._file.write(json.dumps(_plain(row)) + "\n")
-            for name, value in _flat(row).items():
-                self._events.add_scalar(name, value, row["step"])
+            self._events.add(row["step"], _flat(row))
         self._file.flush()
+        self._events.flush()
         self._speak(rows[-1])
         for warning in (row["warning"] for row in rows if "warning" in row):
             self.say(f"warning: {warning}")
@@ -142,6 +145,11 @@ class Journal:
         elif time.monotonic() - self._spoken > PLAIN_SECONDS or done == self._total:
             self._spoken = time.monotonic()
             self.say(f"step {done}/{self._total} {status}")
+
+
+def say(message: str) -> None:
+    """A line for the person watching, where no journal is open."""
+    Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Optimizers, the schedules applied to their groups, and gradient clipping, without host syncs."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,9 +37,10 @@ class Config:
     clip_by: Literal["tensor", "global"] = "tensor"
 
     def __post_init__(self) -> None:
-        for field, low in (("lr", 0), ("min_lr", 0), ("weight_decay", 0), ("clip", 0)):
-            if getattr(self, field) < low:
-                raise ValueError(f"optim.{field} is {getattr(self, field)}; it must be >= {low}")
+        for field in ("lr", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "clip"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"optim.{field} is {value}; it must be 0 or more")
 
     def peak_lr(self, batch_size: int) -> float:
         """The rate after warm-up for this global batch size."""

@@ -1,39 +1,51 @@
 """A run is a folder: made once, held by one process, described by its config.json."""
 
+import errno
 import fcntl
 import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
+from vitrail.checkpoint import list_checkpoints
 from vitrail.durable import write_atomically
+from vitrail.health import DivergedError
+from vitrail.recipes.command import command_of
 from vitrail.recipes.config import differences, from_dict, to_dict
 from vitrail.recipes.recipe import SPEED_FIELDS, Recipe
 
 
 def create(out: Path, recipe: Recipe) -> None:
-    """Makes the run's folder and writes config.json.
+    """Makes the run's folder and writes config.json, or leaves nothing behind.
 
     Raises:
         ValueError: the folder already holds a run, or cannot be written to.
     """
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     if (out / "config.json").exists():
         raise ValueError(
             f"{out} already holds a run; go on with it by `vitrail resume {out}`, "
             "or name another folder with --out"
         )
-    description = {**to_dict(recipe), "version": version("vitrail"), "commit": commit()}
+    description = to_dict(recipe) | {
+        "version": version("vitrail"),
+        "commit": commit(),
+        "command": command_of(recipe),
+    }
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.json", json.dumps(description, indent=2) + "\n")
     except OSError as error:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
         raise ValueError(
             f"--out {out} cannot be written to ({error.strerror}); name another folder"
         ) from error
@@ -52,7 +64,9 @@ def read_recipe(run: Path) -> Recipe:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); restore it") from error
-    fields = {k: v for k, v in plain.items() if k not in ("version", "commit")}
+    if not isinstance(plain, dict):
+        raise ValueError(f"{path} is not a JSON object of a recipe's fields; restore it")
+    fields = {k: v for k, v in plain.items() if k not in ("version", "commit", "command")}
     try:
         return from_dict(Recipe, fields)
     except ValueError as error:
@@ -73,6 +87,27 @@ def require_same(run: Path, saved: dict[str, Any], recipe: Recipe) -> None:
             f"{run / 'config.json'} was edited after the run began ({'; '.join(changed)}): its "
             "results would be neither recipe's. Undo that, or start a new run with another --out"
         )
+
+
+@contextmanager
+def noting_what_is_kept(run: Path, total: int) -> Iterator[None]:
+    """Adds to an error that stops a run of `total` steps what is saved, and how to go on."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        error.add_note(_what_is_kept(run, total, error))
+        raise
+
+
+def _what_is_kept(run: Path, total: int, error: Exception) -> str:
+    saved = list_checkpoints(run / "checkpoints")
+    steps = int(saved[-1].name.removeprefix("step-")) if saved else 0
+    kept = f"Kept: {steps} of {total} steps, in {saved[-1]}" if saved else "No step was saved yet"
+    if isinstance(error, DivergedError):
+        return f"{kept}; resumed, it would do the same again: start a new run with another --out"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "The disk is full: make room" if full else "When that is mended"
+    return f"{kept}. {remedy}, then go on with `vitrail resume {run}`"
 
 
 @contextmanager

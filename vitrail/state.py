@@ -1,11 +1,12 @@
 """All the state a run carries from step to step: what a checkpoint holds, and what is exported."""
 
+import json
 from pathlib import Path
 
 from vitrail import checkpoint
 from vitrail.assemble import Parts, preprocess_of
 from vitrail.distributed import Ranks
-from vitrail.encoder import Encoder
+from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.recipes.config import kind, to_dict
 from vitrail.recipes.recipe import Recipe
 from vitrail.run import require_same
@@ -38,6 +39,11 @@ def save(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
         "optimizer": parts.optimizer.state_dict(),
     }
     checkpoint.save(run / "checkpoints", step, state)
+    export(run, recipe, parts, step)
+
+
+def export(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
+    """Writes the encoder as it is now, after `step` steps."""
     info = {
         "seed": recipe.seed,
         "objective": kind(type(recipe.objective)),
@@ -45,3 +51,13 @@ def save(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
         "step": step,
     }
     Encoder(parts.objective.encoder, preprocess_of(recipe, parts.plan), info).save(run)
+
+
+def require_exported(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
+    """Exports the encoder again where a kill came between the last checkpoint and its export."""
+    try:  # the description is written last
+        described = json.loads((run / DESCRIPTION).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        described = None
+    if described != step or not (run / WEIGHTS).exists():
+        export(run, recipe, parts, step)

@@ -18,13 +18,13 @@ from vitrail.data.batch import Batch
 from vitrail.data.loader import Loader
 from vitrail.data.quarantine import Quarantine
 from vitrail.distributed import Ranks, any_rank
-from vitrail.health import Monitor, require_finite
-from vitrail.journal import Journal
+from vitrail.health import LOOKED_AT, Monitor, require_finite
+from vitrail.journal import Journal, say
 from vitrail.objectives.contract import Objective
 from vitrail.optim import apply_schedules, clip_gradients, drop_frozen_gradients
 from vitrail.recipes.recipe import Recipe
-from vitrail.run import stop_signals
-from vitrail.state import restore, save
+from vitrail.run import noting_what_is_kept, stop_signals
+from vitrail.state import require_exported, restore, save
 
 
 def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
@@ -38,11 +38,18 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
         ValueError: the recipe cannot run, the run was edited, or (DivergedError) the loss is not
             finite. OSError: the disk is full. The last whole checkpoint stays in each case.
     """
-    start = restore(run, recipe, parts, ranks)
     objective, optimizer, horizon = parts.objective, parts.optimizer, parts.horizon
+    start = restore(run, recipe, parts, ranks)
+    if start == horizon.steps:
+        if ranks.is_main:
+            require_exported(run, recipe, parts, start)
+            say(f"{run} is finished: all of its {start} steps are taken")
+        return True
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     model = parallel(recipe, objective, ranks)
     quarantine_file = run / "quarantine.jsonl" if ranks.is_main else None
+    if quarantine_file and start == 0:  # of a run that was never saved: files may be mended since
+        quarantine_file.unlink(missing_ok=True)
     loader = Loader(
         parts.source,
         parts.plan,
@@ -59,7 +66,11 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
     save_every = recipe.checkpoint_every or max(50, round(horizon.steps_per_epoch))
     log_every = 1 if ranks.device.type == "cpu" else 20  # reading a loss makes the host wait
 
-    with Journal(run, ranks, start, horizon.steps) as journal, stop_signals() as stop:
+    with (
+        noting_what_is_kept(run, horizon.steps),
+        Journal(run, ranks, start, horizon.steps) as journal,
+        stop_signals() as stop,
+    ):
         stopping = False
         steps = journal.timed(loader.steps(start, horizon.steps))
         for step, batches in enumerate(steps, start):
@@ -83,13 +94,13 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
                 rows = journal.flush(recipe.batch_size)
                 require_finite(rows, recipe.precision)
                 if ranks.is_main and monitor.due(step):
-                    rows[-1] |= monitor.look(
-                        step, out.get("features"), rows[-1]["loss"], journal.pace
-                    )
+                    rows[-1] |= monitor.look(step, out, rows[-1]["loss"], journal.pace)
                 journal.write(rows)
             if saving and ranks.is_main:
                 save(run, recipe, parts, step + 1)
             if stopping:
+                done = f"{step + 1} of {horizon.steps} steps are saved"
+                journal.say(f"stopped; {done}; go on with `vitrail resume {run}`")
                 break
     return not stopping
 
@@ -109,8 +120,10 @@ def forward_backward(
                 out = model(batch, step)
             (out["loss"] / len(batches)).backward()
         outs.append({name: value.detach() for name, value in out.items()})
-    means = {k: torch.stack([o[k] for o in outs]).mean(0) for k in outs[0] if k != "features"}
-    return means | {k: v for k, v in outs[-1].items() if k == "features"}
+    return {
+        name: outs[-1][name] if name in LOOKED_AT else torch.stack([o[name] for o in outs]).mean(0)
+        for name in outs[0]
+    }
 
 
 def parallel(recipe: Recipe, objective: Objective, ranks: Ranks) -> nn.Module:

@@ -38,12 +38,15 @@ EVALUATION = {
     "hardware": "a machine",
 }
 
+COMMAND = "vitrail pretrain simdino_digits --data digits:scattered --seed 3 --out runs/again"
+
 
 @pytest.fixture
 def run(tmp_path):
     """A finished, evaluated run with hostile names."""
     (tmp_path / "figures").mkdir()
     config = {"name": "simdino_digits", "data": "digits:scattered", "seed": 3, "version": "0.1.0"}
+    config["command"] = COMMAND
     config |= {"objective": {"kind": "simdino", "gamma": 1.0}, "backbone": "vit", "steps": 30}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "encoder.json").write_text(json.dumps({"backbone": "vit", "step": 30}))
@@ -84,8 +87,8 @@ def test_the_numbers_are_on_the_page(run):
     text = re.sub(r"\s+", " ", Elements(page_of(run)).text)
     for words in ("91.4", "57.0", "17.4", "80.0 ± 1.2", "16.4 of 64 dimensions (untrained: 8.7)"):
         assert words in text, words
-    assert "28 × 28 canvas" in text
-    assert "vitrail pretrain simdino_digits --data digits:scattered --seed 3" in text
+    assert "16 × 16 canvas" in text
+    assert COMMAND in text
     assert "objective.gamma" in text
     assert "a machine" in text
 

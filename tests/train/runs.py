@@ -28,15 +28,22 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_recipe(objective: str, **changes: Any) -> Any:
+def tiny_recipe(kind: str, /, **changes: Any) -> Any:
     from vitrail.recipes.config import from_dict, override, to_dict
     from vitrail.recipes.recipe import Recipe
     from vitrail.recipes.registry import get_recipe
 
     plain = to_dict(get_recipe("simdino_digits"))
     views = plain["objective"]["views"] | VIEWS
-    plain["objective"] = OBJECTIVES[objective] | {"views": views}
+    plain["objective"] = OBJECTIVES[kind] | {"views": views}
     return override(from_dict(Recipe, plain), TINY | changes)
+
+
+def assemble_on(objective: str, ranks: Any) -> Any:
+    """The parts of a tiny run before its first step."""
+    from vitrail.assemble import assemble
+
+    return assemble(tiny_recipe(objective), ranks)
 
 
 def pretrain(objective: str, out: str, changes: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from vitrail.nn.random import philox
 
 TEST_SHARE = 500 / 1797
 CANVAS = 16  # pixels, the side of a scattered digit's image
-SIDES = (8, 13)  # pixels, the smallest and largest side of a scattered digit, both included
+SIDES = (10, 14)  # pixels, the smallest and largest side of a scattered digit, both included
 
 
 def open_digits(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:

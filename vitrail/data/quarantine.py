@@ -71,5 +71,5 @@ class Quarantine:
         raise ValueError(
             f"{bad} of {total} samples cannot be used, more than the share of "
             f"{self._max_fraction:g} that is allowed (the first: {json.dumps(id)}: {reason})"
-            f"{listed}; repair or remove them, or allow a larger share"
+            f"{listed}; repair or remove them, or allow a larger share by max_bad_fraction"
         )

@@ -23,7 +23,7 @@ class SourceKind(NamedTuple):
 SOURCES: dict[str, SourceKind] = {
     "digits": SourceKind(
         "digits[:scattered]",
-        "scikit-learn's 1797 handwritten digits; scattered: over a 28 x 28 canvas",
+        "scikit-learn's 1797 handwritten digits; scattered: over a larger canvas",
         open_digits,
     ),
     "fashion-mnist": SourceKind(

@@ -46,7 +46,8 @@ class Objective(nn.Module):
         Returns:
             "loss": scalar float32 with a gradient; its mean over ranks is the global loss, and
             the mean of its gradients is the global gradient.
-            "features": optional, detached [rows, D], what `health` looks at.
+            "features" and "embedding": optional, detached [rows, D]: what the encoder gives, and
+            what the loss compares. `health` looks at them; a run may collapse in either.
             All others: detached means over samples; they are averaged over accumulation slices,
             handed to `after_step`, and logged where they are scalars.
         """

@@ -39,6 +39,8 @@ from vitrail.objectives.network import Network
 from vitrail.objectives.param_groups import decay_groups
 from vitrail.schedules import Horizon, cosine
 
+SHOWN_PROTOTYPES = 256  # to the health check: enough to tell whether they depend on the input
+
 
 @dataclass(frozen=True)
 class Config:
@@ -117,6 +119,7 @@ class DINO(Objective):
         return {
             "loss": loss,
             "features": pooled_2BxD,
+            "embedding": teacher_2BxK[:, :SHOWN_PROTOTYPES],
             "teacher_entropy": entropy,  # nats; ln K and constant: collapsed to uniform
             "kl": loss.detach() - entropy,  # of the teacher's distribution to the student's
             "teacher_mean": teacher_2BxK.float().mean(0),

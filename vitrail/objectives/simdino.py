@@ -111,6 +111,7 @@ class SimDINO(Objective):
         return {
             "loss": loss,
             "features": pooled_2BxD,
+            "embedding": teacher_2BxP,
             "similarity": similarity.detach(),
             "coding_rate": rate.detach(),  # nats; towards that of one repeated vector: collapse
         }

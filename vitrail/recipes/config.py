@@ -6,6 +6,7 @@ A union of dataclasses (the objective) is told apart by "kind", the name of the 
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -47,7 +48,7 @@ def from_dict(cls: type[T], plain: dict[str, Any], where: str = "") -> T:
         and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ValueError(f"{where or 'the configuration '}lacks {', '.join(missing)}")
+        raise ValueError(f"{where.rstrip('.') or 'the configuration'} lacks {', '.join(missing)}")
     return cls(**values)
 
 
@@ -73,7 +74,7 @@ def kind(cls: type) -> str:
     return cls.__module__.rsplit(".", 1)[-1]
 
 
-def suggest(name: str, known: typing.Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" for the nearest name, else the list of all."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.5)
@@ -126,6 +127,6 @@ def _parse_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
         return value
     kinds = {kind(hint): hint for hint in choices}
     named = value.get("kind") if isinstance(value, dict) else value
-    if named not in kinds:
+    if not isinstance(named, str) or named not in kinds:
         raise ValueError(f"{where}.kind is {named!r}{suggest(str(named), kinds)}")
     return _parse(kinds[named], value, where)

@@ -1,6 +1,7 @@
 """A recipe is the whole configuration of a run: what its results depend on, then the rest."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Annotated, Literal
 
 import tyro
@@ -21,13 +22,28 @@ ObjectiveConfig = Annotated[
 class Recipe:
     """Everything a run depends on, apart from the data themselves.
 
-    data: a source SPEC. channels: of the images, None for the source's own.
-    backbone: a name of `vitrail list backbones`; img_size, patch_size: in pixels, None for the
-        largest view and for the backbone's own.
-    batch_size: images a step, over all ranks. epochs: passes over the data; steps, if given, wins.
-    eval_crop: side of the centre crop over the resized short side, when images are embedded.
-    seed: of weights, sample order and views.
-    max_bad_fraction: of the files; a run stops when more than that cannot be read.
+    Attributes:
+        name: what the recipe is called.
+        objective: the method and its views.
+        backbone: a name of `vitrail list backbones`.
+        data: a source SPEC of `vitrail list sources`.
+        batch_size: images a step, over all ranks.
+        epochs: passes over the data.
+        steps: the length of the run; if given, it wins over epochs.
+        channels: of the images, None for the source's own.
+        img_size: in pixels, None for the largest view.
+        patch_size: in pixels, None for the backbone's own.
+        eval_crop: side of the centre crop over the resized short side, when images are embedded.
+        optim: the optimizer and its schedules.
+        precision: of the forward pass; weights are fp32.
+        accumulate: slices of a batch, one after the other; not for losses that couple a batch.
+        seed: of weights, sample order and views.
+        device: auto (CUDA where there is one), cpu, cuda or cuda:N.
+        compile: each layer by torch.compile; auto is on with CUDA.
+        workers: decoding processes a rank, None for a fair share of the cores.
+        checkpoint_every: steps between two checkpoints, None for an epoch.
+        health_every: steps between two looks at the features, at least.
+        max_bad_fraction: of the files; a run stops when more than that cannot be read.
     """
 
     name: str
@@ -45,29 +61,42 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulate: int = 1
     seed: int = 0
-    max_bad_fraction: float = 0.5
 
-    # What follows changes the speed of a run, or what is written down, and never its results.
+    # What follows changes the speed of a run, when it gives up, or what is written down, and never
+    # its results.
+
     device: str = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     workers: int | None = None
     checkpoint_every: int | None = None
     health_every: int = 50
+    max_bad_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "accumulate"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
         for name in ("steps", "checkpoint_every", "img_size", "patch_size", "channels"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it must be >= 0")
+        if self.health_every <= 0:
+            raise ValueError(f"health_every is {self.health_every}; it must be more than 0")
         if not 0 < self.eval_crop <= 1:
             raise ValueError(f"eval_crop is {self.eval_crop}; it must lie in (0, 1]")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction is {self.max_bad_fraction}; it must lie in [0, 1]")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be >= 0")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be >= 0 and below 2^63")
 
 
 # Fields that a resumed run may change.
-SPEED_FIELDS = ("device", "compile", "workers", "checkpoint_every", "health_every")
+SPEED_FIELDS = (
+    "device",
+    "compile",
+    "workers",
+    "checkpoint_every",
+    "health_every",
+    "max_bad_fraction",
+)

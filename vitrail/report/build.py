@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
+from vitrail.data.digits import CANVAS, SIDES
 from vitrail.durable import write_atomically
 from vitrail.report.curves import health_curves, training_curves
 from vitrail.report.files import RunFiles, read_run
@@ -42,9 +43,10 @@ MEASURES: dict[str, Measure] = {
 # How the data came to be, where a name does not tell.
 DATA_NOTES: dict[str, str] = {
     "digits:scattered": "scikit-learn's 1,797 handwritten digits (8 × 8 pixels), each enlarged to "
-    "between 10 and 22 pixels a side and put at a random place on a black 28 × 28 canvas. Size and "
-    "place are drawn once, from the image's index alone, in training and test images alike: at "
-    "their original size and centred, raw pixels would already tell the digits apart.",
+    f"between {SIDES[0]} and {SIDES[1]} pixels a side and put at a random place on a black "
+    f"{CANVAS} × {CANVAS} canvas. Size and place are drawn once, from the image's index alone, in "
+    "training and test images alike: at their original size and centred, raw pixels would already "
+    "tell the digits apart.",
     "digits": "scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, as they come.",
     "fashion-mnist": "Fashion-MNIST: 60,000 training and 10,000 test photographs of clothes in "
     "ten classes, grey, 28 × 28 pixels.",
@@ -103,7 +105,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "name": files.name,
         "recipe": files.config.get("name"),
         "facts": _facts(files),
-        "command": _command(files),
+        "command": files.config.get("command"),
         "config": _flat(files.config),
         "state": _state(files),
         "remarks": files.remarks,
@@ -156,19 +158,6 @@ def _facts(files: RunFiles) -> list[tuple[str, str]]:
 
 def _positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and value > 0
-
-
-def _command(files: RunFiles) -> str | None:
-    recipe, data = files.config.get("name"), files.config.get("data")
-    if not recipe or not data:
-        return None
-    seed = files.config.get("seed", 0)
-    return f"vitrail pretrain {recipe} --data {_quoted(str(data))} --seed {seed} --out runs/again"
-
-
-def _quoted(word: str) -> str:
-    plain = all(c.isalnum() or c in "-_.:/+=@%," for c in word)
-    return word if plain else "'" + word.replace("'", "'\\''") + "'"
 
 
 def _state(files: RunFiles) -> str | None:

@@ -1,0 +1,102 @@
+"""Every recipe of the table: whole as written, and two real steps of it made tiny."""
+
+import gzip
+import json
+import math
+import struct
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitrail import api
+from vitrail.backbones.registry import BACKBONES, count_parameters
+from vitrail.recipes.config import from_dict, override, to_dict
+from vitrail.recipes.recipe import Recipe
+from vitrail.recipes.registry import RECIPES, get_recipe
+
+NANO = {"vit": "vit_nano_patch4_32", "crate": "crate_nano_patch4_32"}
+HEAD = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32}
+VIEWS = {"global_size": 16, "local_size": 8, "n_local": 2, "size": 16}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Tiny data of each kind that recipes name."""
+    root = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    fashion = root / "fashion"
+    fashion.mkdir()
+    for split, count in (("train", 40), ("t10k", 20)):
+        pixels = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 10
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+            with gzip.open(fashion / f"{split}-{kind}-ubyte.gz", "wb") as file:
+                file.write(header + array.tobytes())
+    for i, pixels in enumerate(random.integers(0, 256, (12, 20, 24, 3), dtype=np.uint8)):
+        path = root / "imagenet" / "train" / f"class{i % 3}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    return {
+        "digits": "digits:scattered",
+        "fashion-mnist": f"fashion-mnist:{fashion}",
+        "folder": f"folder:{root / 'imagenet' / 'train'}",
+    }
+
+
+def known(config: object, changes: dict[str, int]) -> dict[str, int]:
+    """The changes of fields that this configuration has."""
+    names = {field.name for field in fields(config)}
+    return {name: value for name, value in changes.items() if name in names}
+
+
+def made_tiny(recipe: Recipe, data: dict[str, str]) -> Recipe:
+    """Two steps on a nano backbone; what the recipe is about (objective, optimizer, precision,
+    augmentation) stays."""
+    changes = {
+        "backbone": NANO[recipe.backbone.split("_")[0]],
+        "data": data[recipe.data.partition(":")[0]],
+        "batch_size": 8,
+        "steps": 2,
+        "device": "cpu",
+        "workers": 0,
+        "objective": {
+            **known(recipe.objective, HEAD),
+            "views": known(recipe.objective.views, VIEWS),
+        },
+    }
+    return override(recipe, changes)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_fits_together_as_written(name):
+    recipe = get_recipe(name)
+    assert recipe.name == name
+    plan = recipe.objective.views.plan()
+    model = BACKBONES[recipe.backbone]
+    assert all(view.size % (recipe.patch_size or model.patch_size) == 0 for view in plan.views)
+    assert len(plan.mean) == (recipe.channels or 3)
+    assert count_parameters(recipe.backbone) > 0
+    assert (RECIPES[name].__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_steps_of_it_made_tiny(name, data, tmp_path):
+    recipe = made_tiny(get_recipe(name), data)
+    run = api.start(recipe, tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1]
+    assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
+    images = np.zeros((2, 28, 28, recipe.channels or 3), dtype=np.uint8)
+    features = api.load(run).transform(images)
+    assert features.shape == (2, 64)
+    assert np.isfinite(features).all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_its_config_json(name):
+    recipe = get_recipe(name)
+    assert from_dict(Recipe, json.loads(json.dumps(to_dict(recipe)))) == recipe
+    assert override(recipe, {}) == recipe
