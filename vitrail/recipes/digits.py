@@ -44,7 +44,7 @@ def simdino_digits() -> Recipe:
         data="digits:scattered",
         channels=1,
         batch_size=64,
-        epochs=200,
+        epochs=120,
         eval_crop=1.0,
         optim=Optim(
             lr=1e-3,
