@@ -33,6 +33,10 @@ class BadSampleError(Exception):
         self.reason = reason
 
 
+class NoTestSplitError(ValueError):
+    """The source has no test split of its own; `data.memory.hold_out` makes one."""
+
+
 class Source(ABC):
     """Where images come from. Reading is a pure function of the index, safe in worker processes."""
 

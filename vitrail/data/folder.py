@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from vitrail.data.batch import Sample, Source
+from vitrail.data.batch import NoTestSplitError, Sample, Source
 from vitrail.data.decode import decode_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -77,7 +77,7 @@ def open_folder(rest: str, split: Literal["train", "test"], channels: int | None
     _check_folder(spec, rest, root)
     subfolders = _split_folders(root)
     if not subfolders and split == "test":
-        raise ValueError(
+        raise NoTestSplitError(
             f"{spec} has no test split: it lacks the subfolders 'train' and 'test' (or 'val'); "
             "add them, or hold samples out with vitrail.data.memory.hold_out"
         )

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitrail.backbones.contract import TokenBackbone
-from vitrail.data.batch import Source
+from vitrail.data.batch import NoTestSplitError, Source
 from vitrail.data.memory import Subset, hold_out
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import open_source
@@ -121,10 +121,8 @@ def open_splits(spec: str, channels: int) -> tuple[Source, Source]:
     train = open_source(spec, "train", channels=channels)
     try:
         return train, open_source(spec, "test", channels=channels)
-    except ValueError as error:
-        if "no test split" not in str(error):
-            raise
-    return hold_out(train)
+    except NoTestSplitError:
+        return hold_out(train)
 
 
 def _home(path: Path) -> Path:

@@ -168,7 +168,7 @@ def _state(files: RunFiles) -> str | None:
                     for name in ("loss", "grad_norm")):  # fmt: skip
         return (
             f"This run stopped at step {last.get('step')}: its loss was no longer a finite number. "
-            "The last good checkpoint is kept; try a lower learning rate or a longer warm-up."
+            "Try a lower learning rate or a longer warm-up."
         )
     total, step = files.config.get("steps"), last.get("step")
     if isinstance(total, int) and isinstance(step, int) and step + 1 < total:
