@@ -109,11 +109,13 @@ def test_the_recorded_config_builds_the_same_backbone() -> None:
 
 
 def test_initial_weights_have_the_published_distributions() -> None:
-    vit = create_backbone("vit_micro_patch4_32")
+    vit = create_backbone("vit_tiny_patch4_32")
     assert vit.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.02)
     assert vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
     assert vit.blocks[0].attn.qkv.bias.abs().max() == 0
     assert {m.eps for m in vit.modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-6}
+    narrow = create_backbone("vit_nano_patch4_32")
+    assert narrow.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.1, rel=0.02)
     crate = create_backbone("crate_micro_patch4_32")
     assert crate.pos_embed.std().item() == pytest.approx(1, rel=0.05)
     bound = (6 / 128) ** 0.5
