@@ -1,11 +1,13 @@
 """The main job as Python calls: what the command line does, and nothing it does not."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vitrail import distributed
 from vitrail.assemble import Parts, assemble
+from vitrail.data.sources import resolve_spec
 from vitrail.encoder import Encoder
 from vitrail.recipes.config import override
 from vitrail.recipes.recipe import Recipe
@@ -40,6 +42,7 @@ def start(recipe: Recipe, out: Path) -> Path:
 
     The folder is made only when all that can be refused beforehand has passed.
     """
+    recipe = replace(recipe, data=resolve_spec(recipe.data))
     with distributed.joined(recipe.device) as ranks:
         parts = assemble(recipe, ranks)
         distributed.on_main(ranks, lambda: create(out, recipe))
@@ -64,7 +67,7 @@ def resume(run: str | Path) -> Path:
 
 def load(path: str | Path, device: str = "cpu") -> Encoder:
     """The encoder of a run, or of an encoder.safetensors beside its encoder.json."""
-    return Encoder.load(path, device=device)
+    return Encoder.load(path, device=str(distributed.choose_device(device)))
 
 
 def _train(run: Path, recipe: Recipe, parts: Parts, ranks: distributed.Ranks) -> None:

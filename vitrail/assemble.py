@@ -12,7 +12,7 @@ from vitrail.data.batch import Source
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import open_source
 from vitrail.data.views import ViewPlan
-from vitrail.distributed import Ranks
+from vitrail.distributed import Ranks, on_main
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.registry import build_objective
 from vitrail.optim import build_optimizer
@@ -25,6 +25,7 @@ class Parts:
     """What the loop turns: everything on its device, initialised from the recipe's seed."""
 
     source: Source
+    fingerprint: str  # of the source as it was when the run, or its resumption, began
     plan: ViewPlan
     horizon: Horizon
     objective: Objective
@@ -37,7 +38,13 @@ def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
     Raises:
         ValueError: a recipe whose parts do not fit together or the data; both are named.
     """
-    source = open_source(recipe.data, "train", channels=recipe.channels)
+
+    def open_() -> Source:
+        return open_source(recipe.data, "train", channels=recipe.channels)
+
+    if ranks.world > 1:
+        on_main(ranks, open_)  # first: what has to be downloaded is downloaded once
+    source = open_()
     plan = recipe.objective.views.plan()
     horizon = plan_horizon(recipe, len(source))
 
@@ -61,6 +68,7 @@ def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
     objective.to(ranks.device)
     return Parts(
         source=source,
+        fingerprint=source.fingerprint(),
         plan=plan,
         horizon=horizon,
         objective=objective,
@@ -85,12 +93,15 @@ def preprocess_of(recipe: Recipe, plan: ViewPlan) -> Preprocess:
 
 def worker_count(recipe: Recipe, ranks: Ranks) -> int:
     """Decoding processes of this rank: asked for, or a fair share of the machine's cores."""
-    if recipe.workers is not None:
-        return recipe.workers
+    return fair_workers(ranks.world) if recipe.workers is None else recipe.workers
+
+
+def fair_workers(world: int = 1) -> int:
+    """Cores that this process may use for decoding, when `world` processes share them."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    return max(0, min(8, cores // ranks.world - 1))
+    return max(0, min(8, cores // world - 1))
 
 
 def _require_splittable(recipe: Recipe, ranks: Ranks, objective: Objective) -> None:

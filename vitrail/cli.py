@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from vitrail import api
+from vitrail.assemble import fair_workers
 from vitrail.backbones.registry import BACKBONES, describe
 from vitrail.data.sources import SOURCES
 from vitrail.distributed import choose_device
@@ -74,8 +76,16 @@ def evaluate_(arguments: list[str]) -> None:
         protocols: tuple[str, ...] | None = None,
         out: Path | None = None,
         device: str = "auto",
+        workers: int | None = None,
     ) -> None:
-        evaluate(path, data=data, protocols=protocols, out=out, device=str(choose_device(device)))
+        evaluate(
+            path,
+            data=data,
+            protocols=protocols,
+            out=out,
+            device=str(choose_device(device)),
+            workers=fair_workers() if workers is None else workers,
+        )
 
     tyro.cli(command, prog="vitrail evaluate", args=arguments)
 
@@ -98,8 +108,16 @@ def embed_(arguments: list[str]) -> None:
         data: str | None = None,
         split: Literal["train", "test"] = "train",
         device: str = "auto",
+        workers: int | None = None,
     ) -> None:
-        embed(path, out=out, data=data, split=split, device=str(choose_device(device)))
+        embed(
+            path,
+            out=out,
+            data=data,
+            split=split,
+            device=str(choose_device(device)),
+            workers=fair_workers() if workers is None else workers,
+        )
 
     tyro.cli(command, prog="vitrail embed", args=arguments)
 
@@ -152,15 +170,16 @@ def main(arguments: list[str] | None = None) -> None:
         if arguments[0] not in COMMANDS:
             raise ValueError(f"{arguments[0]!r} is not a command{suggest(arguments[0], COMMANDS)}")
         COMMANDS[arguments[0]](arguments[1:])
-    except (ValueError, OSError) as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"vitrail: error: {_words(error)}", file=sys.stderr)
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        who = f"rank {os.environ.get('RANK')}: " if several else ""
+        print(f"vitrail: error: {who}{_words(error)}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
         raise SystemExit(130) from error
 
 
-def _words(error: ValueError | OSError) -> str:
+def _words(error: Exception) -> str:
     """The message without the number of a system error, and what was noted about it."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:

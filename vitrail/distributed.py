@@ -40,11 +40,17 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
         raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N") from error
     if place.type not in ("cpu", "cuda"):
         raise ValueError(f"device {device!r} is not one of auto, cpu, cuda, cuda:N")
-    if place.type == "cuda" and not torch.cuda.is_available():
+    if place.type == "cpu":
+        return place
+    if not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: torch sees no CUDA device; use --device cpu")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices")
-    return torch.device("cuda", local_rank) if device == "cuda" else place
+    index, there = local_rank if place.index is None else place.index, torch.cuda.device_count()
+    if index >= there:
+        raise ValueError(
+            f"device 'cuda:{index}' is asked for and torch sees {there}; "
+            "with torchrun, --nproc-per-node may be at most that"
+        )
+    return torch.device("cuda", index)
 
 
 def join(device: str = "auto") -> Ranks:
@@ -56,6 +62,8 @@ def join(device: str = "auto") -> Ranks:
     place = choose_device(device, local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
+        # "fp32" means it: torch would run convolutions (the patch embedding) in TF32.
+        torch.backends.cudnn.allow_tf32 = False
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     return Ranks(rank, local_rank, world, place)

@@ -120,7 +120,7 @@ def _adapt(image: Tensor, channels: int, name: str) -> Tensor:
     if count == 1 and channels == 3:
         return image.expand(3, -1, -1).contiguous()
     if count == 3 and channels == 1:
-        luma = torch.einsum("chw,c->hw", image.float(), GREY)
+        luma = torch.einsum("chw,c->hw", image.float(), GREY.to(image.device))
         return luma.round().to(torch.uint8)[None]
     raise ValueError(
         f"{name} has {count} channels and the encoder was trained on {channels}: there is no "

@@ -14,6 +14,8 @@ from threading import Event, current_thread, main_thread
 from types import FrameType
 from typing import Any
 
+import torch
+
 from vitrail.checkpoint import list_checkpoints
 from vitrail.durable import write_atomically
 from vitrail.health import DivergedError
@@ -80,7 +82,9 @@ def require_same(run: Path, saved: dict[str, Any], recipe: Recipe) -> None:
         ValueError: listing every changed field, apart from those that only speed depends on.
     """
     now = to_dict(recipe)
-    old, new = ({k: v for k, v in plain.items() if k not in SPEED_FIELDS} for plain in (saved, now))
+    # The data may have moved: whether they are the same, their fingerprint says.
+    free = {*SPEED_FIELDS, "data"}
+    old, new = ({k: v for k, v in plain.items() if k not in free} for plain in (saved, now))
     changed = differences(old, new)
     if changed:
         raise ValueError(
@@ -94,7 +98,7 @@ def noting_what_is_kept(run: Path, total: int) -> Iterator[None]:
     """Adds to an error that stops a run of `total` steps what is saved, and how to go on."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         error.add_note(_what_is_kept(run, total, error))
         raise
 
@@ -105,6 +109,8 @@ def _what_is_kept(run: Path, total: int, error: Exception) -> str:
     kept = f"Kept: {steps} of {total} steps, in {saved[-1]}" if saved else "No step was saved yet"
     if isinstance(error, DivergedError):
         return f"{kept}; resumed, it would do the same again: start a new run with another --out"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{kept}. Start a new run with a smaller --batch-size, or --precision bf16"
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "The disk is full: make room" if full else "When that is mended"
     return f"{kept}. {remedy}, then go on with `vitrail resume {run}`"

@@ -18,7 +18,7 @@ def restore(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> int:
     if state is None:
         return 0
     require_same(run, state["config"], recipe)
-    if state["source"] != parts.source.fingerprint():
+    if state["source"] != parts.fingerprint:
         raise ValueError(
             f"{recipe.data} has changed since {run} began ({state['samples']} images then, "
             f"{len(parts.source)} now): restore it, or start a new run with another --out"
@@ -33,7 +33,7 @@ def save(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
     state = {
         "step": step,
         "config": to_dict(recipe),
-        "source": parts.source.fingerprint(),
+        "source": parts.fingerprint,
         "samples": len(parts.source),
         "objective": parts.objective.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
@@ -49,6 +49,7 @@ def export(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
         "objective": kind(type(recipe.objective)),
         "data": recipe.data,
         "step": step,
+        "steps": parts.horizon.steps,
     }
     Encoder(parts.objective.encoder, preprocess_of(recipe, parts.plan), info).save(run)
 

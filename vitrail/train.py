@@ -17,7 +17,7 @@ from vitrail.backbones.registry import compile_blocks
 from vitrail.data.batch import Batch
 from vitrail.data.loader import Loader
 from vitrail.data.quarantine import Quarantine
-from vitrail.distributed import Ranks, any_rank
+from vitrail.distributed import Ranks, any_rank, on_main
 from vitrail.health import LOOKED_AT, Monitor, require_finite
 from vitrail.journal import Journal, say
 from vitrail.objectives.contract import Objective
@@ -47,9 +47,9 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
         return True
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     model = parallel(recipe, objective, ranks)
-    quarantine_file = run / "quarantine.jsonl" if ranks.is_main else None
-    if quarantine_file and start == 0:  # of a run that was never saved: files may be mended since
-        quarantine_file.unlink(missing_ok=True)
+    quarantine_file = run / "quarantine.jsonl"  # of all ranks
+    if start == 0:  # of a run that was never saved: files may be mended since
+        on_main(ranks, lambda: quarantine_file.unlink(missing_ok=True))
     loader = Loader(
         parts.source,
         parts.plan,
@@ -71,7 +71,8 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
         Journal(run, ranks, start, horizon.steps) as journal,
         stop_signals() as stop,
     ):
-        stopping = False
+        if horizon.steps_in(recipe.optim.warmup_epochs) == horizon.steps:
+            journal.say("note: the whole run is warm-up; see --optim.warmup-epochs")
         steps = journal.timed(loader.steps(start, horizon.steps))
         for step, batches in enumerate(steps, start):
             lr, weight_decay = apply_schedules(
@@ -92,17 +93,17 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
             saving = stopping or step + 1 == horizon.steps or (step + 1) % save_every == 0
             if saving or (step + 1) % log_every == 0:
                 rows = journal.flush(recipe.batch_size)
-                require_finite(rows, recipe.precision)
                 if ranks.is_main and monitor.due(step):
                     rows[-1] |= monitor.look(step, out, rows[-1]["loss"], journal.pace)
                 journal.write(rows)
+                require_finite(rows, recipe.precision)
             if saving and ranks.is_main:
                 save(run, recipe, parts, step + 1)
-            if stopping:
+            if stopping and step + 1 < horizon.steps:
                 done = f"{step + 1} of {horizon.steps} steps are saved"
                 journal.say(f"stopped; {done}; go on with `vitrail resume {run}`")
-                break
-    return not stopping
+                return False
+    return True
 
 
 def forward_backward(

@@ -30,8 +30,10 @@ def test_a_loss_that_is_not_finite(tmp_path):
     steps = int(saved.removeprefix("step-"))
     words += [f"step {steps}: ", f"Kept: {steps} of 9 steps", saved, "start a new run"]
     assert_refused(refusal(outcome), *words)
-    assert len(shell.read_lines(run / "metrics.jsonl")) == steps
-    assert_refused(vitrail("resume", run), *words)  # the same steps end the same way
+    *good, broken = shell.read_lines(run / "metrics.jsonl")  # the page shows where it stopped
+    assert len(good) == steps
+    assert broken["loss"] is None
+    assert_refused(refusal(vitrail("resume", run)), *words)  # the same steps end the same way
     assert checkpoints(run)[-1] == saved
 
 

@@ -1,6 +1,7 @@
 """Files of all kinds, good and bad, and one guard in front of them."""
 
 import contextlib
+import errno
 import os
 import struct
 import zlib
@@ -209,6 +210,47 @@ def test_unreadable(tmp_path, monkeypatch):
     Image.fromarray(colours()).save(tmp_path / "a.png")
     monkeypatch.setattr(decode, "open", forbidden, raising=False)
     assert "permission denied" in refused(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("number", ["EIO", "ESTALE", "EMFILE", "ENFILE", "ENOMEM"])
+def test_the_machines_fault_is_not_the_files(tmp_path, monkeypatch, number):
+    path = tmp_path / "a.png"
+    Image.fromarray(colours()).save(path)
+
+    def failing(*args, **kwargs):
+        raise OSError(getattr(errno, number), "of the machine")
+
+    monkeypatch.setattr(decode, "open", failing, raising=False)
+    with pytest.raises(OSError, match=r"of the machine.*a\.png") as caught:
+        decode_file(path, 3)
+    assert caught.value.errno == getattr(errno, number)
+    monkeypatch.undo()
+    assert decode_file(path, 3).shape == (3, 20, 30)
+
+
+@pytest.mark.parametrize("place", ["open", "transpose"])
+def test_no_memory_is_not_the_files_fault(tmp_path, monkeypatch, place):
+    Image.fromarray(colours()).save(tmp_path / "a.png")
+
+    def failing(*args, **kwargs):
+        raise MemoryError
+
+    if place == "open":
+        monkeypatch.setattr(decode, "open", failing, raising=False)
+    else:
+        monkeypatch.setattr(decode.ImageOps, "exif_transpose", failing)
+    with pytest.raises(MemoryError):
+        decode_file(tmp_path / "a.png", 3)
+
+
+def test_other_errors_of_the_system_are_the_files(tmp_path, monkeypatch):
+    Image.fromarray(colours()).save(tmp_path / "a.png")
+
+    def failing(*args, **kwargs):
+        raise OSError(errno.EINVAL, "no sense")
+
+    monkeypatch.setattr(decode, "open", failing, raising=False)
+    assert "no sense" in refused(tmp_path / "a.png")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -1,15 +1,19 @@
 """Batches as a pure function of the step, whoever decodes and however they are shared out."""
 
+import errno
 import gc
 import multiprocessing
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from vitrail.data import decode
+from vitrail.data import loader as loader_module
 from vitrail.data.batch import Batch
 from vitrail.data.loader import Loader, read_images
 from vitrail.data.quarantine import Quarantine
@@ -132,6 +136,51 @@ def test_workers_change_nothing(folder):
     assert_same(run(of_folder(folder, workers=2), 0, 6), run(of_folder(folder), 0, 6))
 
 
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_chunk_size_changes_nothing(folder, monkeypatch, chunk, workers):
+    """But for the last bits of float32 sums, at small sizes: 2.5e-6 of normalised pixels."""
+    spoil(folder)
+    whole = run(of_folder(folder, accumulate=2, batch_size=14), 0, 4)  # a chunk holds a slice
+    monkeypatch.setattr(loader_module, "CHUNK", chunk)
+    chunked = run(of_folder(folder, accumulate=2, batch_size=14, workers=workers), 0, 4)
+    for a, b in zip(chunked, whole, strict=True):
+        assert torch.equal(a.index, b.index)
+        assert a.draws == b.draws
+        for view, other in zip(a.views, b.views, strict=True):
+            torch.testing.assert_close(view, other, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_few_decoded_images_are_held_at_once(folder, monkeypatch, chunk):
+    if chunk:
+        monkeypatch.setattr(loader_module, "CHUNK", chunk)
+    chunk = loader_module.CHUNK
+    held, original = [], loader_module.apply_views
+    living = weakref.WeakSet()
+    monkeypatch.setattr(
+        loader_module,
+        "apply_views",
+        lambda images, *args: (held.append(len(images)), original(images, *args))[1],
+    )
+    source = open_source(f"folder:{folder}")
+    read = type(source).read
+    most = 0
+
+    def counted(index):
+        nonlocal most
+        sample = read(source, index)
+        living.add(sample)
+        most = max(most, len(living))
+        return sample
+
+    source.read = counted
+    [batch] = run(loader_of(source, batch_size=40), 0, 1)
+    assert batch.size == sum(held) == 40
+    assert max(held) == chunk
+    assert most <= chunk
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_ranks_and_slices_are_the_whole(folder, in_memory):
     spoil(folder)
@@ -241,6 +290,54 @@ def test_a_killed_worker_is_an_error_not_a_wait(folder):
     )
     assert done.returncode == 1
     assert "DataLoader worker" in done.stderr
+
+
+DIE = """
+import os, signal, sys
+from vitrail.data.loader import read_images
+from vitrail.data.quarantine import Quarantine
+from vitrail.data.sources import open_source
+
+source = open_source("folder:" + sys.argv[1])
+source.read = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+try:
+    list(read_images(source, Quarantine(None, len(source)), workers=2))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_dies_while_waited_for_is_told_plainly(folder):
+    done = subprocess.run(
+        [sys.executable, "-c", DIE, folder], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"folder:{folder}: a process that reads images died" in done.stdout
+    assert "--workers 0" in done.stdout
+
+
+def test_other_errors_of_workers_stay_what_they_are(folder):
+    source = open_source(f"folder:{folder}")
+
+    def failing(_):
+        raise RuntimeError("of the source")
+
+    source.read = failing
+    with pytest.raises(RuntimeError, match="of the source"):
+        run(loader_of(source, workers=1), 0, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_failing_disk_stops_and_quarantines_nothing(folder, tmp_path, monkeypatch, workers):
+    def failing(*args, **kwargs):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(decode, "open", failing, raising=False)
+    path = tmp_path / "quarantine.jsonl"
+    with pytest.raises(OSError, match=r"Input/output error.*\.png"):
+        run(of_folder(folder, path=path, workers=workers), 0, 1)
+    assert not path.exists()
 
 
 def test_torchs_random_state_is_left_alone(folder):

@@ -49,7 +49,7 @@ def run(tmp_path):
     config["command"] = COMMAND
     config |= {"objective": {"kind": "simdino", "gamma": 1.0}, "backbone": "vit", "steps": 30}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "encoder.json").write_text(json.dumps({"backbone": "vit", "step": 30}))
+    (tmp_path / "encoder.json").write_text(json.dumps({"backbone": "vit", "step": 30, "steps": 30}))
     (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
     bad = [json.dumps({"id": name, "reason": f"<b>{name}</b>"}) for name in HOSTILE]
     (tmp_path / "quarantine.jsonl").write_text("\n".join(bad) + "\n")

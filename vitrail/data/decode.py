@@ -1,6 +1,7 @@
 """Image files to uint8 tensors, and the guard in front: whatever is wrong with a file is named."""
 
-import contextlib
+import errno
+import logging
 import os
 import stat
 import warnings
@@ -14,12 +15,19 @@ from torch import Tensor
 
 from vitrail.data.batch import BadSampleError
 
+logger = logging.getLogger(__name__)
+
 # Pillow's own line between plain and suspicious: 268 MB once decoded to RGB. Photographs stay below
 # (a 61-megapixel full-frame camera is at two thirds); a 30,000 x 30,000 bomb is ten times above.
 MAX_PIXELS = 89_478_485
 
 # Only these decoders are ever given a file, whatever its name says.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+# The machine's fault, not the file's: a failing disk or network, too many open files, no memory.
+# They pass, and a quarantine does not.
+MACHINE_ERRNOS = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UnusablePixelsError(ValueError):
@@ -35,6 +43,7 @@ def decode_file(
 
     Raises:
         BadSampleError: with `id` (default: the path) and the reason in plain words.
+        OSError, MemoryError: the machine failed (MACHINE_ERRNOS); of the file nothing is known.
     """
     id = str(path) if id is None else id
     try:
@@ -53,9 +62,13 @@ def decode_file(
         reason = "it may not be read (permission denied)"
     except Image.DecompressionBombError:
         reason = f"it has more pixels than the limit of {MAX_PIXELS:,}"
-    # Pillow's decoders meet damaged bytes with whatever they trip over: OSError, SyntaxError,
-    # ValueError, struct.error, zlib.error, IndexError, MemoryError, ...
+    except MemoryError:
+        raise
+    # Pillow's decoders meet damaged bytes with whatever they trip over: OSError (without a number),
+    # SyntaxError, ValueError, struct.error, zlib.error, IndexError, ...
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         reason = f"it is damaged ({type(error).__name__}: {error})"
     raise BadSampleError(id, reason)
 
@@ -77,8 +90,12 @@ def from_pil(image: Image.Image, channels: int) -> UInt8[Tensor, "{channels} H W
             f"it has {width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}"
         )
     image.load()
-    with contextlib.suppress(Exception):  # damaged metadata say nothing of the pixels
+    try:
         image = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # damaged metadata say nothing of the pixels
+        logger.debug("its metadata are damaged and ignored", exc_info=True)
     image = _opaque(_eight_bits(image)).convert("L" if channels == 1 else "RGB")
     pixels_HWC = np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()

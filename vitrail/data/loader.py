@@ -1,30 +1,30 @@
 """The batches of a run: a pure function of the step, so that a run resumes from any of them.
 
-Shape legend: G samples of the global batch · B of this rank's slice · C channels · H, W an image.
+Shape legend: G samples of the global batch · B of this rank's slice · V views · C channels · S side
+· H, W an image.
 """
 
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from vitrail.data.apply import apply_views
 from vitrail.data.batch import Batch, Source
 from vitrail.data.quarantine import Quarantine
-from vitrail.data.reading import REDRAWS, Reader, Request, Slice, read_slices
+from vitrail.data.reading import CHUNK, REDRAWS, Reader, Request, Slice, read_slices
 from vitrail.data.sampling import SampleOrder
 from vitrail.data.views import ViewPlan
 from vitrail.nn.random import Draws
-
-READ_CHUNK = 64  # images handed out together for evaluation
 
 
 class Loader:
     """Batches of one rank: rows [rank * G / world, (rank + 1) * G / world) of the global batch.
 
     Sources in memory are one tensor on the device. Files are decoded ahead of time by `workers`
-    processes, or as they are needed with 0. A sample that cannot be read is quarantined and
+    processes, or as they are needed with 0, and become views `CHUNK` at a time: the decoded images
+    of a whole slice are never held. A sample that cannot be read is quarantined and
     replaced by a redrawn one, the same in every run.
 
     Raises:
@@ -86,7 +86,7 @@ class Loader:
             indices = self._order.indices(step)
             parts = [(first, indices[first : first + self._slice_size]) for first in self._starts]
             yield [
-                self._batch(step, first, index, pixels[index.to(self._device)])
+                self._batch_in_memory(step, first, index, pixels[index.to(self._device)])
                 for first, index in parts
             ]
 
@@ -96,7 +96,7 @@ class Loader:
         slices = read_slices(reader, self._requests(start, stop), self._workers, pin_memory=on_cuda)
         try:
             for step in range(start, stop):
-                yield [self._batch_of(step, first, next(slices)) for first in self._starts]
+                yield [self._batch_of_files(step, first, slices) for first in self._starts]
         finally:
             slices.close()
 
@@ -104,33 +104,65 @@ class Loader:
         for step in range(start, stop):
             indices = self._order.indices(step).tolist()
             for first in self._starts:
-                rows = indices[first : first + self._slice_size]
-                yield Request(rows, step, first, self._batch_size)
+                for rows in _chunks(self._slice_size):
+                    start, stop = first + rows.start, first + rows.stop
+                    yield Request(indices[start:stop], step, start, self._batch_size)
 
-    def _batch_of(self, step: int, first: int, read: Slice) -> Batch:
+    def _batch_in_memory(
+        self, step: int, first: int, index: Int[Tensor, " B"], pixels: UInt8[Tensor, "B C H W"]
+    ) -> Batch:
+        draws = self._draws(step, first)
+        return self._batch(self._views(draws, pixels), index, draws)
+
+    def _batch_of_files(self, step: int, first: int, slices: Iterator[Slice]) -> Batch:
+        draws = self._draws(step, first)
+        channels = len(self._plan.mean)
+        views_VBCSS = [
+            torch.empty(n_views, self._slice_size, channels, side, side, device=self._device)
+            for side, n_views in self._plan.resolutions
+        ]
+        index = torch.empty(self._slice_size, dtype=torch.long)
+        for rows in _chunks(self._slice_size):
+            of_rows = draws.narrow(rows.start, len(rows))
+            index[rows.start : rows.stop], views = self._read(of_rows, next(slices))
+            for whole, part in zip(views_VBCSS, views, strict=True):
+                whole[:, rows.start : rows.stop] = part.unflatten(0, (whole.shape[0], len(rows)))
+        return self._batch([views.flatten(0, 1) for views in views_VBCSS], index, draws)
+
+    def _read(
+        self, draws: Draws, read: Slice
+    ) -> tuple[Int[Tensor, " B"], list[Float[Tensor, "_ C _ _"]]]:
+        """Indices and views of one chunk, whose images are let go on return."""
         for id, reason in read.bad:
             self._quarantine.add(id, reason)
         if not read.complete:
             raise ValueError(
                 f"{self._source.spec}: {REDRAWS} samples in a row could not be read at step "
-                f"{step}; {len(self._quarantine.entries)} of {len(self._source)} are known to be "
-                "bad; repair or remove them"
+                f"{draws.step}; {len(self._quarantine.entries)} of {len(self._source)} are known "
+                "to be bad; repair or remove them"
             )
-        return self._batch(step, first, read.indices, read.images(self._device))
+        return read.indices, self._views(draws, read.images(self._device))
+
+    def _draws(self, step: int, first: int) -> Draws:
+        return Draws(self._seed, step, self._batch_size, first, self._slice_size)
+
+    def _views(
+        self, draws: Draws, images: list[UInt8[Tensor, "C _ _"]] | UInt8[Tensor, "B C H W"]
+    ) -> list[Float[Tensor, "_ C _ _"]]:
+        sizes = torch.tensor([tuple(image.shape[1:]) for image in images])
+        return apply_views(images, self._plan.sample(draws, sizes), self._device)
 
     def _batch(
-        self,
-        step: int,
-        first: int,
-        index: Int[Tensor, " B"],
-        images: list[UInt8[Tensor, "C _ _"]] | UInt8[Tensor, "B C H W"],
+        self, views: list[Float[Tensor, "_ C _ _"]], index: Int[Tensor, " B"], draws: Draws
     ) -> Batch:
-        draws = Draws(self._seed, step, self._batch_size, first, self._slice_size)
-        sizes = torch.tensor([tuple(image.shape[1:]) for image in images])
-        views = apply_views(images, self._plan.sample(draws, sizes), self._device)
         labels = [self._source.label(i) for i in index.tolist()]
         label = torch.tensor([-1 if label is None else label for label in labels])
         return Batch(views, index.to(self._device), label.to(self._device), draws)
+
+
+def _chunks(n: int) -> list[range]:
+    """[0, n) in runs of CHUNK."""
+    return [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
 
 
 def read_images(
@@ -140,8 +172,7 @@ def read_images(
 
     Bad samples are quarantined and left out. ValueError when they are too many.
     """
-    indices = list(range(len(source)))
-    chunks = [indices[i : i + READ_CHUNK] for i in range(0, len(indices), READ_CHUNK)]
+    chunks = [list(rows) for rows in _chunks(len(source))]
     pixels = source.pixels()
     if pixels is not None:
         for chunk in chunks:

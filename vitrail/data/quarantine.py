@@ -1,9 +1,14 @@
 """The samples a run cannot use: each is named once in a file; a few do not stop a run."""
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
+
+# Characters, at most 12 bytes each as written: with its id a line stays below 4096 bytes, a page.
+REASON_LIMIT = 200
 
 logger = logging.getLogger(__name__)
 
@@ -11,9 +16,13 @@ logger = logging.getLogger(__name__)
 class Quarantine:
     """Ids of bad samples and the reasons.
 
+    Ranks share one file: each line is one write to its end, and before adding a sample a rank
+    reads what the others have added. Two that meet the same one at once may both write it; the
+    first line counts.
+
     Args:
         path: a file of JSON lines {"id", "reason"}, read if it exists and appended to; None keeps
-            the list in memory (for ranks other than the first, each counts what it met itself).
+            the list in memory.
         total: samples of the source.
         max_fraction: the share of `total` beyond which a run stops.
 
@@ -28,9 +37,9 @@ class Quarantine:
         self._total = total
         self._max_fraction = max_fraction
         self._entries: dict[str, str] = {}
-        self._ends_in_newline = True
+        self._read_to = 0  # bytes of the file, to the end of a line
         if path is not None and path.exists():
-            self._reload(path.read_bytes())
+            self._catch_up(path)
             self._check()
 
     @property
@@ -39,28 +48,59 @@ class Quarantine:
         return self._entries
 
     def add(self, id: str, reason: str) -> None:
-        """Records a bad sample; one that is known already changes nothing."""
+        """Records a bad sample; one that is known already changes nothing.
+
+        A reason is kept to REASON_LIMIT characters. OSError when the disk is full.
+        """
         if id in self._entries:
             return
+        torn = self._catch_up(self._path) if self._path is not None else False
+        if id not in self._entries:
+            self._append(id, _shortened(reason), torn)
+        self._check()
+
+    def _append(self, id: str, reason: str, torn: bool) -> None:
         self._entries[id] = reason
         # ASCII, so that names with newlines or undecodable bytes stay on one valid line.
         line = json.dumps({"id": id, "reason": reason}, ensure_ascii=True)
         logger.warning("quarantined %s", line)
-        if self._path is not None:
-            with open(self._path, "a", encoding="ascii") as file:
-                file.write(line + "\n" if self._ends_in_newline else "\n" + line + "\n")
-            self._ends_in_newline = True
-        self._check()
+        if self._path is None:
+            return
+        content = (("\n" if torn else "") + line + "\n").encode("ascii")
+        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            written = os.write(file, content)  # in one: lines of several ranks do not mix
+        finally:
+            os.close(file)
+        if written < len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
-    def _reload(self, content: bytes) -> None:
-        """A last line that was cut off by a kill is dropped; its sample will be found again."""
-        self._ends_in_newline = not content or content.endswith(b"\n")
-        for line in content.splitlines():
-            try:
-                entry = json.loads(line)
-                self._entries[str(entry["id"])] = str(entry["reason"])
-            except (ValueError, KeyError, TypeError):
-                logger.warning("%s: a line is not a quarantine entry and is ignored", self._path)
+    def _catch_up(self, path: Path) -> bool:
+        """Reads what was added since the last time.
+
+        Returns:
+            whether the file ends in mid-line: what a kill left, whose sample will be found again.
+        """
+        if not path.exists() or path.stat().st_size <= self._read_to:
+            return False
+        with open(path, "rb") as file:
+            file.seek(self._read_to)
+            *lines, rest = file.read().split(b"\n")
+        self._read_to += sum(len(line) + 1 for line in lines)
+        for line in filter(bytes.strip, lines):
+            if not self._take(line):
+                logger.warning("%s: a line is not a quarantine entry and is ignored", path)
+        self._take(rest)
+        return bool(rest)
+
+    def _take(self, line: bytes) -> bool:
+        """Whether the line is an entry, which is kept unless its id is known."""
+        try:
+            entry = json.loads(line)
+            self._entries.setdefault(str(entry["id"]), str(entry["reason"]))
+        except (ValueError, KeyError, TypeError):
+            return False
+        return True
 
     def _check(self) -> None:
         bad, total = len(self._entries), self._total
@@ -73,3 +113,7 @@ class Quarantine:
             f"{self._max_fraction:g} that is allowed (the first: {json.dumps(id)}: {reason})"
             f"{listed}; repair or remove them, or allow a larger share by max_bad_fraction"
         )
+
+
+def _shortened(reason: str) -> str:
+    return reason if len(reason) <= REASON_LIMIT else reason[: REASON_LIMIT - 3] + "..."

@@ -1,4 +1,4 @@
-"""Images of a source read a slice at a time, in worker processes where asked, bad ones replaced."""
+"""Images of a source read a few at a time, in worker processes where asked, bad ones replaced."""
 
 import signal
 from collections.abc import Generator, Iterable, Iterator
@@ -11,6 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitrail.data.batch import BadSampleError, Sample, Source
 from vitrail.nn.random import philox
+
+# Images of a request. They are held at full size, 36 MB each for 12-megapixel photographs: 0.6 GB
+# a request, however large the batch. Fewer would save little and cross the processes more often.
+CHUNK = 16
+
+# Requests that each worker is ahead: one being decoded, one ready.
+PREFETCH = 2
 
 # At any share of bad files that a run may allow, so many in a row do not happen by chance.
 REDRAWS = 64
@@ -46,7 +53,7 @@ class Reader(Dataset[Slice]):
     """Reads slices. A pure function of the request, but for what it remembers to be bad."""
 
     def __init__(self, source: Source, seed: int, known_bad: Iterable[str]):
-        self._source = source
+        self.source = source
         self._seed = seed
         self._known_bad = set(known_bad)
 
@@ -75,19 +82,21 @@ class Reader(Dataset[Slice]):
             return
         draws_GR = philox(self._seed, "redraw", request.step).random((request.batch_size, REDRAWS))
         for draw in draws_GR[request.first_row + offset]:
-            yield int(draw * len(self._source))
+            yield int(draw * len(self.source))
 
     def _try(self, index: int, bad: list[tuple[str, str]]) -> Sample | None:
-        id = self._source.id(index)
+        id = self.source.id(index)
         if id in self._known_bad:
             return None
         try:
-            return self._source.read(index)
+            return self.source.read(index)
         except BadSampleError as error:
             self._known_bad.add(id)
             bad.append((id, error.reason))
             return None
 
+
+_DEAD_WORKER = "DataLoader worker (pid"  # how torch's message of it starts
 
 _NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 
@@ -105,20 +114,34 @@ class _Requests:
 def read_slices(
     reader: Reader, requests: Iterable[Request], workers: int, pin_memory: bool = False
 ) -> Generator[Slice, None, None]:
-    """The slices, in order. Workers live until the last one, or until the iterator is closed."""
+    """The slices, in order. Workers live until the last one, or until the iterator is closed.
+
+    Raises:
+        OSError: a worker died (killed for memory, or crashed by a file), or the machine failed.
+    """
     loader = DataLoader(
         reader,
         batch_size=None,
         sampler=_Requests(requests),
         num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
         collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: torch's global state stays as it is
     )
-    slices = iter(loader)
+    slices = None
     try:
+        slices = iter(loader)
         yield from slices
+    except RuntimeError as error:
+        if not str(error).startswith(_DEAD_WORKER):
+            raise
+        raise OSError(
+            f"{reader.source.spec}: a process that reads images died ({str(error).strip()}); "
+            "the memory may have run out, or a file crashes its decoder: use --workers 0 to see "
+            "the cause"
+        ) from error
     finally:
         del slices  # joins the workers
 

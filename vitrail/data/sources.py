@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 from vitrail.data.batch import Source
@@ -57,3 +58,11 @@ def open_source(spec: str, split: str = "train", channels: int | None = None) ->
         usages = ", ".join(source.usage for source in SOURCES.values())
         raise ValueError(f"unknown data {spec!r}; {hint}it can be {usages}")
     return SOURCES[kind].open(rest, cast(Split, split), channels)
+
+
+def resolve_spec(spec: str) -> str:
+    """The SPEC with its folder as an absolute path, so that it means the same from anywhere."""
+    name, _, rest = spec.partition(":")
+    if name in ("folder", "fashion-mnist") and rest:
+        return f"{name}:{Path(rest).expanduser().absolute()}"
+    return spec

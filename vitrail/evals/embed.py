@@ -15,7 +15,8 @@ def embed(
     out: str | Path,
     data: str | None = None,
     split: Literal["train", "test"] = "train",
-    device: str = "auto",
+    device: str = "cpu",
+    workers: int = 0,
 ) -> Path:
     """Embeds every readable image of a source.
 
@@ -31,8 +32,11 @@ def embed(
     if out.suffix not in (".npz", ".parquet"):
         raise ValueError(f"--out {out}: the suffix must be .npz or .parquet")
     encoder = Encoder.load(path, device=device)
-    source = open_source(data or encoder.info["data"], split, channels=encoder.backbone.in_chans)
-    embedded, labels, ids = features(encoder, source)
+    spec = data or encoder.info.get("data")
+    if spec is None:
+        raise ValueError(f"{path} does not say what it was trained on; name the data with --data")
+    source = open_source(spec, split, channels=encoder.channels)
+    embedded, labels, ids = features(encoder, source, workers=workers)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
         np.savez(out, features=embedded, labels=labels, ids=np.array(ids))

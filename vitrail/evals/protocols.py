@@ -70,13 +70,17 @@ class Protocol(NamedTuple):
 
 
 def _knn(m: Material) -> dict[str, float]:
-    return {kind: _knn_of(m, kind) for kind in m.train.features}
+    return {kind: _knn_of(m, kind, m.settings.tau) for kind in m.train.features}
 
 
-def _knn_of(m: Material, kind: str) -> float:
+def _knn_majority(m: Material) -> dict[str, float]:
+    return {kind: _knn_of(m, kind, None) for kind in m.train.features}
+
+
+def _knn_of(m: Material, kind: str, tau: float | None) -> float:
     bank, queries = m.train.features[kind], m.test.features[kind]
-    s = m.settings
-    return knn_accuracy(bank, m.train.labels, queries, m.test.labels, s.k, s.tau, m.device)
+    k = m.settings.k
+    return knn_accuracy(bank, m.train.labels, queries, m.test.labels, k, tau, m.device)
 
 
 def _linear(m: Material) -> dict[str, float]:
@@ -138,6 +142,9 @@ def _images(m: Material) -> list[Any]:
 PROTOCOLS: dict[str, Protocol] = {
     "knn": Protocol(
         _knn, "accuracy of 20 nearest neighbours, votes weighted by exp(cos / 0.07)", True, True
+    ),
+    "knn_majority": Protocol(
+        _knn_majority, "the same with one vote each, as the book has it", True, True
     ),
     "linear": Protocol(
         _linear, "accuracy of a linear classifier on all labelled training images", True, True

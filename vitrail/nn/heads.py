@@ -50,7 +50,7 @@ class PrototypeHead(nn.Module):
         self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, norm_last_layer)
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
-        """Logits, in the dtype of the products (half under autocast)."""
+        """Logits, float32."""
         return self.last_layer(unit_norm(self.mlp(x)))
 
 
@@ -71,7 +71,10 @@ class WeightNormLinear(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=not fixed_norm)
 
     def forward(self, x: Float[Tensor, "B Z"]) -> Float[Tensor, "B K"]:
-        return F.linear(x, self.weight_g * unit_norm(self.weight_v))
+        # Not in half precision: a logit is divided by a temperature of 0.04, and bf16 would leave
+        # it uncertain by 0.05 nats.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight_g * unit_norm(self.weight_v))
 
 
 def _projection(in_dim: int, hidden_dim: int, bottleneck_dim: int) -> nn.Sequential:

@@ -30,6 +30,10 @@ MEASURES: dict[str, Measure] = {
         "Each test image is given the class that its {k} most similar training images vote for. "
         "Nothing is trained: images of one class simply have to lie together.",
     ),
+    "knn_majority": Measure(
+        "k-nearest neighbours, one vote each",
+        "The same, with every one of the {k} neighbours' votes counting alike.",
+    ),
     "linear_10_per_class": Measure(
         "Linear, 10 labels per class",
         "A linear classifier that sees only 10 labelled images of each class; the mean and the "
@@ -170,7 +174,7 @@ def _state(files: RunFiles) -> str | None:
             f"This run stopped at step {last.get('step')}: its loss was no longer a finite number. "
             "Try a lower learning rate or a longer warm-up."
         )
-    total, step = files.config.get("steps"), last.get("step")
+    total, step = files.description.get("steps"), last.get("step")
     if isinstance(total, int) and isinstance(step, int) and step + 1 < total:
         done = f"{step + 1} of {total} steps are taken"
         return f"This run is not finished: {done}. Go on with it by `vitrail resume`."

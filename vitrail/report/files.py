@@ -42,10 +42,10 @@ def read_run(run: Path) -> RunFiles:
     files.description = _read_object(run / "encoder.json", files.remarks)
     files.evaluation = _read_object(run / "evaluation.json", files.remarks)
     files.rows = _read_lines(run / "metrics.jsonl", files.remarks)
-    files.bad = [
-        (str(row.get("id")), str(row.get("reason")))
-        for row in _read_lines(run / "quarantine.jsonl", files.remarks)
-    ]
+    reasons: dict[str, str] = {}  # two ranks may have written the same sample; the first counts
+    for row in _read_lines(run / "quarantine.jsonl", files.remarks):
+        reasons.setdefault(str(row.get("id")), str(row.get("reason")))
+    files.bad = list(reasons.items())
     for name in PICTURES:
         path = run / "figures" / f"{name}.png"
         if not path.is_file():
