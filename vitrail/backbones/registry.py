@@ -33,8 +33,8 @@ def init_vit(backbone: SkeletonBackbone) -> None:
     """DINO's: truncated normal 0.02 for linear maps, class token and positions; zero biases.
 
     The patch embedding keeps torch's default for convolutions, as there and in timm. Below width
-    192, where nothing is published, linear maps get 0.8 / sqrt(width), so that a branch is about
-    as loud beside its residual as in the published sizes (0.02 is 0.28 / sqrt(192)).
+    192, where nothing is published, linear maps get 0.8 / sqrt(width): with 0.02, branches would
+    all but vanish beside their residual.
     """
     width = backbone.embed_dim
     std = 0.02 if width >= 192 else 0.8 * width**-0.5

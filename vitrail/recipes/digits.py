@@ -13,6 +13,10 @@ def simdino_digits() -> Recipe:
     views (a quarter of an 8x8 digit is no digit), no flips or colours (a mirrored 2 is no 2), a
     teacher that follows within ten steps, and eps^2 of 0.49, at which the rate saturates at half
     the weight of the similarity, as in the published runs.
+
+    Measured (`make demo`, commit 6ff28f7, 2 cores of an AMD EPYC, 3 minutes): k-NN 79.0, linear
+    with 10 labels per class 69.9 ± 1.7; untrained 27.2 and 14.0 ± 1.2, raw pixels 82.4 and
+    31.4 ± 2.3.
     """
     views = MultiCrop(
         global_size=16,
