@@ -289,7 +289,10 @@ def test_a_killed_worker_is_an_error_not_a_wait(folder):
         [sys.executable, "-c", KILL, folder], capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 1
-    assert "DataLoader worker" in done.stderr
+    # torch's signal handler may raise again while the first error is being printed; which of the
+    # two is seen depends on the moment of the kill.
+    told = ("DataLoader worker", "reads images died", "ConnectionResetError")
+    assert any(words in done.stderr for words in told), done.stderr
 
 
 DIE = """

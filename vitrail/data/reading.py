@@ -130,12 +130,13 @@ def read_slices(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own: torch's global state stays as it is
     )
-    slices = None
+    slices: Any = None
     try:
         slices = iter(loader)
         yield from slices
-    except RuntimeError as error:
-        if not str(error).startswith(_DEAD_WORKER):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # The last two: it died while an image was being handed over.
+        if isinstance(error, RuntimeError) and not str(error).startswith(_DEAD_WORKER):
             raise
         raise OSError(
             f"{reader.source.spec}: a process that reads images died ({str(error).strip()}); "
@@ -143,7 +144,10 @@ def read_slices(
             "the cause"
         ) from error
     finally:
-        del slices  # joins the workers
+        # Not left to the garbage collector: the traceback of an error keeps the iterator alive, and
+        # its workers, which ignore SIGTERM, would be waited for at exit without end.
+        if slices is not None and workers:
+            slices._shutdown_workers()
 
 
 def _as_it_is(of: Any) -> Any:
