@@ -399,3 +399,30 @@ def test_read_images_of_nothing_readable(folder):
         path.write_bytes(b"junk")
     with pytest.raises(ValueError, match="of 20 samples cannot be used"):
         list(read_images(open_source(f"folder:{folder}"), Quarantine(None, 20), 0))
+
+
+KEEP_THE_ERROR = """
+import sys
+from vitrail.data.loader import read_images
+from vitrail.data.quarantine import Quarantine
+from vitrail.data.sources import open_source
+
+source = open_source("folder:" + sys.argv[1])
+
+def fail(index):
+    raise LookupError("of a worker")
+
+source.read = fail
+try:
+    list(read_images(source, Quarantine(None, len(source)), workers=2))
+except LookupError as error:
+    kept = error  # its traceback holds every frame, and what they hold, until the very end
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_process_ends_though_the_error_of_a_worker_is_kept(folder):
+    done = subprocess.run(
+        [sys.executable, "-c", KEEP_THE_ERROR, folder], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
