@@ -26,6 +26,7 @@ from rich.table import Table
 
 from benchmarks.alternate import keep_freed_memory, one_line, provenance
 from benchmarks.setting import CPU, CUDA, Setting
+from vitrail.backbones.families import Skeleton
 from vitrail.backbones.registry import BACKBONES
 
 RESULTS = Path(__file__).parent / "results"
@@ -106,7 +107,11 @@ def arguments() -> tuple[argparse.Namespace, Setting]:
     setting = replace(
         {"cpu": CPU, "cuda": CUDA}[args.device], **{k: v for k, v in given.items() if v is not None}
     )
-    vits = [name for name, model in BACKBONES.items() if model.family == "vit"]
+    vits = [
+        name
+        for name, model in BACKBONES.items()
+        if isinstance(model, Skeleton) and model.family == "vit"
+    ]
     if setting.backbone not in vits:
         parser.error(f"--backbone {setting.backbone}: timm's side needs one of {', '.join(vits)}")
     return args, setting

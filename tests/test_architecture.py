@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "report": {"evals", "data", "encoder"},
 }
 FOR_ALL = {"durable"}  # writing files safely is nobody's own
-SEES_EVERYTHING = {"cli", "api", "train", "assemble", "state", "run"}
+SEES_EVERYTHING = {"cli", "api", "train", "assemble", "state", "run", "continued"}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from vitrail import distributed
 from vitrail.assemble import Parts, assemble
+from vitrail.continued import resolve_start
 from vitrail.data.sources import resolve_spec
 from vitrail.encoder import Encoder
 from vitrail.recipes.config import override
@@ -42,7 +43,7 @@ def start(recipe: Recipe, out: Path) -> Path:
 
     The folder is made only when all that can be refused beforehand has passed.
     """
-    recipe = replace(recipe, data=resolve_spec(recipe.data))
+    recipe = resolve_start(replace(recipe, data=resolve_spec(recipe.data)))
     with distributed.joined(recipe.device) as ranks:
         parts = assemble(recipe, ranks)
         distributed.on_main(ranks, lambda: create(out, recipe))

@@ -7,12 +7,15 @@ import torch
 from torch.optim import Optimizer
 
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.registry import create_backbone, parse_options
+from vitrail.continued import freeze_backbones, head_warmup_steps, read_start
 from vitrail.data.batch import Source
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import open_source
 from vitrail.data.views import ViewPlan
 from vitrail.distributed import Ranks, on_main
+from vitrail.guard import Guard, split_for_guard
+from vitrail.journal import say
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.registry import build_objective
 from vitrail.optim import build_optimizer
@@ -30,6 +33,8 @@ class Parts:
     horizon: Horizon
     objective: Objective
     optimizer: Optimizer
+    guard: Guard | None  # of continued pretraining
+    started: bool  # whether the weights of init_from are in the objective
 
 
 def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
@@ -44,21 +49,16 @@ def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
 
     if ranks.world > 1:
         on_main(ranks, open_)  # first: what has to be downloaded is downloaded once
-    source = open_()
     plan = recipe.objective.views.plan()
+    source, guard = guarded(recipe, plan, ranks, open_())
     horizon = plan_horizon(recipe, len(source))
+    weights = read_start(recipe, source.channels)
 
     def make_backbone(drop_path: float) -> Backbone:
-        sizes = {"img_size": recipe.img_size or max(view.size for view in plan.views)}
-        if recipe.patch_size is not None:
-            sizes["patch_size"] = recipe.patch_size
-        return create_backbone(
-            recipe.backbone,
-            in_chans=source.channels,
-            drop_path=drop_path,
-            seed=recipe.seed,
-            **sizes,
-        )
+        backbone = fresh_backbone(recipe, plan, source.channels, drop_path)
+        if weights is not None:
+            backbone.load_state_dict(weights)
+        return backbone
 
     n_classes = None if source.classes is None else len(source.classes)
     with torch.random.fork_rng(devices=[]):  # heads are drawn from the seed too, and leave no trace
@@ -66,13 +66,57 @@ def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
         objective = build_objective(recipe.objective, make_backbone, horizon, n_classes)
     _require_splittable(recipe, ranks, objective)
     objective.to(ranks.device)
+    frozen = head_warmup_steps(recipe, horizon)
+    groups = freeze_backbones(objective.param_groups(), objective, frozen)
     return Parts(
         source=source,
         fingerprint=source.fingerprint(),
         plan=plan,
         horizon=horizon,
         objective=objective,
-        optimizer=build_optimizer(recipe.optim, objective.param_groups()),
+        optimizer=build_optimizer(recipe.optim, groups),
+        guard=guard,
+        started=weights is not None,
+    )
+
+
+def fresh_backbone(recipe: Recipe, plan: ViewPlan, channels: int, drop_path: float) -> Backbone:
+    """The recipe's backbone with random weights, for its largest view where no size is given."""
+    overrides = parse_options(recipe.backbone, recipe.backbone_options)
+    if recipe.patch_size is not None:
+        overrides["patch_size"] = recipe.patch_size
+    return create_backbone(
+        recipe.backbone,
+        img_size=recipe.img_size or max(view.size for view in plan.views),
+        in_chans=channels,
+        drop_path=drop_path,
+        seed=recipe.seed,
+        **overrides,
+    )
+
+
+def guarded(
+    recipe: Recipe, plan: ViewPlan, ranks: Ranks, source: Source
+) -> tuple[Source, Guard | None]:
+    """What is trained on, and the guard of a run that starts from weights, if it can have one."""
+    if recipe.init_from is None or recipe.guard_drop is None:
+        return source, None
+    if source.classes is None:
+        if ranks.is_main:
+            say(
+                f"no guard: {source.spec} has no labels, so nobody sees whether the encoder forgets"
+            )
+        return source, None
+    rest, bank, queries = split_for_guard(source, recipe.seed)
+    steps_per_epoch = plan_horizon(recipe, len(rest)).steps_per_epoch
+    return rest, Guard(
+        bank,
+        queries,
+        preprocess_of(recipe, plan),
+        every=recipe.guard_every or max(50, round(steps_per_epoch)),
+        drop=recipe.guard_drop,
+        device=str(ranks.device),
+        workers=worker_count(recipe, ranks),
     )
 
 
@@ -84,8 +128,12 @@ def plan_horizon(recipe: Recipe, n_samples: int) -> Horizon:
 
 
 def preprocess_of(recipe: Recipe, plan: ViewPlan) -> Preprocess:
-    """How the run's encoder is given images: a centre crop, no augmentation."""
-    size = recipe.img_size or max(view.size for view in plan.views)
+    """How the run's encoder is given images: a centre crop, no augmentation.
+
+    An encoder that the run only continues may have been built for another size than its views'.
+    """
+    largest = max(view.size for view in plan.views)
+    size = recipe.img_size if recipe.img_size and recipe.init_from is None else largest
     return Preprocess(
         size=size, resize=round(size / recipe.eval_crop), mean=plan.mean, std=plan.std
     )
@@ -115,6 +163,11 @@ def _require_splittable(recipe: Recipe, ranks: Ranks, objective: Objective) -> N
         raise ValueError(
             f"accumulate is {recipe.accumulate}, but {method}'s loss is a function of the whole "
             "batch, and of slices it would be another loss; use more ranks or a smaller batch_size"
+        )
+    if objective.encoder.batch_coupled and recipe.accumulate > 1:
+        raise ValueError(
+            f"accumulate is {recipe.accumulate}, but {recipe.backbone} has batch norms, whose "
+            "statistics are of the whole batch; use more ranks or a smaller batch_size"
         )
     if recipe.batch_size < objective.min_batch_size:
         raise ValueError(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vitrail import checkpoint
 from vitrail.assemble import Parts, preprocess_of
+from vitrail.continued import require_started
 from vitrail.distributed import Ranks
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.recipes.config import kind, to_dict
@@ -16,6 +17,7 @@ def restore(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> int:
     """Loads the last whole checkpoint into the parts, and returns the number of steps it holds."""
     state = checkpoint.load_latest(run / "checkpoints", ranks.device)
     if state is None:
+        require_started(run, recipe, parts.started)
         return 0
     require_same(run, state["config"], recipe)
     if state["source"] != parts.fingerprint:
@@ -51,6 +53,8 @@ def export(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
         "step": step,
         "steps": parts.horizon.steps,
     }
+    if recipe.init_from is not None:
+        info["init_from"] = recipe.init_from
     Encoder(parts.objective.encoder, preprocess_of(recipe, parts.plan), info).save(run)
 
 

@@ -66,6 +66,10 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
     save_every = recipe.checkpoint_every or max(50, round(horizon.steps_per_epoch))
     log_every = 1 if ranks.device.type == "cpu" else 20  # reading a loss makes the host wait
 
+    guard = parts.guard
+    if guard and ranks.is_main:
+        guard.begin(run, objective.encoder, start)
+
     with (
         noting_what_is_kept(run, horizon.steps),
         Journal(run, ranks, start, horizon.steps) as journal,
@@ -90,11 +94,14 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
                 {"step": step, "epoch": epoch, "lr": lr, "weight_decay": weight_decay}, out
             )
             stopping = any_rank(stop.is_set())
+            guard_due = guard is not None and guard.due(step)
             saving = stopping or step + 1 == horizon.steps or (step + 1) % save_every == 0
-            if saving or (step + 1) % log_every == 0:
+            if saving or guard_due or (step + 1) % log_every == 0:
                 rows = journal.flush(recipe.batch_size)
                 if ranks.is_main and monitor.due(step):
                     rows[-1] |= monitor.look(step, out, rows[-1]["loss"], journal.pace)
+                if guard and guard_due and ranks.is_main:
+                    rows[-1] = guard.look(step, objective.encoder, rows[-1])
                 journal.write(rows)
                 require_finite(rows, recipe.precision)
             if saving and ranks.is_main:

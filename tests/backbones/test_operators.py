@@ -1,4 +1,4 @@
-"""Operators and a CRATE layer against the papers' formulas, in float64, row form, head by head."""
+"""Attention operators and a whole CRATE against the papers' formulas, in float64, head by head."""
 
 import math
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitrail.backbones.attention import MHSA, MSSA
+from vitrail.backbones.attention import MHSA, MSSA, Attention
 from vitrail.backbones.registry import create_backbone
-from vitrail.backbones.tokenwise import ISTA, MLP
 
 B, N, D, HEADS = 2, 5, 12, 3
 P = D // HEADS
@@ -81,31 +80,20 @@ def test_mssa_shares_one_projection(tokens: Tensor) -> None:
     assert attention.qkv.weight.shape == (D, D)
 
 
-@pytest.mark.parametrize(("eta", "lmbda"), [(0.1, 0.1), (0.3, 0.7)])
-def test_ista_with_two_products_is_the_formula_with_three(
-    tokens: Tensor, eta: float, lmbda: float
-) -> None:
-    u = tokens.flatten(0, 1).requires_grad_()
-    ista = randomised(ISTA(D, eta, lmbda))
-    expected = ista_oracle(u, ista.weight, eta, lmbda)
-    torch.testing.assert_close(ista(u), expected, rtol=1e-12, atol=1e-12)
-    assert (expected == 0).any()
-    assert (expected > 0).any()
-    cotangent = torch.randn_like(expected)
-    inputs = [u, ista.weight]
-    two = torch.autograd.grad(ista(u), inputs, cotangent)
-    three = torch.autograd.grad(expected, inputs, cotangent)
-    torch.testing.assert_close(two, three, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("operator", [MHSA, MSSA])
+def test_attention_has_the_gradients_of_its_values(operator: type[Attention]) -> None:
+    """By finite differences, for tokens and weights, with two resolutions."""
+    attention = randomised(operator(D, HEADS))
+    names = list(dict(attention.named_parameters()))
+    shapes = [(2, 3), (1, 4)]
+    x = torch.randn(10, D, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
 
+    def values(x: Tensor, *weights: Tensor) -> Tensor:
+        named = dict(zip(names, weights, strict=True))
+        return torch.func.functional_call(attention, named, (x, shapes))
 
-def test_mlp_is_two_linear_maps_with_an_exact_gelu_between(tokens: Tensor) -> None:
-    mlp = randomised(MLP(D))
-    x = tokens.flatten(0, 1)
-    hidden = x @ mlp.fc1.weight.T + mlp.fc1.bias
-    activated = hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2
-    expected = activated @ mlp.fc2.weight.T + mlp.fc2.bias
-    torch.testing.assert_close(mlp(x), expected, rtol=1e-12, atol=1e-12)
-    assert mlp.fc1.weight.shape == (4 * D, D)
+    inputs = [x.requires_grad_(), *attention.parameters()]
+    assert torch.autograd.gradcheck(values, inputs, fast_mode=True)
 
 
 def test_a_whole_crate_follows_the_book() -> None:
@@ -148,5 +136,5 @@ def test_a_whole_crate_follows_the_book() -> None:
         features.patches[0].flatten(0, 1), expected[1:], rtol=1e-11, atol=1e-11
     )
     for actual, wanted in zip(backbone.layer_states(image[None]), states, strict=True):
-        torch.testing.assert_close(actual[0][0], wanted[0], rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(actual[1][0], wanted[1], rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(actual.half[0], wanted[0], rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(actual.after[0], wanted[1], rtol=1e-11, atol=1e-11)

@@ -4,11 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitrail.backbones.registry import create_backbone
-from vitrail.backbones.stochastic_depth import branch_scales
+from vitrail.backbones.families import Skeleton
+from vitrail.backbones.layers import Block
+from vitrail.backbones.registry import BACKBONES, create_backbone
+from vitrail.backbones.stochastic_depth import Kept, branch_scales, plan_drops
 from vitrail.nn.random import Draws
 
-FAMILIES = ["vit_nano_patch4_32", "crate_nano_patch4_32"]
+FAMILIES = [name for name in BACKBONES if name.endswith("nano_patch4_32")]
+WITH_REGISTERS = {"registers": 3, "layer_scale": 0.3}
 
 
 def views(*counts_and_sizes: tuple[int, int]) -> list[Tensor]:
@@ -22,8 +25,8 @@ def all_draws(batch_size: int, step: int = 0) -> Draws:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_equals_separate_in_values_and_gradients(name: str) -> None:
-    backbone = create_backbone(name)
-    images = views((4, 32), (6, 16), (2, 24), (3, 16))
+    backbone = create_backbone(name).double()
+    images = [x.double() for x in views((4, 32), (6, 16), (2, 24), (3, 16))]
     results = []
     for packed in (True, False):
         backbone.zero_grad()
@@ -33,7 +36,7 @@ def test_packed_equals_separate_in_values_and_gradients(name: str) -> None:
         flat = [t for f in outputs for t in (f.pooled, f.patches)]
         results.append((flat, [p.grad.clone() for p in backbone.parameters()]))
     for packed, separate in zip(*results, strict=True):
-        torch.testing.assert_close(packed, separate, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(packed, separate, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -63,23 +66,101 @@ def test_scales_drop_at_a_linearly_increasing_rate_and_keep_the_expectation() ->
     assert both.item() == pytest.approx(0.36, abs=0.015)
 
 
+def one_by_one(block: Block, x: Tensor, scales: Tensor) -> Tensor:
+    """A layer over the tokens [N, D] of one image, its branches multiplied by the scales."""
+    a, b = scales
+    x = x + a * block.ls1(block.attn(block.norm1(x), [(1, len(x))]))
+    if block.mlp is None:
+        return x
+    branch = block.ls2(block.mlp(block.norm2(x)))
+    return x + b * branch if block.residual else branch
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["skipping", "multiplying"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_sample_whose_branches_are_dropped_passes_by_them(name: str) -> None:
-    backbone = create_backbone(name, depth=2, drop_path=0.5)
-    images = views((16, 32))
-    draws = all_draws(16)
-    scales = branch_scales(draws, 16, 0.5, 2)
-    tokens = backbone.embed(images[0])
+def test_a_sample_whose_branches_are_dropped_passes_by_them(name: str, compiled: bool) -> None:
+    backbone = create_backbone(name, depth=2, drop_path=0.5).double().eval()
+    backbone.compiled = compiled
+    tokens = [backbone.embed(x.double()) for x in views((8, 32), (16, 16))]
+    scales = branch_scales(all_draws(8), 24, 0.5, 2).double()
     expected = []
-    for row, x in zip(scales, tokens, strict=True):
-        for block, (a, b) in zip(backbone.blocks, row, strict=True):
-            x = x + a * block.attn(block.norm1(x), [(1, len(x))])
-            branch = block.mlp(block.norm2(x))
-            x = x + b * branch if name.startswith("vit") else branch
-        expected.append(backbone.norm(x)[0])
+    for row, x in zip(scales, [x for batch in tokens for x in batch], strict=True):
+        for block, pair in zip(backbone.blocks, row, strict=True):
+            x = one_by_one(block, x, pair)
+        expected.append(x)
     assert len(scales.flatten(1).unique(dim=0)) > 2
-    actual = backbone.forward_packed(images, draws)[0].pooled
-    torch.testing.assert_close(actual, torch.stack(expected), rtol=1e-5, atol=1e-5)
+    shapes = [tuple(batch.shape[:2]) for batch in tokens]
+    x = torch.cat([batch.flatten(0, 1) for batch in tokens])
+    drops = plan_drops(all_draws(8), shapes, 0.5, 2, x, skip=not compiled)
+    for block, drop in zip(backbone.blocks, drops, strict=True):
+        x = block(x, shapes, drop)
+    torch.testing.assert_close(x, torch.cat(expected), rtol=1e-10, atol=1e-10)
+    assert isinstance(drops[1][0], Tensor if compiled else Kept)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_skipping_the_work_for_dropped_samples_changes_no_gradient(name: str) -> None:
+    backbone = create_backbone(name, drop_path=0.6).double()
+    images = [x.double() for x in views((2 * 5, 32), (3 * 5, 16))]
+    gradients = []
+    for backbone.compiled in (False, True):
+        backbone.zero_grad()
+        outputs = backbone.forward_packed(images, all_draws(5))
+        torch.stack(
+            [f.pooled.sin().mean() + f.patches.cos().mean() for f in outputs]
+        ).sum().backward()
+        gradients.append([p.grad.clone() for p in backbone.parameters()])
+    for skipped, multiplied in zip(*gradients, strict=True):
+        torch.testing.assert_close(skipped, multiplied, rtol=1e-9, atol=1e-11)
+
+
+def test_a_branch_that_everybody_drops_still_gives_its_parameters_a_gradient() -> None:
+    backbone = create_backbone("vit_nano_patch4_32", drop_path=0.99, depth=3)
+    step = next(
+        step
+        for step in range(100)
+        if (branch_scales(all_draws(1, step), 1, 0.99, 3)[0, 2] == 0).all()
+    )
+    backbone(views((1, 32))[0], all_draws(1, step)).pooled.sum().backward()
+    assert all(p.grad is not None for p in backbone.parameters())
+    assert backbone.blocks[2].mlp.fc1.weight.grad.abs().max() == 0
+
+
+def test_layers_below_the_threshold_multiply() -> None:
+    drops = plan_drops(all_draws(64), [(64, 2)], 0.3, 4, torch.zeros(128, 1))
+    kinds = [type(attention) for attention, _ in drops]
+    assert kinds == [Tensor, Kept, Kept, Kept]  # rates 0, .1, .2, .3
+    kept = drops[3][0]
+    assert kept.shapes == [(len(kept.tokens) // 2, 2)]
+    assert kept.scale == pytest.approx(1 / 0.7)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_checkpointing_gives_the_same_gradients(name: str) -> None:
+    backbone = create_backbone(name, drop_path=0.5)
+    gradients = []
+    for backbone.checkpointing in (False, True):
+        backbone.zero_grad()
+        backbone(views((4, 16))[0], all_draws(4)).pooled.sin().sum().backward()
+        gradients.append([p.grad.clone() for p in backbone.parameters() if p.grad is not None])
+    for kept, computed_again in zip(*gradients, strict=True):
+        assert torch.equal(kept, computed_again)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_registers_and_layer_scale_are_part_of_every_family(name: str) -> None:
+    if not isinstance(BACKBONES[name], Skeleton):
+        pytest.skip("the published ToST has LayerScale always, and no registers")
+    backbone = create_backbone(name, **WITH_REGISTERS)
+    image = views((2, 24))[0]
+    assert backbone.embed(image).shape == (2, 1 + 3 + 36, 64)
+    assert backbone(image).patches.shape == (2, 6, 6, 64)
+    assert backbone.token_maps(image).shape == (2, 2, 6, 6)
+    assert backbone.blocks[0].ls1.gamma.tolist() == pytest.approx([0.3] * 64)
+    with torch.no_grad():
+        plain = backbone(image).pooled
+        backbone.register_tokens[:, :, 0] += 5
+        assert not torch.allclose(backbone(image).pooled, plain)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -113,8 +194,10 @@ def test_drop_path_leaves_crates_tokenwise_operator_alone() -> None:
     backbone = create_backbone("crate_nano_patch4_32", depth=1)
     block = backbone.blocks[0]
     tokens = torch.randn(5, 64)
-    zero = torch.zeros(5, 2)
-    torch.testing.assert_close(block(tokens, [(1, 5)], zero), block.mlp(block.norm2(tokens)))
+    zero = torch.zeros(5, 1)
+    torch.testing.assert_close(
+        block(tokens, [(1, 5)], (zero, zero)), block.mlp(block.norm2(tokens))
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.registry import BACKBONES, create_backbone
 from vitrail.data.batch import Batch
 from vitrail.data.views import MultiCrop, RandomResizedCrop, ViewPlan
 from vitrail.nn.random import Draws
@@ -29,7 +29,9 @@ CONFIGS = {
 def make_backbone(
     name: str = "vit_nano_patch4_32", **overrides: int
 ) -> Callable[[float], Backbone]:
-    sizes = {"img_size": 16, "width": 32, "depth": 2, "heads": 2} | overrides
+    known = BACKBONES[name].options().keys() | {"img_size", "in_chans"}
+    sizes = {"img_size": 16, "width": 32, "depth": 2, "heads": 2, "patch_size": 4} | overrides
+    sizes = {key: value for key, value in sizes.items() if key in known}
     return lambda drop_path: create_backbone(name, drop_path=drop_path, seed=1, **sizes)
 
 

@@ -1,8 +1,8 @@
 """Attention operators: how the tokens of one image look at each other.
 
-An operator is cut where packing needs it: `project` and `output` act on each token alone and run
-once on the tokens of all resolutions; `mix` is the only part that sees an image, and runs once per
-resolution.
+An operator is cut where packing needs it: `project` acts on each token alone and runs once on the
+tokens of all resolutions; `mix` is the part that sees an image, and runs once per resolution, with
+`output` after it.
 
 Shape legend: T tokens of all images of all resolutions · B images of one resolution · N tokens of
 an image, class token first · D features · h heads · p = D / h features of a head · K what the
@@ -10,6 +10,7 @@ operator's projection yields for a token (MHSA: 3 D, queries, keys, values; MSSA
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,12 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module, ABC):
-    """Abstract. A new operator defines the five parts; a causal form overrides `mix`."""
+    """Abstract. A new operator defines the six parts; a causal form overrides `mix` and `maps`.
+
+    Keyword arguments of an operator's constructor can be set by name in `create_backbone`.
+    """
+
+    no_decay: ClassVar[tuple[str, ...]] = ()  # parameters without weight decay, besides the 1-D
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -39,23 +45,31 @@ class Attention(nn.Module, ABC):
         """The map from concatenated heads back to token space."""
 
     @abstractmethod
-    def class_weights(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
-        """How much each token gives to the class token, per head, >= 0."""
+    def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
+        """How much each token gives to the class token, per head, >= 0.
+
+        An operator without such weights says what its maps are instead.
+        """
 
     @abstractmethod
     def keys(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
         """What the tokens are compared by, heads concatenated."""
+
+    @abstractmethod
+    def bases(self) -> Float[Tensor, "h D p"] | None:
+        """The subspaces U_k on which the operator projects tokens, None where it has none."""
 
     def forward(
         self, tokens: Float[Tensor, "T D"], shapes: list[tuple[int, int]]
     ) -> Float[Tensor, "T D"]:
         """Args: shapes: (B, N) of each resolution, in the order in which the tokens are packed."""
         projected = self.project(tokens).split([b * n for b, n in shapes])
+        # Not `output` of all: the concatenation would be one more matrix kept for the backward.
         mixed = [
-            self.mix(part.unflatten(0, shape)).flatten(0, 1)
+            self.output(self.mix(part.unflatten(0, shape)).flatten(0, 1))
             for part, shape in zip(projected, shapes, strict=True)
         ]
-        return self.output(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
 class MHSA(Attention):
@@ -65,10 +79,10 @@ class MHSA(Attention):
     projection's rows (queries, keys, values; then heads) are DINO's and timm's.
     """
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, *, bias: bool = True):
         super().__init__(dim, heads)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.proj = nn.Linear(dim, dim, bias=bias)
 
     def project(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T K"]:
         return self.qkv(tokens)
@@ -81,12 +95,15 @@ class MHSA(Attention):
     def output(self, mixed: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         return self.proj(mixed)
 
-    def class_weights(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
+    def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
         q_BhNp, k_BhNp, _ = self._heads(projected)
         return class_row(q_BhNp, k_BhNp, self.scale)
 
     def keys(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
         return projected.chunk(3, dim=-1)[1]
+
+    def bases(self) -> Float[Tensor, "h D p"] | None:
+        return None
 
     def _heads(self, projected_BNK: Tensor) -> tuple[Tensor, ...]:
         split_BN3hp = projected_BNK.unflatten(-1, (3, self.heads, -1))
@@ -99,12 +116,13 @@ class MSSA(Attention):
     One projection w = x U without bias, shared by queries, keys and values: softmax(w wᵀ/√p) w per
     head. `output` is a free linear map with a bias, as in the book's U_out, b_out and the official
     code (Ma-Lab/CRATE 674408f); the paper derives the bases U themselves, times a constant.
+    CRATE-α has no bias there.
     """
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, *, bias: bool = True):
         super().__init__(dim, heads)
         self.qkv = nn.Linear(dim, dim, bias=False)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim, bias=bias)
 
     def project(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T K"]:
         return self.qkv(tokens)
@@ -116,12 +134,15 @@ class MSSA(Attention):
     def output(self, mixed: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
         return self.proj(mixed)
 
-    def class_weights(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
+    def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
         w_BhNp = self._heads(projected)
         return class_row(w_BhNp, w_BhNp, self.scale)
 
     def keys(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
         return projected
+
+    def bases(self) -> Float[Tensor, "h D p"] | None:
+        return self.qkv.weight.unflatten(0, (self.heads, -1)).transpose(1, 2)
 
     def _heads(self, projected_BND: Tensor) -> Tensor:
         return projected_BND.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -1,10 +1,12 @@
 """The contract of a backbone: views in, `Features` out.
 
-Shape legend: B images · C channels · S pixels a side · D features · H×W patches · h heads.
+Shape legend: B images · C channels · S, s height, width in pixels · D features · H×W patches ·
+N tokens of an image · h heads · p features of a head.
 """
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,12 +22,32 @@ class Features:
     patches: Float[Tensor, "B H W D"] | None
 
 
+@dataclass(frozen=True)
+class LayerState:
+    """A layer, seen from outside.
+
+    name: the layer's module. half: its tokens after the attention half-step, None for a layer that
+    is not made of two halves. after: its tokens. bases: the subspaces on which its attention
+    projects tokens, None where it has none.
+    """
+
+    name: str
+    half: Float[Tensor, "B N D"] | None
+    after: Float[Tensor, "B N D"]
+    bases: Float[Tensor, "h D p"] | None
+
+
 class Backbone(nn.Module):
     """Abstract. `embed_dim` is D; `in_chans` is C; `img_size` the pixels it was built for."""
 
     embed_dim: int
     in_chans: int
     img_size: int
+    config: dict[str, Any]  # the arguments with which `create_backbone` builds it again
+
+    # In training, an image's features depend on the others of its batch (batch norm): then a batch
+    # cannot be cut into accumulation slices.
+    batch_coupled: ClassVar[bool] = False
 
     @abstractmethod
     def forward_packed(
@@ -38,34 +60,51 @@ class Backbone(nn.Module):
             draws: randomness for stochastic depth; None turns it off (teacher, evaluation).
 
         Raises:
-            ValueError: a side that the patch size does not divide, or a wrong channel count.
+            ValueError: a size that does not fit the backbone, or a wrong channel count.
         """
 
-    def forward(self, images: Float[Tensor, "B C S S"], draws: Draws | None = None) -> Features:
+    def forward(self, images: Float[Tensor, "B C S s"], draws: Draws | None = None) -> Features:
         return self.forward_packed([images], draws)[0]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay, besides biases and other 1-D ones."""
+        return set()
+
+    @abstractmethod
+    def layer_states(self, images: Float[Tensor, "B C S s"]) -> list[LayerState]:
+        """The tokens (a convolutional layer's: the cells of its map) after every layer."""
 
 
 class TokenBackbone(Backbone):
     """Abstract. A backbone that is an embedding and L layers over tokens."""
 
     patch_size: int
+    n_prefix: int  # tokens before the patches: class token, registers
     blocks: nn.ModuleList  # the layers: compiled one by one on CUDA
     norm: nn.Module
+    compiled: bool = False  # set by `compile_blocks`: shapes must not depend on the draws
 
     @abstractmethod
-    def embed(self, images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B N D"]:
-        """Tokens with positions, class token first."""
+    def embed(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B N D"]:
+        """Tokens with positions, `n_prefix` others before the patches."""
 
     @abstractmethod
-    def token_maps(self, images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B h H W"]:
-        """How much each patch gives to the class token in the last layer, per head, >= 0."""
+    def encode(
+        self, tokens: list[Float[Tensor, "_ _ D"]], draws: Draws | None = None
+    ) -> list[Float[Tensor, "_ _ D"]]:
+        """The layers and the final norm, over packed batches of any numbers of tokens.
+
+        `forward_packed` is embed, encode and a reading of the tokens. Objectives that hide patches
+        call the two themselves.
+        """
 
     @abstractmethod
-    def token_keys(self, images: Float[Tensor, "B C S S"]) -> Float[Tensor, "B H W D"]:
+    def token_maps(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B h H W"]:
+        """How much each patch gives to the class token in the last layer, per head, >= 0.
+
+        Operators without such weights (TSSA) give what their `maps` say.
+        """
+
+    @abstractmethod
+    def token_keys(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B H W D"]:
         """The last layer's keys of the patches, heads concatenated (MSSA: its projection)."""
-
-    @abstractmethod
-    def layer_states(
-        self, images: Float[Tensor, "B C S S"]
-    ) -> list[tuple[Float[Tensor, "B N D"], Float[Tensor, "B N D"]]]:
-        """For each layer, the tokens after the attention half-step and after the whole layer."""

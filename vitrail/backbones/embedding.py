@@ -69,25 +69,29 @@ def check_divides(size: int, patch_size: int, what: str) -> None:
 
 
 def resize_positions(
-    positions: Float[Tensor, "1 n D"], grid: int, new_grid: tuple[int, int]
+    positions: Float[Tensor, "1 n D"],
+    grid: int,
+    new_grid: tuple[int, int],
+    antialias: bool = True,
 ) -> Float[Tensor, "1 m D"]:
     """Positions learned on a grid × grid of patches, resampled to H × W; the class token's is kept.
 
-    Antialiased bicubic, half-pixel centres, over the whole grid: the convention of
-    `timm.layers.resample_abs_pos_embed` (its defaults). Official DINO differs: no antialiasing, and
-    a scale factor with an offset of 0.1 patches. Written as two products with the filters'
-    matrices, whose gradient is deterministic on CUDA, unlike that of `F.interpolate`.
+    Bicubic with half-pixel centres, written as two products with the filters' matrices, whose
+    gradient is deterministic on CUDA, unlike that of `F.interpolate`.
 
     Args:
         positions: n = 1 + grid², class token first, then row by row.
         new_grid: (H, W), m = 1 + H W.
+        antialias: over the whole grid, as `timm.layers.resample_abs_pos_embed` and DINOv2 with
+            registers. Otherwise as DINO and DINOv2 without: no antialiasing, and a step between
+            samples of grid / (H + 0.1) (their offset against rounding).
     """
     if new_grid == (grid, grid):
         return positions
     height, width = new_grid
     dtype = torch.promote_types(positions.dtype, torch.float32)
-    rows_HG = resize_matrix(grid, height).to(positions.device, dtype)
-    columns_WG = resize_matrix(grid, width).to(positions.device, dtype)
+    rows_HG = resize_matrix(grid, height, antialias).to(positions.device, dtype)
+    columns_WG = resize_matrix(grid, width, antialias).to(positions.device, dtype)
     table_GGD = positions[0, 1:].to(dtype).unflatten(0, (grid, grid))
     with torch.autocast(positions.device.type, enabled=False):
         resized_HGD = torch.tensordot(rows_HG, table_GGD, dims=1)
@@ -97,9 +101,12 @@ def resize_positions(
 
 
 @functools.lru_cache(maxsize=64)
-def resize_matrix(old: int, new: int) -> Float[Tensor, "new old"]:
-    """The antialiased bicubic filter from `old` to `new` samples as a float64 matrix on the CPU."""
+def resize_matrix(old: int, new: int, antialias: bool = True) -> Float[Tensor, "new old"]:
+    """The bicubic filter from `old` to `new` samples as a float64 matrix on the CPU."""
     # The cache outlives the caller's inference mode, whose tensors could not take part in training.
     with torch.inference_mode(False), torch.no_grad():
         identity = torch.eye(old, dtype=torch.float64, device="cpu")[None, None]
-        return F.interpolate(identity, size=(new, old), mode="bicubic", antialias=True)[0, 0]
+        if antialias:
+            return F.interpolate(identity, size=(new, old), mode="bicubic", antialias=True)[0, 0]
+        scales = ((new + 0.1) / old, 1.0)
+        return F.interpolate(identity, scale_factor=scales, mode="bicubic")[0, 0]

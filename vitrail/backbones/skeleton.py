@@ -1,11 +1,7 @@
 """The skeleton: an embedding and L layers of (attention operator, token-wise operator).
 
-Packed: the tokens of all images of all resolutions are one [T, D] matrix, on which everything that
-acts on a token alone runs once; the attention runs once per resolution.
-
-Shape legend: T tokens of all images of all resolutions · B images of one resolution · N = 1 + H W
-tokens of an image, class token first · H×W patches · D features · h heads · L layers · R rows, all
-images together.
+Shape legend: T tokens of all images of all resolutions · B images of one resolution · N = 1 + R +
+H W tokens of an image, class token first, then registers · H×W patches · D features · h heads.
 """
 
 from collections.abc import Callable
@@ -16,80 +12,51 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.backbones.attention import Attention
-from vitrail.backbones.contract import Features, TokenBackbone
+from vitrail.backbones.contract import Features, LayerState, TokenBackbone
 from vitrail.backbones.embedding import check_images, resize_positions
-from vitrail.backbones.stochastic_depth import branch_scales
+from vitrail.backbones.layers import (
+    Kind,
+    block_states,
+    last_projection,
+    pack,
+    run_blocks,
+    stack,
+    undecayed,
+    unpack,
+)
+from vitrail.backbones.stochastic_depth import plan_drops
 from vitrail.nn.random import Draws
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the layers of a family of backbones are made of; its models differ in size only."""
+    """What a family of backbones is made of; its models differ in size only.
 
-    attention: type[Attention]  # built with (D, h)
-    tokenwise: type[nn.Module]  # built with (D)
-    tokenwise_residual: bool
-    patch_embed: type[nn.Module]  # built with (patch size, channels, D)
-    norm_eps: float  # of the blocks' LayerNorms and the final one
-    init: Callable[["SkeletonBackbone"], None]  # draws the weights that torch's defaults do not
-
-
-class Block(nn.Module):
-    """y = x + a·Attention(LN x); then y + b·TokenWise(LN y), or TokenWise(LN y) without residual.
-
-    The token-wise operator is called `mlp` in every family, so that a ViT's keys are timm's. a and
-    b are the scales of stochastic depth.
+    registers: tokens that belong to no patch (Darcet et al. 2024). antialias: of positions, when
+    they are resampled for another size; see `resize_positions`.
     """
 
-    def __init__(self, family: Family, dim: int, heads: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=family.norm_eps)
-        self.attn = family.attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=family.norm_eps)
-        self.mlp = family.tokenwise(dim)
-        self.tokenwise_residual = family.tokenwise_residual
-
-    def forward(
-        self,
-        tokens: Float[Tensor, "T D"],
-        shapes: list[tuple[int, int]],
-        scales: Float[Tensor, "T branches"] | None = None,
-    ) -> Float[Tensor, "T D"]:
-        return self.tokenwise_step(self.attention_step(tokens, shapes, scales), scales)
-
-    def attention_step(
-        self,
-        tokens: Float[Tensor, "T D"],
-        shapes: list[tuple[int, int]],
-        scales: Float[Tensor, "T branches"] | None = None,
-    ) -> Float[Tensor, "T D"]:
-        branch_TD = self.attn(self.norm1(tokens), shapes)
-        return tokens + (branch_TD if scales is None else branch_TD * scales[:, :1])
-
-    def tokenwise_step(
-        self, tokens: Float[Tensor, "T D"], scales: Float[Tensor, "T branches"] | None = None
-    ) -> Float[Tensor, "T D"]:
-        branch_TD = self.mlp(self.norm2(tokens))
-        if not self.tokenwise_residual:
-            return branch_TD
-        return tokens + (branch_TD if scales is None else branch_TD * scales[:, 1:])
+    kind: Kind
+    patch_embed: type[nn.Module]  # built with (patch size, channels, D)
+    init: Callable[["SkeletonBackbone"], None]  # draws the weights that torch's defaults do not
+    registers: int = 0
+    antialias: bool = True
 
 
 class SkeletonBackbone(TokenBackbone):
-    """Every token backbone of vitrail: its family says which operators it is made of.
+    """A class token, registers and patches through layers of one kind.
 
     `pooled` is the class token and `patches` are the patch tokens, both after the final LayerNorm
     `norm`. Official CRATE has no such norm in its transformer: its head is LayerNorm + Linear on
-    the class token. That LayerNorm is `norm` here, and is applied to the patches too.
+    the class token. That LayerNorm is `norm` here, and is applied to the patches too. Registers
+    have no positions, and are inserted after the class token, as in DINOv2.
 
     Stochastic depth works on residual branches, linearly increasing up to `drop_path` in the last
-    layer. A family without a residual around its token-wise operator (CRATE) has it around the
-    attention only.
+    layer.
 
     Args:
-        img_size: pixels a side, the grid the positions are learned on; views of any other size
-            that the patch size divides are accepted, with interpolated positions.
+        img_size: pixels a side, the grid the positions are learned on; images of any other size
+            that the patch size divides are accepted, with resampled positions.
         config: what `create_backbone` needs to build the same architecture again.
     """
 
@@ -113,25 +80,29 @@ class SkeletonBackbone(TokenBackbone):
         self.patch_size = patch_size
         self.drop_path = drop_path
         self.config = config
+        self.antialias = family.antialias
+        self.n_prefix = 1 + family.registers
+        self.checkpointing = False  # see `run_blocks`
         self.grid = img_size // patch_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, width))
+        registers_1RD = torch.zeros(1, family.registers, width)
+        self.register_tokens = nn.Parameter(registers_1RD) if family.registers else None
         self.patch_embed = family.patch_embed(patch_size, in_chans, width)
-        self.blocks = nn.ModuleList(Block(family, width, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=family.norm_eps)
+        self.blocks = stack(family.kind, width, heads, depth)
+        self.norm = family.kind.build_norm(width)
         family.init(self)
 
     def forward_packed(
         self, images: list[Float[Tensor, "_ C _ _"]], draws: Draws | None = None
     ) -> list[Features]:
-        tokens_TD, shapes = self._pack(images)
-        for block, scales in zip(self.blocks, self._scales(tokens_TD, shapes, draws), strict=True):
-            tokens_TD = block(tokens_TD, shapes, scales)
-        tokens_TD = self.norm(tokens_TD)
-        parts = tokens_TD.split([b * n for b, n in shapes])
+        encoded = self.encode([self.embed(batch) for batch in images], draws)
         return [
-            self._features(part.unflatten(0, shape), batch)
-            for part, shape, batch in zip(parts, shapes, images, strict=True)
+            Features(
+                pooled=tokens_BND[:, 0],
+                patches=tokens_BND[:, self.n_prefix :].unflatten(1, self._grid_of(batch)),
+            )
+            for tokens_BND, batch in zip(encoded, images, strict=True)
         ]
 
     def embed(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B N D"]:
@@ -140,65 +111,45 @@ class SkeletonBackbone(TokenBackbone):
         height, width = patches_BHWD.shape[1:3]
         class_B1D = self.cls_token.expand(len(images), -1, -1)
         tokens_BND = torch.cat([class_B1D, patches_BHWD.flatten(1, 2)], dim=1)
-        return tokens_BND + resize_positions(self.pos_embed, self.grid, (height, width))
+        tokens_BND = tokens_BND + self.positions((height, width))
+        if self.register_tokens is None:
+            return tokens_BND
+        registers_BRD = self.register_tokens.expand(len(images), -1, -1).to(tokens_BND.dtype)
+        return torch.cat([tokens_BND[:, :1], registers_BRD, tokens_BND[:, 1:]], dim=1)
+
+    def positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n D"]:
+        """The class token's position and those of a grid of H × W patches, n = 1 + H W."""
+        return resize_positions(self.pos_embed, self.grid, grid, self.antialias)
+
+    def encode(
+        self, tokens: list[Float[Tensor, "_ _ D"]], draws: Draws | None = None
+    ) -> list[Float[Tensor, "_ _ D"]]:
+        tokens_TD, shapes = pack(tokens)
+        depth, skip = len(self.blocks), not self.compiled
+        drops = plan_drops(draws, shapes, self.drop_path, depth, tokens_TD, skip)
+        tokens_TD = run_blocks(self.blocks, tokens_TD, shapes, drops, self.checkpointing)
+        return unpack(self.norm(tokens_TD), shapes)
 
     def token_maps(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B h H W"]:
-        """The class token's weights over the patches in the last layer, per head.
+        """The last layer's maps over the patches, per head.
 
-        A softmax's row: with the class token's weight for itself they sum to 1. For MSSA it is
-        softmax(w_cls · w_j/√p).
+        With attention weights: a softmax's row; with the class token's weights for itself and the
+        registers they sum to 1. For MSSA it is softmax(w_cls · w_j/√p).
         """
-        attention, projected_BNK = self._last_projection(images)
-        weights_BhN = attention.class_weights(projected_BNK)
-        return weights_BhN[:, :, 1:].unflatten(2, self._grid_of(images))
+        attention, projected_BNK = last_projection(self.blocks, self.embed(images))
+        maps_BhN = attention.maps(projected_BNK)
+        return maps_BhN[:, :, self.n_prefix :].unflatten(2, self._grid_of(images))
 
     def token_keys(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B H W D"]:
-        attention, projected_BNK = self._last_projection(images)
-        return attention.keys(projected_BNK)[:, 1:].unflatten(1, self._grid_of(images))
+        attention, projected_BNK = last_projection(self.blocks, self.embed(images))
+        keys_BND = attention.keys(projected_BNK)
+        return keys_BND[:, self.n_prefix :].unflatten(1, self._grid_of(images))
 
-    def layer_states(
-        self, images: Float[Tensor, "B C S s"]
-    ) -> list[tuple[Float[Tensor, "_ _ D"], Float[Tensor, "_ _ D"]]]:
-        tokens_TD, shapes = self._pack([images])
-        states = []
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            half_TD = block.attention_step(tokens_TD, shapes)
-            tokens_TD = block.tokenwise_step(half_TD)
-            states.append((half_TD.unflatten(0, shapes[0]), tokens_TD.unflatten(0, shapes[0])))
-        return states
+    def no_weight_decay(self) -> set[str]:
+        return undecayed(self.blocks)
 
-    def _pack(self, images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        embedded = [self.embed(batch) for batch in images]
-        shapes = [(tokens.shape[0], tokens.shape[1]) for tokens in embedded]
-        return torch.cat([tokens.flatten(0, 1) for tokens in embedded]), shapes
-
-    def _scales(
-        self, tokens_TD: Tensor, shapes: list[tuple[int, int]], draws: Draws | None
-    ) -> list[Tensor | None]:
-        """Stochastic depth's scales [T, 2] for each layer, None where there is nothing to drop."""
-        depth = len(self.blocks)
-        if draws is None or self.drop_path == 0:
-            return [None] * depth
-        counts = [count for count, _ in shapes]
-        scales_RL2 = branch_scales(draws, sum(counts), self.drop_path, depth).to(tokens_TD)
-        parts = [
-            part.unsqueeze(1).expand(-1, n, -1, -1).flatten(0, 1)
-            for part, (_, n) in zip(scales_RL2.split(counts), shapes, strict=True)
-        ]
-        return list(torch.cat(parts).unbind(1))
-
-    def _last_projection(self, images: Tensor) -> tuple[Attention, Tensor]:
-        tokens_TD, shapes = self._pack([images])
-        *before, last = self.blocks
-        for block in before:
-            tokens_TD = block(tokens_TD, shapes)
-        assert isinstance(last, Block)
-        return last.attn, last.attn.project(last.norm1(tokens_TD)).unflatten(0, shapes[0])
+    def layer_states(self, images: Float[Tensor, "B C S s"]) -> list[LayerState]:
+        return block_states(self.blocks, self.embed(images))
 
     def _grid_of(self, images: Tensor) -> tuple[int, int]:
         return images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
-
-    def _features(self, tokens_BND: Tensor, images: Tensor) -> Features:
-        patches_BHWD = tokens_BND[:, 1:].unflatten(1, self._grid_of(images))
-        return Features(pooled=tokens_BND[:, 0], patches=patches_BHWD)

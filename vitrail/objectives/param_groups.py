@@ -2,14 +2,15 @@
 
 from torch import nn
 
+from vitrail.backbones.contract import Backbone
 from vitrail.objectives.contract import ParamGroup
 
 
 def decay_groups(module: nn.Module, freeze_steps: int = 0) -> list[ParamGroup]:
     """Two groups of the parameters that take gradients: with weight decay, and without it.
 
-    Biases and other 1-D parameters (norms' scales) carry none, as in DINO's `get_params_groups`.
-    Empty groups are left out.
+    Biases and other 1-D parameters (norms' scales) carry none, as in DINO's `get_params_groups`,
+    and what a backbone names (ToST's temperatures). Empty groups are left out.
 
     Args:
         module: whose parameters.
@@ -17,9 +18,16 @@ def decay_groups(module: nn.Module, freeze_steps: int = 0) -> list[ParamGroup]:
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
+    named = {
+        f"{path}.{name}".lstrip(".")
+        for path, backbone in module.named_modules()
+        if isinstance(backbone, Backbone)
+        for name in backbone.no_weight_decay()
+    }
     for name, param in module.named_parameters():
         if param.requires_grad:
-            (free if param.ndim <= 1 or name.endswith("bias") else decayed).append(param)
+            is_free = param.ndim <= 1 or name.endswith("bias") or name in named
+            (free if is_free else decayed).append(param)
     groups: list[ParamGroup] = [
         {"params": decayed, "freeze_steps": freeze_steps},
         {"params": free, "wd_scale": 0.0, "freeze_steps": freeze_steps},

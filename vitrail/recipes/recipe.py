@@ -26,6 +26,7 @@ class Recipe:
         name: what the recipe is called.
         objective: the method and its views.
         backbone: a name of `vitrail list backbones`.
+        backbone_options: of that backbone, as NAME=VALUE: registers=4 decoupled=false.
         data: a source SPEC of `vitrail list sources`.
         batch_size: images a step, over all ranks.
         epochs: passes over the data.
@@ -35,6 +36,12 @@ class Recipe:
         patch_size: in pixels, None for the backbone's own.
         eval_crop: side of the centre crop over the resized short side, when images are embedded.
         optim: the optimizer and its schedules.
+        init_from: weights to start from: a run, an encoder, or an official checkpoint; the backbone
+            is then theirs.
+        head_warmup_steps: with init_from, steps in which the encoder is frozen while the new head
+            warms up; None for an epoch, or a tenth of a short run.
+        guard_drop: with init_from, the fall of k-NN accuracy on held-out images that is warned of,
+            as a fraction; None turns the guard off. The images it holds out are not trained on.
         precision: of the forward pass; weights are fp32.
         accumulate: slices of a batch, one after the other; not for losses that couple a batch.
         seed: of weights, sample order and views.
@@ -43,6 +50,7 @@ class Recipe:
         workers: decoding processes a rank, None for a fair share of the cores.
         checkpoint_every: steps between two checkpoints, None for an epoch.
         health_every: steps between two looks at the features, at least.
+        guard_every: steps between two looks of the guard, None for an epoch.
         max_bad_fraction: of the files; a run stops when more than that cannot be read.
     """
 
@@ -56,8 +64,12 @@ class Recipe:
     channels: int | None = None
     img_size: int | None = None
     patch_size: int | None = None
+    backbone_options: tuple[str, ...] = ()
     eval_crop: float = 0.875
     optim: OptimConfig = field(default_factory=OptimConfig)
+    init_from: str | None = None
+    head_warmup_steps: int | None = None
+    guard_drop: float | None = 0.05
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulate: int = 1
     seed: int = 0
@@ -70,17 +82,30 @@ class Recipe:
     workers: int | None = None
     checkpoint_every: int | None = None
     health_every: int = 50
+    guard_every: int | None = None
     max_bad_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "accumulate"):
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
-        for name in ("steps", "checkpoint_every", "img_size", "patch_size", "channels"):
+        optional = (
+            "steps",
+            "checkpoint_every",
+            "guard_every",
+            "img_size",
+            "patch_size",
+            "channels",
+        )
+        for name in optional:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers is {self.workers}; it must be >= 0")
+        if self.head_warmup_steps is not None and self.head_warmup_steps < 0:
+            raise ValueError(f"head_warmup_steps is {self.head_warmup_steps}; it must be >= 0")
+        if self.guard_drop is not None and not 0 <= self.guard_drop <= 1:
+            raise ValueError(f"guard_drop is {self.guard_drop}; it must lie in [0, 1]")
         if self.health_every <= 0:
             raise ValueError(f"health_every is {self.health_every}; it must be more than 0")
         if not 0 < self.eval_crop <= 1:
@@ -98,5 +123,6 @@ SPEED_FIELDS = (
     "workers",
     "checkpoint_every",
     "health_every",
+    "guard_every",
     "max_bad_fraction",
 )

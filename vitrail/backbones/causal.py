@@ -1,0 +1,54 @@
+"""Causal forms of the attention operators: a token sees itself and the tokens before it.
+
+Only `mix` and `maps` differ: the parameters, and so the weights, are those of the operators they
+come from. The mask is that of (7.4.7) in the book, key <= query; (7.4.6) prints the other triangle.
+
+A masked weight is exactly 0, so that what a token receives, and the gradients it sends, do not
+depend on the values of later tokens in a single bit. How many follow may decide how sums are
+ordered, as everywhere.
+
+Shape legend: B sequences · N tokens of a sequence, in order · D features · h heads · p = D / h
+features of a head · K what the operator's projection yields for a token.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from vitrail.backbones.attention import MHSA, MSSA, class_row
+
+
+class CausalMHSA(MHSA):
+    """Causal multi-head self-attention, as in GPT: `MHSA` where query t sees keys <= t."""
+
+    def mix(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
+        q_BhNp, k_BhNp, v_BhNp = self._heads(projected)
+        mixed_BhNp = F.scaled_dot_product_attention(q_BhNp, k_BhNp, v_BhNp, is_causal=True)
+        return mixed_BhNp.transpose(1, 2).flatten(2)
+
+    def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
+        """How much each token gives to the last one, the only one that sees them all, >= 0."""
+        q_BhNp, k_BhNp, _ = self._heads(projected)
+        return _last_row(q_BhNp, k_BhNp, self.scale)
+
+
+class CausalMSSA(MSSA):
+    """Causal multi-head subspace self-attention (book (7.4.7)): `MSSA` where t sees tokens <= t.
+
+    With the factor 1/√p of `MSSA`, which (7.4.7) leaves out.
+    """
+
+    def mix(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
+        w_BhNp = self._heads(projected)
+        mixed_BhNp = F.scaled_dot_product_attention(w_BhNp, w_BhNp, w_BhNp, is_causal=True)
+        return mixed_BhNp.transpose(1, 2).flatten(2)
+
+    def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
+        """How much each token gives to the last one, the only one that sees them all, >= 0."""
+        w_BhNp = self._heads(projected)
+        return _last_row(w_BhNp, w_BhNp, self.scale)
+
+
+def _last_row(queries_BhNp: Tensor, keys_BhNp: Tensor, scale: float) -> Tensor:
+    # `class_row` takes the first query: the last one stands in for all, as a view.
+    return class_row(queries_BhNp[:, :, -1:].expand_as(queries_BhNp), keys_BhNp, scale)

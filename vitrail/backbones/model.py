@@ -1,0 +1,42 @@
+"""A row of the table of named backbones: a size, and how it is built."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from vitrail.backbones.contract import Backbone
+
+
+@dataclass(frozen=True)
+class Model(ABC):
+    """Abstract. img_size: pixels a side that the model is built for, where nothing else is said."""
+
+    img_size: int
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """What `create_backbone` may override by name, with the row's own values."""
+
+    @abstractmethod
+    def build(
+        self,
+        name: str,
+        *,
+        img_size: int | None,
+        in_chans: int,
+        drop_path: float,
+        overrides: dict[str, Any],
+    ) -> Backbone:
+        """The backbone with weights drawn from torch's generator.
+
+        Args:
+            name: of the row, for errors and for the backbone's `config`.
+            overrides: some of `options`, of the same types.
+
+        Raises:
+            ValueError: sizes that do not fit together.
+        """
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Sizes and operators, for a listing."""
