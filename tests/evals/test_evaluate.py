@@ -58,7 +58,7 @@ def test_all_protocols_write_one_file(run, capsys):
     assert (written["n_train"], written["n_test"], written["held_out"]) == (24, 6, True)
     assert written["settings"]["draws"] == 2
     assert 1 <= written["features"]["effective_rank"] <= 16
-    for name in ("neighbours", "saliency", "pca"):
+    for name in ("neighbours", "saliency", "pca", "xray"):
         assert (run / written["figures"][name]).stat().st_size > 500
     printed = capsys.readouterr().out
     assert "untrained" in printed
@@ -83,6 +83,7 @@ def test_the_numbers_are_those_of_the_three_features(run):
 def test_results_of_other_protocols_are_kept_on_the_same_data_only(run):
     evaluate(run, "digits", ["knn"], quiet=True)
     second = evaluate(run, "digits", ["pca"], quiet=True)
+    assert "pca" not in second  # it has a figure, and no numbers
     assert "knn" in second
     assert "knn" not in evaluate(run, None, ["pca"], quiet=True)
 
@@ -92,9 +93,9 @@ def test_unlabelled_data_give_pictures_and_say_so(tmp_path, capsys):
     spec = f"folder:{root}"
     tiny_encoder(spec, channels=3).save(tmp_path / "run")
     results = evaluate(tmp_path / "run")
-    assert set(results["figures"]) == {"neighbours", "saliency", "pca"}
+    assert set(results["figures"]) == {"neighbours", "saliency", "pca", "xray"}
     assert not {"knn", "linear", "linear_10_per_class"} & set(results)
-    assert "has no labels: pictures only" in capsys.readouterr().out
+    assert "has no labels: no accuracies" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"knn: .*has no labels"):
         evaluate(tmp_path / "run", protocols=["knn", "pca"])
 

@@ -21,7 +21,7 @@ def test_teacher_starts_equal_and_takes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.996, 1.0])
-def test_update_is_the_moving_average_and_copies_buffers(momentum: float) -> None:
+def test_update_is_the_moving_average_of_parameters(momentum: float) -> None:
     student = small_student()
     teacher = make_teacher(student)
     student(torch.randn(8, 3))  # moves the running statistics
@@ -34,6 +34,19 @@ def test_update_is_the_moving_average_and_copies_buffers(momentum: float) -> Non
         expected = momentum * old + (1 - momentum) * fast.detach().double()
         torch.testing.assert_close(new.double(), expected, atol=1e-6, rtol=0)
         assert new.grad_fn is None
-    for slow, fast in zip(teacher.buffers(), student.buffers(), strict=True):
-        assert torch.equal(slow, fast)
+
+
+def test_running_statistics_stay_the_teachers_own() -> None:
+    student = small_student()
+    teacher = make_teacher(student)
+    student(torch.randn(8, 3) + 5)
+    ema_update(teacher, student, 0.5)
+    assert int(teacher[1].num_batches_tracked) == 0
+    assert torch.equal(teacher[1].running_mean, torch.zeros(4))
+
+    images = torch.randn(8, 3)
+    expected = 0.1 * teacher[0](images).mean(0)  # torch's momentum of 0.1, from 0
+    teacher(images)
+    ema_update(teacher, student, 0.5)
+    torch.testing.assert_close(teacher[1].running_mean, expected)
     assert int(teacher[1].num_batches_tracked) == 1

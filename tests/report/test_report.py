@@ -53,7 +53,7 @@ def run(tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps(EVALUATION))
     bad = [json.dumps({"id": name, "reason": f"<b>{name}</b>"}) for name in HOSTILE]
     (tmp_path / "quarantine.jsonl").write_text("\n".join(bad) + "\n")
-    for name in ("neighbours", "saliency", "pca"):
+    for name in ("neighbours", "saliency", "pca", "xray"):
         (tmp_path / "figures" / f"{name}.png").write_bytes(PNG)
     write_metrics(tmp_path, warning="<script>alert(3)</script>")
     return tmp_path
@@ -135,7 +135,7 @@ def test_it_can_be_read_aloud(run):
 
 def test_figures_are_embedded_whole(run):
     images = Elements(page_of(run)).attributes("img")
-    assert len(images) == 3
+    assert len(images) == 4
     assert all(base64.b64decode(i["src"].split(",", 1)[1]) == PNG for i in images)
 
 

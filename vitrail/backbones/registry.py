@@ -13,6 +13,8 @@ import torch
 from vitrail.backbones.contract import Backbone, TokenBackbone
 from vitrail.backbones.families import Skeleton
 from vitrail.backbones.model import Model
+from vitrail.backbones.resnet import TimmResNet
+from vitrail.backbones.swin import TimmSwin
 
 WORDS = {"true": True, "false": False, "none": None}
 REGISTERS = (("registers", 4), ("antialias", True))
@@ -100,6 +102,17 @@ BACKBONES: dict[str, Model] = {
     "aot_mhsa_micro_patch4_32": Skeleton(32, "aot_mhsa", 128, 6, 4, 4),
     "aot_mhsa_tiny_patch4_28": Skeleton(28, "aot_mhsa", 192, 12, 3, 4),
     "aot_mhsa_tiny_patch4_32": Skeleton(32, "aot_mhsa", 192, 12, 3, 4),
+    # image size, timm's name
+    "resnet18": TimmResNet(224, "resnet18"),
+    "resnet50": TimmResNet(224, "resnet50"),
+    "resnet18_small": TimmResNet(32, "resnet18", small=True),
+    "resnet50_small": TimmResNet(32, "resnet50", small=True),
+    # image size, width of the first stage, depths, heads, patch size, window size
+    "swin_tiny_patch4_window7_224": TimmSwin(224, 96, (2, 2, 6, 2), (3, 6, 12, 24), 4, 7),
+    "swin_small_patch4_window7_224": TimmSwin(224, 96, (2, 2, 18, 2), (3, 6, 12, 24), 4, 7),
+    "swin_base_patch4_window7_224": TimmSwin(224, 128, (2, 2, 18, 2), (4, 8, 16, 32), 4, 7),
+    "swin_nano_patch2_28": TimmSwin(28, 32, (2, 2), (2, 4), 2, 7),
+    "swin_nano_patch2_32": TimmSwin(32, 32, (2, 2), (2, 4), 2, 4),
 }
 
 
@@ -220,9 +233,8 @@ def _check(
     options = model.options()
     for key, value in overrides.items():
         if key not in options:
-            raise ValueError(
-                f"backbone {name}: unknown override {key!r}; {_nearest(key, list(options))}"
-            )
+            known = _nearest(key, list(options)) if options else "it has none"
+            raise ValueError(f"backbone {name}: unknown override {key!r}; {known}")
         if not _fits(value, options[key]):
             raise ValueError(
                 f"backbone {name}: {key} is {value!r}; give a value like the row's {options[key]!r}"

@@ -44,9 +44,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates a run, writes evaluation.json and figures/ into it, and prints a table.
 
-    Numbers are fractions in [0, 1] on the test split, for "raw" (the preprocessed pixels),
-    "untrained" (the same architecture, the run's initial weights) and "trained". Results of other
-    protocols on the same data, weights and settings are kept.
+    Accuracies are fractions in [0, 1] on the test split, for "raw" (the preprocessed pixels),
+    "untrained" (the same architecture, the run's initial weights) and "trained"; what `xray` gives
+    is described there. Results of other protocols on the same data, weights and settings are kept.
 
     Args:
         path: a run folder, or an encoder.safetensors with its encoder.json.
@@ -102,8 +102,11 @@ def evaluate(
     }
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "evaluation.json", json.dumps(results, indent=2) + "\n")
-    if any(name in results for name in PROTOCOLS):
+    if any(name in results for name, protocol in PROTOCOLS.items() if protocol.labels):
         console.print(results_table(results))
+    for name, numbers in fresh.items():
+        if table := PROTOCOLS[name].table:
+            console.print(table(numbers))
     return results
 
 
@@ -137,16 +140,16 @@ def _choose(
     if protocols is not None:
         wrong = [name for name in protocols if PROTOCOLS[name].labels and unlabelled]
         if wrong:
-            pictures = ", ".join(name for name, p in PROTOCOLS.items() if not p.labels)
+            others = ", ".join(name for name, p in PROTOCOLS.items() if not p.labels)
             raise ValueError(
                 f"{', '.join(wrong)}: {train.spec} has no labels, so there is no accuracy to "
-                f"measure; ask for pictures ({pictures}), or name labelled data with --data"
+                f"measure; ask for others ({others}), or name labelled data with --data"
             )
         return list(dict.fromkeys(protocols)), []
     names, notes = list(PROTOCOLS), []
     if unlabelled:
         names = [name for name in names if not PROTOCOLS[name].labels]
-        notes.append(f"{train.spec} has no labels: pictures only, no accuracies")
+        notes.append(f"{train.spec} has no labels: no accuracies")
     if not isinstance(encoder.backbone, TokenBackbone):
         names = [name for name in names if name not in ("saliency", "pca")]
         notes.append("the backbone has no tokens: no saliency and no PCA pictures")
@@ -185,7 +188,7 @@ def _run(
                 f"{name} is left out: {error}", markup=False, highlight=False, soft_wrap=True
             )
             continue
-        if not isinstance(result, Path):
+        if result is not None:
             results[name] = result
     return results
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.table import Table
 
 from vitrail.data.batch import BadSampleError, Source
 from vitrail.encoder import Encoder
@@ -14,10 +15,13 @@ from vitrail.evals.knn import TAU, K, knn_accuracy
 from vitrail.evals.linear import linear_accuracy, linear_k_per_class
 from vitrail.evals.pca import pca_figure
 from vitrail.evals.saliency import saliency_figure
+from vitrail.evals.xray import EPS, xray
+from vitrail.evals.xray_figure import layers_figure, layers_table
 from vitrail.nn.random import philox
 
 Array = np.ndarray
 KINDS = ("raw", "untrained", "trained")
+XRAY_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -54,19 +58,25 @@ class Material:
     figures: Path
     device: str
 
-    def chosen(self) -> list[int]:
-        """The rows of the test split that are drawn in figures."""
+    def chosen(self, count: int) -> list[int]:
+        """The rows of the test split that are looked at one by one: the first `count`, drawn."""
         order = philox(self.settings.seed, "pictures", 0).permutation(len(self.test.labels))
-        return order[: self.settings.pictures].tolist()
+        return order[:count].tolist()
 
 
 class Protocol(NamedTuple):
-    """run: numbers, or the path of a figure. features: it needs those of the whole data."""
+    """One that needs no labels draws figures/NAME.png.
+
+    run: gives numbers for evaluation.json, or None where there is only the figure. labels: it needs
+    them, and its numbers are accuracies. features: it needs those of the whole data. table: shows
+    numbers that are not accuracies.
+    """
 
     run: Callable[[Material], Any]
     help: str
     labels: bool
     features: bool
+    table: Callable[[Any], Table] | None = None
 
 
 def _knn(m: Material) -> dict[str, float]:
@@ -104,9 +114,9 @@ def _linear_10(m: Material) -> dict[str, dict[str, float]]:
     return results
 
 
-def _neighbours(m: Material) -> Path:
-    rows, train, test = m.chosen()[:6], m.train, m.test
-    return neighbours_figure(
+def _neighbours(m: Material) -> None:
+    rows, train, test = m.chosen(m.settings.pictures)[:6], m.train, m.test
+    neighbours_figure(
         m.encoder,
         train.source,
         train.features["trained"],
@@ -118,27 +128,34 @@ def _neighbours(m: Material) -> Path:
     )
 
 
-def _saliency(m: Material) -> Path:
-    return saliency_figure(m.encoder, _images(m), m.figures / "saliency.png")
+def _saliency(m: Material) -> None:
+    saliency_figure(m.encoder, _images(m, m.settings.pictures), m.figures / "saliency.png")
 
 
-def _pca(m: Material) -> Path:
-    return pca_figure(m.encoder, _images(m), m.figures / "pca.png")
+def _pca(m: Material) -> None:
+    pca_figure(m.encoder, _images(m, m.settings.pictures), m.figures / "pca.png")
 
 
-def _images(m: Material) -> list[Any]:
+def _xray(m: Material) -> dict[str, Any]:
+    images = _images(m, XRAY_IMAGES)
+    layers = {"untrained": xray(m.encoder.untrained(), images), "trained": xray(m.encoder, images)}
+    layers_figure(layers, m.figures / "xray.png")
+    return {"images": len(images), "eps": EPS, **layers}
+
+
+def _images(m: Material, count: int) -> list[Any]:
     images = []
-    for row in m.chosen():
+    for row in m.chosen(count):
         try:
             images.append(m.test.source.read(int(m.test.index[row])).image)
         except BadSampleError:
             continue
     if not images:
-        raise ValueError(f"{m.test.source.spec}: none of the images chosen to draw can be read")
+        raise ValueError(f"{m.test.source.spec}: none of the images chosen to look at can be read")
     return images
 
 
-# name: run, help, needs labels, needs the features of all images
+# name: run, help, needs labels, needs the features of all images, a table of its own
 PROTOCOLS: dict[str, Protocol] = {
     "knn": Protocol(
         _knn, "accuracy of 20 nearest neighbours, votes weighted by exp(cos / 0.07)", True, True
@@ -160,4 +177,11 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "saliency": Protocol(_saliency, "picture: what the last layer looks at", False, False),
     "pca": Protocol(_pca, "picture: principal components of patch features", False, False),
+    "xray": Protocol(
+        _xray,
+        "numbers and picture, layer by layer: coding rate, compression, sparsity, coherence",
+        False,
+        False,
+        layers_table,
+    ),
 }

@@ -18,8 +18,9 @@ def make_teacher(student: M) -> M:
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, in place.
 
-    A handful of kernels for all parameters together, and no synchronisation. Buffers (running
-    statistics, counters) are copied.
+    A handful of kernels for all parameters together, and no synchronisation. Buffers are left
+    alone: batch norm's running statistics in a teacher are of the teacher's own activations, which
+    it gathers in its own passes in training mode (as in facebookresearch/dino 7c446df and MoCo).
 
     Args:
         teacher: made by `make_teacher(student)`.
@@ -30,6 +31,3 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     fast: list[Tensor] = list(student.parameters())
     assert len(slow) == len(fast), "the teacher is not a copy of this student"
     torch._foreach_lerp_(slow, fast, 1 - momentum)
-    buffers = list(teacher.buffers())
-    if buffers:
-        torch._foreach_copy_(buffers, list(student.buffers()))

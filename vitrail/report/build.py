@@ -56,24 +56,44 @@ DATA_NOTES: dict[str, str] = {
     "ten classes, grey, 28 × 28 pixels.",
 }
 
-PICTURE_WORDS: dict[str, tuple[str, str]] = {
-    "neighbours": (
+
+class Words(NamedTuple):
+    """kind: of picture, for those who cannot see it."""
+
+    title: str
+    kind: str
+    meaning: str
+
+
+PICTURE_WORDS: dict[str, Words] = {
+    "neighbours": Words(
         "Nearest neighbours",
+        "a grid of images",
         "On the left of each row a test image, then the training images whose features are most "
         "similar, with the cosine similarity (1 is the same direction). Where labels are known, ✓ "
         "and green mark the same class, ✗ and red another.",
     ),
-    "saliency": (
+    "saliency": Words(
         "Where it looks",
+        "a grid of test images",
         "How much each patch of the image gives to the image's feature in the last layer: on "
         "average over the attention heads, as the fewest patches that hold 60 % of the average, "
         "and for each head. Brighter is more.",
     ),
-    "pca": (
+    "pca": Words(
         "What it tells apart",
+        "a grid of test images",
         "Principal components of the features of all patches in these images. The first "
         "separates the foreground; the next three are drawn in it as red, green and blue: patches "
         "of like colour have like features.",
+    ),
+    "xray": Words(
+        "Layer by layer",
+        "curves over the layers, 0 being the embedding",
+        "What the layers do to the tokens of an image, before and after training. Where the coding "
+        "rate falls, tokens grow alike; where the encoder's attention works within subspaces, a "
+        "stroke of the compression term that falls is a layer whose attention compresses, as CRATE "
+        "is designed to. Shades are the standard deviation over images.",
     ),
 }
 

@@ -1,0 +1,199 @@
+"""Swin transformers (Liu et al. 2021) from timm, for images of any size that the patches divide.
+
+Shape legend: B images · C channels · S, s height, width in pixels · H×W cells of a map · D features
+of it · w cells a side of a window, n = w² · V windows of a map · h heads · L layers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor
+
+from vitrail.backbones.embedding import check_divides, check_images
+from vitrail.backbones.model import Model
+from vitrail.backbones.timm_models import LayerMaps, MapBackbone, scaled
+
+MASKED = -100.0  # added to the scores of cells that are not neighbours, as in the official code
+
+
+class Swin(MapBackbone):
+    """timm's Swin without its classifier: the same keys, initial weights and, at its own size,
+    the same function to the bit.
+
+    At other sizes the layers stay what they are: windows of w × w cells, shifted by ⌊w/2⌋ in every
+    second layer unless one window covers the stage's map at the row's image size. A map that
+    windows do not divide is padded at the bottom and right with zeros, after the norm, and the
+    padding is attended to, as in EsViT (microsoft/esvit 2b99c4f). Masks are of the map at hand;
+    EsViT's are of the size it was built for, whatever the map. timm differs in more: for smaller
+    images it builds smaller windows, with smaller tables of biases; and it pads after the cyclic
+    shift, not before it, so that cells at the bottom of an image see those at its top.
+
+    Args:
+        net: timm's model, whose modules are taken over.
+        sizes: `in_chans`, `img_size`, `drop_path` and `config` of `MapBackbone`.
+    """
+
+    # Submodules of theirs are read by name, which torch's types do not know.
+    patch_embed: Any
+    layers: Any
+    norm: Any
+
+    def __init__(self, net: Any, patch_size: int, **sizes: Any):
+        depth = sum(len(stage.blocks) for stage in net.layers)
+        super().__init__(embed_dim=net.num_features, depth=depth, **sizes)
+        self.patch_size = patch_size
+        self.patch_embed = net.patch_embed
+        self.layers = net.layers
+        self.norm = net.norm
+        for block in (block for stage in net.layers for block in stage.blocks):
+            block.attn_mask = None  # timm's, for one size
+
+    def no_weight_decay(self) -> set[str]:
+        """The tables of position biases, as in the official code and timm."""
+        return {name for name, _ in self.named_parameters() if "relative_position_bias" in name}
+
+    def check(self, images: Float[Tensor, "B C S s"]) -> None:
+        check_images(images, self.patch_size, self.in_chans)
+
+    def walk(
+        self,
+        images: Float[Tensor, "B C S s"],
+        scales: Float[Tensor, "B L branches"] | None = None,
+    ) -> Iterator[LayerMaps]:
+        x_BHWD = self.patch_embed.norm(self.patch_embed.proj(images).permute(0, 2, 3, 1))
+        index = 0
+        for stage_name, stage in self.layers.named_children():
+            if stage_name != "0":
+                x_BHWD = stage.downsample(_padded(x_BHWD, (2, 2)))
+            for block_name, block in stage.blocks.named_children():
+                half_BHWD = x_BHWD + scaled(window_branch(block, x_BHWD), scales, (index, 0))
+                branch_BHWD = block.mlp(block.norm2(half_BHWD))
+                x_BHWD = half_BHWD + scaled(branch_BHWD, scales, (index, 1))
+                yield LayerMaps(f"layers.{stage_name}.blocks.{block_name}", half_BHWD, x_BHWD)
+                index += 1
+
+    def last(self, cells: Float[Tensor, "B H W D"]) -> Float[Tensor, "B H W D"]:
+        return self.norm(cells)
+
+
+def window_branch(block: Any, x: Float[Tensor, "B H W D"]) -> Float[Tensor, "B H W D"]:
+    """What a block's attention half-step adds, before stochastic depth.
+
+    The map is padded, shifted, cut into windows, and put together again.
+    """
+    height, width = x.shape[1:3]
+    rows, columns = window = block.window_size
+    down, right = shift = block.shift_size
+    x_BHWD = _padded(block.norm1(x), window)
+    grid = x_BHWD.shape[1] // rows, x_BHWD.shape[2] // columns
+    if any(shift):
+        x_BHWD = x_BHWD.roll((-down, -right), dims=(1, 2))
+    windows_XnD = _to_windows(x_BHWD, window)  # X = B V
+    mask = shift_mask(grid, window, shift, windows_XnD) if any(shift) else None
+    mixed_XnD = block.attn(windows_XnD, mask=mask)
+    split_BGgwwD = mixed_XnD.unflatten(1, window).unflatten(0, (-1, *grid))
+    mixed_BHWD = split_BGgwwD.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    if any(shift):
+        mixed_BHWD = mixed_BHWD.roll((down, right), dims=(1, 2))
+    return mixed_BHWD[:, :height, :width]
+
+
+def shift_mask(
+    grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], like: Tensor
+) -> Float[Tensor, "V n n"]:
+    """0 between cells that are neighbours in the image, `MASKED` between those that are not.
+
+    After the cyclic shift, the last windows hold cells from both ends of the image.
+
+    Args:
+        grid: windows down and across.
+        like: the tokens, for their device and dtype.
+    """
+    down, across = grid[0] * window[0], grid[1] * window[1]
+    wrapped_H = torch.arange(down, device=like.device) >= down - shift[0]
+    wrapped_W = torch.arange(across, device=like.device) >= across - shift[1]
+    side_HW = 2 * wrapped_H[:, None] + 1 * wrapped_W
+    side_Vn = _to_windows(side_HW[None, :, :, None], window).squeeze(-1)
+    apart_Vnn = side_Vn[:, :, None] != side_Vn[:, None, :]
+    return apart_Vnn.to(like.dtype) * MASKED
+
+
+def _to_windows(x_BHWD: Tensor, window: tuple[int, int]) -> Tensor:
+    """[B, H, W, D] -> [B V, n, D], windows row by row."""
+    rows, columns = window
+    split_BGwgwD = x_BHWD.unflatten(2, (-1, columns)).unflatten(1, (-1, rows))
+    return split_BGwgwD.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def _padded(x_BHWD: Tensor, multiple: tuple[int, int]) -> Tensor:
+    """With zeros at the bottom and right, up to sides that `multiple` divides."""
+    height, width = x_BHWD.shape[1:3]
+    return F.pad(x_BHWD, (0, 0, 0, -width % multiple[1], 0, -height % multiple[0]))
+
+
+@dataclass(frozen=True)
+class TimmSwin(Model):
+    """width: D of the first stage, doubled by each next one; depths, heads: of the stages;
+    patch_size, window_size: pixels and cells a side.
+
+    Options are `patch_size` and `window_size`.
+    """
+
+    width: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    patch_size: int
+    window_size: int
+
+    def options(self) -> dict[str, Any]:
+        return {"patch_size": self.patch_size, "window_size": self.window_size}
+
+    def build(
+        self,
+        name: str,
+        *,
+        img_size: int | None,
+        in_chans: int,
+        drop_path: float,
+        overrides: dict[str, Any],
+    ) -> Swin:
+        chosen = self.options() | overrides
+        for key, value in chosen.items():
+            if value < 1:
+                raise ValueError(f"backbone {name}: {key} is {value}; it must be at least 1")
+        patch_size = chosen["patch_size"]
+        size = self.img_size if img_size is None else img_size
+        check_divides(size, patch_size, f"img_size of backbone {name},")
+        net = SwinTransformer(
+            # Not the size asked for: it would change windows, and so the tables of biases.
+            img_size=max(1, self.img_size // patch_size) * patch_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            num_classes=0,
+            embed_dim=self.width,
+            depths=self.depths,
+            num_heads=self.heads,
+            window_size=chosen["window_size"],
+        )
+        config = {"name": name, "img_size": size, "in_chans": in_chans, **chosen}
+        return Swin(
+            net,
+            patch_size,
+            in_chans=in_chans,
+            img_size=size,
+            drop_path=drop_path,
+            config=config,
+        )
+
+    def summary(self) -> str:
+        depths = "+".join(map(str, self.depths))
+        return (
+            f"width {self.width} to {self.width * 2 ** (len(self.depths) - 1)}, {depths} layers of "
+            f"window attention × MLP, {'+'.join(map(str, self.heads))} heads, window "
+            f"{self.window_size}, patch {self.patch_size}, {self.img_size} px"
+        )
