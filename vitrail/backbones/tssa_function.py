@@ -12,12 +12,11 @@ For the projections w_n of an image's tokens, channel c belonging to head k:
 
 ToST (Wu et al. 2025), eq. 10 and TSSA; constants of the official code (RobinWu218/ToST 071ea98).
 
-`TokenStatistics` computes it in five element-wise passes and three sums, its gradient in eleven
-and three, and keeps w,
-Π, r and per-channel numbers for the backward step. It works on tiles that stay in the processor's
-cache: some images at a time where they are small, some tokens at a time where they are large.
-Products of skinny matrices were tried for the sums and were slower than these passes on CPU. There
-is then no operation here that autocast would take to half precision, and no TF32.
+`TokenStatistics` computes it in five element-wise passes and three sums, and its gradient in eleven
+and three. It keeps w, Π, r and numbers of channels for the backward step. On CPU it works on tiles
+that stay in cache: some images at a time where they are small, some tokens where they are large.
+Products of skinny matrices were tried for the sums and were slower than these passes. So there is
+no operation here that autocast would take to half precision, and no TF32.
 
 Backward, for the gradient G of y:
 
@@ -32,6 +31,7 @@ Shape legend: B images · b images of a tile · N tokens · n tokens of a tile �
 p = D/h channels of a head · 1 an axis that is broadcast.
 """
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -117,23 +117,45 @@ def _tile_size(x: Tensor) -> int:
     return TILE if x.device.type == "cpu" else max(1, x.numel())
 
 
+class _Tiles:
+    """`make` of the tiles of some tensors, to be iterated more than once.
+
+    One tile is kept, since the cache holds it. More are made anew each time, which costs less than
+    to write all of them to memory and to read them back.
+    """
+
+    def __init__(self, make: Callable[..., Tensor], *sources: "Sequence[Tensor] | _Tiles"):
+        self._make = make
+        self._sources = sources
+        self._kept: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self._sources[0])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        made = map(self._make, *self._sources)
+        if len(self) > 1:
+            return made
+        self._kept = self._kept or list(made)
+        return iter(self._kept)
+
+
 def _forward(w_bNhp: Tensor, out_bNhp: Tensor, temp: Tensor) -> tuple[Tensor, ...]:
     """Fills `out` with y. Returns S [b 1 h p], r and Π [b h N], d [b 1 h p], z [b 1 h 1]."""
     dtype = statistics_dtype(w_bNhp.dtype)
     step = _token_step(w_bNhp)
-    w_tiles = [x.to(dtype) for x in w_bNhp.split(step, 1)]
-    square_tiles = [x.square() for x in w_tiles]
-    norms_b1hp = _over_tokens(square_tiles).clamp_(min=NORM_FLOOR**2)
+    ws = _Tiles(lambda x: x.to(dtype), w_bNhp.split(step, 1))
+    squares = _Tiles(Tensor.square, ws)
+    norms_b1hp = _over_tokens(squares).clamp_(min=NORM_FLOOR**2)
     inverse_b1hp = norms_b1hp.reciprocal()
-    scores_bhN = _joined([(x * inverse_b1hp).sum(-1) for x in square_tiles])
+    scores_bhN = _over_channels(x * inverse_b1hp for x in squares)
     pi_bhN = (scores_bhN * temp.to(dtype)).softmax(1)
     pi_bNh1 = pi_bhN.mT.unsqueeze(-1)
-    pi_tiles = pi_bNh1.split(step, 1)
+    pis = pi_bNh1.split(step, 1)
     total_b1h1 = pi_bNh1.sum(1, keepdim=True) + TOTAL_EPS
-    weighed = [x.mul_(pi) for x, pi in zip(square_tiles, pi_tiles, strict=True)]
-    dots_b1hp = _over_tokens(weighed).div_(total_b1h1)
+    dots_b1hp = _over_tokens(map(Tensor.mul_, squares, pis)).div_(total_b1h1)
     shrink_b1hp = -1 / (1 + dots_b1hp)
-    for x, pi, out in zip(w_tiles, pi_tiles, out_bNhp.split(step, 1), strict=True):
+    for x, pi, out in zip(ws, pis, out_bNhp.split(step, 1), strict=True):
         torch.mul(x * pi, shrink_b1hp, out=out)
     return norms_b1hp, scores_bhN, pi_bhN, dots_b1hp, total_b1h1
 
@@ -152,41 +174,35 @@ def _backward(
     """Fills `dw` with w'. Returns τ' [h 1]."""
     dtype = pi_bhN.dtype
     step = _token_step(w_bNhp)
-    grad_tiles, w_tiles = ([x.to(dtype) for x in y.split(step, 1)] for y in (grad_bNhp, w_bNhp))
-    pi_tiles = pi_bhN.mT.unsqueeze(-1).split(step, 1)
-    gain_b1hp = 1 / (1 + dots_b1hp)
+    grads, ws = (_Tiles(lambda x: x.to(dtype), y.split(step, 1)) for y in (grad_bNhp, w_bNhp))
+    pis = pi_bhN.mT.unsqueeze(-1).split(step, 1)
 
-    given = zip(grad_tiles, w_tiles, pi_tiles, strict=True)
-    delta_b1hp = _over_tokens([(grad * x).mul_(pi) for grad, x, pi in given])
+    gain_b1hp = 1 / (1 + dots_b1hp)
+    delta_b1hp = _over_tokens((g * x).mul_(pi) for g, x, pi in zip(grads, ws, pis, strict=True))
     pull_b1hp = delta_b1hp.mul_(gain_b1hp.square()).div_(total_b1h1)  # δ/z
-    e_tiles = [
-        (x * pull_b1hp).addcmul_(grad, gain_b1hp, value=-1)
-        for x, grad in zip(w_tiles, grad_tiles, strict=True)
-    ]
-    dpi_bhN = _joined([(x * e).sum(-1) for x, e in zip(w_tiles, e_tiles, strict=True)])
+    es = _Tiles(lambda x, g: (x * pull_b1hp).addcmul_(g, gain_b1hp, value=-1), ws, grads)
+    dpi_bhN = _over_channels(map(torch.mul, ws, es))
     dpi_bhN -= (pull_b1hp * dots_b1hp).sum(-1).mT
     dpi_bhN *= pi_bhN
     ds_bhN = torch.addcmul(dpi_bhN, pi_bhN, dpi_bhN.sum(1, keepdim=True), value=-1)
     dr_bNh1 = (ds_bhN * temp.to(dtype)).mT.unsqueeze(-1)
 
-    dr_tiles = zip(w_tiles, dr_bNh1.split(step, 1), strict=True)
-    moved_tiles = [x * dr for x, dr in dr_tiles]
-    kappa_b1hp = _over_tokens([m * x for m, x in zip(moved_tiles, w_tiles, strict=True)])
+    moved = _Tiles(torch.mul, ws, dr_bNh1.split(step, 1))  # w r'
+    kappa_b1hp = _over_tokens(map(torch.mul, moved, ws))
     kappa_b1hp = torch.where(norms_b1hp > NORM_FLOOR**2, kappa_b1hp / norms_b1hp, 0)
     slope_b1hp = 2 / norms_b1hp
     offset_b1hp = kappa_b1hp.mul_(slope_b1hp)
-    rows = zip(w_tiles, pi_tiles, e_tiles, moved_tiles, dw_bNhp.split(step, 1), strict=True)
-    for x, pi, e, moved, dw in rows:
-        e.addcmul_(x, pull_b1hp).mul_(pi).addcmul_(moved, slope_b1hp)
+    for x, pi, e, m, dw in zip(ws, pis, es, moved, dw_bNhp.split(step, 1), strict=True):
+        e.addcmul_(x, pull_b1hp).mul_(pi).addcmul_(m, slope_b1hp)
         torch.addcmul(e, x, offset_b1hp, value=-1, out=dw)
     return (ds_bhN * scores_bhN).sum((0, 2)).unsqueeze(1)
 
 
-def _over_tokens(tiles_bnhp: list[Tensor]) -> Tensor:
+def _over_tokens(tiles_bnhp: Iterable[Tensor]) -> Tensor:
     """Sum over the tokens of all tiles: [b 1 h p]."""
     return reduce(Tensor.add_, [x.sum(1, keepdim=True) for x in tiles_bnhp])
 
 
-def _joined(tiles_bnh: list[Tensor]) -> Tensor:
-    """[b n h] of all tiles as one contiguous [b h N], whose softmax over heads is fast."""
-    return torch.cat([x.mT for x in tiles_bnh], -1).contiguous()
+def _over_channels(tiles_bnhp: Iterable[Tensor]) -> Tensor:
+    """Sum over the channels of each head: [b h N], contiguous for a fast softmax over heads."""
+    return torch.cat([x.sum(-1).mT for x in tiles_bnhp], -1).contiguous()
