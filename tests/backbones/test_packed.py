@@ -41,7 +41,7 @@ def test_packed_equals_separate_in_values_and_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_images_do_not_see_each_other(name: str) -> None:
-    backbone = create_backbone(name)
+    backbone = create_backbone(name).eval()
     images = views((3, 32), (2, 16))
     before = backbone.forward_packed(images)
     images[0][1] += 1
@@ -165,7 +165,7 @@ def test_registers_and_layer_scale_are_part_of_every_family(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stochastic_depth_is_the_same_however_the_batch_is_split(name: str) -> None:
-    backbone = create_backbone(name, drop_path=0.5)
+    backbone = create_backbone(name, drop_path=0.5).eval()
     images = views((2 * 6, 32), (3 * 6, 16))
     whole = backbone.forward_packed(images, all_draws(6))
     for start, count in ((0, 2), (2, 4)):

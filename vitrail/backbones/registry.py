@@ -15,6 +15,7 @@ from vitrail.backbones.families import Skeleton
 from vitrail.backbones.model import Model
 from vitrail.backbones.resnet import TimmResNet
 from vitrail.backbones.swin import TimmSwin
+from vitrail.backbones.tost import ToSTModel
 
 WORDS = {"true": True, "false": False, "none": None}
 REGISTERS = (("registers", 4), ("antialias", True))
@@ -102,6 +103,12 @@ BACKBONES: dict[str, Model] = {
     "aot_mhsa_micro_patch4_32": Skeleton(32, "aot_mhsa", 128, 6, 4, 4),
     "aot_mhsa_tiny_patch4_28": Skeleton(28, "aot_mhsa", 192, 12, 3, 4),
     "aot_mhsa_tiny_patch4_32": Skeleton(32, "aot_mhsa", 192, 12, 3, 4),
+    # image size, width, depth, heads, patch size, initial LayerScale
+    "tost_tiny_patch16_224": ToSTModel(224, 192, 12, 4, 16, 1.0),
+    "tost_small_patch16_224": ToSTModel(224, 384, 12, 8, 16, 1.0),
+    "tost_medium_patch16_224": ToSTModel(224, 512, 24, 8, 16, 1e-5),
+    "tost_nano_patch4_28": ToSTModel(28, 64, 4, 2, 4, 1.0),
+    "tost_nano_patch4_32": ToSTModel(32, 64, 4, 2, 4, 1.0),
     # image size, timm's name
     "resnet18": TimmResNet(224, "resnet18"),
     "resnet50": TimmResNet(224, "resnet50"),

@@ -1,0 +1,200 @@
+"""Stacks of layers over text: a token embedding, learned positions, layers of one kind, a norm.
+
+Causal where the kind's attention is causal (language models), bidirectional otherwise. The shell is
+nanoGPT's (karpathy/nanoGPT 3adf61e), without dropout.
+
+Shape legend: B sequences · N tokens of a sequence, in order · D features · V tokens of the
+vocabulary · L layers · h heads.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vitrail.backbones.attention import Attention
+from vitrail.backbones.causal import CausalMHSA, CausalMSSA
+from vitrail.backbones.layers import Kind, pack, run_blocks, stack, undecayed
+from vitrail.backbones.stochastic_depth import Drop
+from vitrail.backbones.tokenwise import ISTA, MLP, ODL
+from vitrail.backbones.tssa import CausalTSSA
+
+VOCABULARY = 50_304  # GPT-2's 50,257 tokens, padded to a multiple of 64
+CONTEXT = 1024
+
+
+class TextBackbone(nn.Module):
+    """Features of every token of a sequence, after the final norm `norm`.
+
+    Initial weights are nanoGPT's: N(0, 0.02) for embeddings, positions and linear maps, the maps
+    that end a branch 0.02/√(2L), zero biases. Dictionaries (`ISTA`, `ODL`) keep their own: no code
+    was published for CRATE's language models.
+
+    Args:
+        kind: of the layers. Causal or not is the attention's.
+        vocabulary: V. context: the largest N.
+    """
+
+    def __init__(
+        self, kind: Kind, *, width: int, depth: int, heads: int, vocabulary: int, context: int
+    ):
+        super().__init__()
+        self.embed_dim = width
+        self.vocabulary = vocabulary
+        self.context = context
+        self.checkpointing = False  # see `run_blocks`
+        self.wte = nn.Embedding(vocabulary, width)
+        self.wpe = nn.Embedding(context, width)
+        # Causal TSSA learns a bias for every position; others do not know the argument.
+        kind = replace(kind, arguments=kind.arguments | {"context": context})
+        self.blocks = stack(kind, width, heads, depth)
+        self.norm = kind.build_norm(width)
+        self._init_weights()
+
+    def forward(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
+        """Args: ids: in [0, V), 1 <= N <= context. On CUDA, the check of their range synchronises.
+
+        Raises:
+            ValueError: a token outside the vocabulary, or a sequence longer than the context.
+        """
+        self._check(ids)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        tokens_TD, shapes = pack([self.wte(ids) + self.wpe(positions)])
+        drops: list[tuple[Drop, Drop]] = [(None, None)] * len(self.blocks)
+        tokens_TD = run_blocks(self.blocks, tokens_TD, shapes, drops, self.checkpointing)
+        return self.norm(tokens_TD).unflatten(0, shapes[0])
+
+    def logits(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
+        """Scores of the vocabulary, by the embedding itself; of any of `forward`'s features."""
+        return F.linear(features, self.wte.weight)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters without weight decay, besides biases and other 1-D ones."""
+        return undecayed(self.blocks)
+
+    def _check(self, ids_BN: Tensor) -> None:
+        length = ids_BN.shape[1]
+        if not 1 <= length <= self.context:
+            raise ValueError(
+                f"a sequence of {length} tokens does not fit the context of {self.context}; give "
+                f"1 to {self.context} tokens, or build the model with a larger context"
+            )
+        if ids_BN.numel() == 0:
+            return
+        for wrong in (int(ids_BN.min()), int(ids_BN.max())):
+            if not 0 <= wrong < self.vocabulary:
+                raise ValueError(
+                    f"token {wrong} is outside the vocabulary of {self.vocabulary}; use the "
+                    f"tokenizer that the model was built for"
+                )
+
+    def _init_weights(self) -> None:
+        ends = 0.02 * (2 * len(self.blocks)) ** -0.5
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                is_end = name.endswith(("attn.proj", "mlp.fc2"))
+                nn.init.normal_(module.weight, std=ends if is_end else 0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _bias_free(
+    attention: type[Attention],
+    tokenwise: type[nn.Module] | None,
+    residual: bool = True,
+    layer_scale: float | None = None,
+) -> Kind:
+    return Kind(
+        attention,
+        tokenwise,
+        residual=residual,
+        norm_eps=1e-5,
+        norm_bias=False,
+        layer_scale=layer_scale,
+        arguments={"bias": False},
+    )
+
+
+GPT = _bias_free(CausalMHSA, MLP)
+CRATE = _bias_free(CausalMSSA, ISTA, residual=False)
+CRATE_ALPHA = _bias_free(CausalMSSA, ODL)
+TOST = _bias_free(CausalTSSA, MLP, layer_scale=1e-5)
+AOT_MSSA = _bias_free(CausalMSSA, None)
+AOT_MHSA = _bias_free(CausalMHSA, None)
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A row of LANGUAGE. width: D; depth: L; heads: h."""
+
+    kind: Kind
+    width: int
+    depth: int
+    heads: int
+
+    def build(self, vocabulary: int = VOCABULARY, context: int = CONTEXT) -> TextBackbone:
+        """The model with weights drawn from torch's generator."""
+        return TextBackbone(
+            self.kind,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            vocabulary=vocabulary,
+            context=context,
+        )
+
+
+# The book's language models: kind, width, depth, heads. For CRATE, CRATE-α and AoT no code is
+# published: their layers are those that reproduce the book's counts, where any do. Heads that the
+# book does not state have 64 features, as GPT-2's.
+LANGUAGE: dict[str, TextModel] = {
+    "gpt2_small": TextModel(GPT, 512, 12, 8),
+    "causal_crate_base": TextModel(CRATE, 768, 12, 12),
+    "crate_alpha_gpt_small": TextModel(CRATE_ALPHA, 512, 12, 8),
+    "crate_alpha_gpt_base": TextModel(CRATE_ALPHA, 768, 12, 12),
+    "tost_gpt_base": TextModel(TOST, 768, 12, 12),
+    "tost_gpt_medium": TextModel(TOST, 1024, 24, 16),
+    "tost_gpt_large": TextModel(TOST, 1280, 36, 20),
+    "aot_mssa_base": TextModel(AOT_MSSA, 1024, 24, 16),
+    "aot_mssa_medium": TextModel(AOT_MSSA, 1280, 36, 20),
+    "aot_mhsa_base": TextModel(AOT_MHSA, 768, 36, 12),
+}
+
+
+def create_text_backbone(
+    name: str, *, vocabulary: int = VOCABULARY, context: int = CONTEXT, seed: int = 0
+) -> TextBackbone:
+    """A freshly initialised language model on the CPU; equal arguments give equal weights.
+
+    torch's global random state is left as it was.
+
+    Args:
+        name: a key of LANGUAGE.
+        vocabulary: number of tokens. context: longest sequence, in tokens.
+
+    Raises:
+        ValueError: an unknown name, or a size below 1.
+    """
+    if name not in LANGUAGE:
+        raise ValueError(f"unknown language model {name!r}; known: {', '.join(LANGUAGE)}")
+    for key, value in (("vocabulary", vocabulary), ("context", context)):
+        if value < 1:
+            raise ValueError(f"language model {name}: {key} is {value}; it must be at least 1")
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # Not torch.manual_seed: that would also reseed the GPUs.
+        torch.default_generator.manual_seed(seed)
+        return LANGUAGE[name].build(vocabulary, context)
+
+
+def count_text_parameters(name: str, positions: bool = True) -> int:
+    """Of a row of LANGUAGE. Nothing is allocated.
+
+    Args:
+        positions: count the learned positions (`wpe`). nanoGPT's printed numbers leave them out.
+    """
+    with torch.device("meta"):
+        model = LANGUAGE[name].build()
+    total = sum(p.numel() for p in model.parameters())
+    return total if positions else total - model.wpe.weight.numel()
