@@ -19,6 +19,7 @@ from vitrail.distributed import choose_device
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.protocols import PROTOCOLS
+from vitrail.export import Format, export
 from vitrail.objectives.registry import OBJECTIVES
 from vitrail.recipes.config import suggest
 from vitrail.recipes.recipe import Recipe
@@ -122,6 +123,23 @@ def embed_(arguments: list[str]) -> None:
     tyro.cli(command, prog="vitrail embed", args=arguments)
 
 
+def export_(arguments: list[str]) -> None:
+    """Write for other libraries: vitrail export RUN|WEIGHTS --format timm|hf|onnx|safetensors"""
+
+    def command(
+        path: Path_, format: Format, out: Path | None = None, img_size: int | None = None
+    ) -> None:
+        """Writes an encoder in another format.
+
+        Args:
+            out: where to write; by default below RUN/export.
+            img_size: pixels a side of the images to come, where they differ from the encoder's.
+        """
+        print(export(path, format, out=out, img_size=img_size))
+
+    tyro.cli(command, prog="vitrail export", args=arguments)
+
+
 def list_(arguments: list[str]) -> None:
     """Show what there is: vitrail list [recipes|backbones|objectives|sources|protocols]"""
     tables: dict[str, Callable[[], list[tuple[str, str]]]] = {
@@ -148,6 +166,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate_,
     "report": report,
     "embed": embed_,
+    "export": export_,
     "list": list_,
 }
 

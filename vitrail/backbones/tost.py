@@ -110,7 +110,7 @@ class ToST(TokenBackbone):
 
     def embed(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B N D"]:
         patches_BND = self._embed_patches(images)
-        return torch.cat([self.cls_token.expand(len(images), -1, -1), patches_BND], dim=1)
+        return torch.cat([self.cls_token.expand(images.shape[0], -1, -1), patches_BND], dim=1)
 
     def encode(
         self, tokens: list[Float[Tensor, "_ _ D"]], draws: Draws | None = None

@@ -1,0 +1,150 @@
+"""timm knows our backbones by name once this module is imported.
+
+>>> import timm, vitrail.interop.timm_zoo
+>>> model = timm.create_model("crate_base_patch16_224", num_classes=10)
+
+From the command line, for any script that calls timm.create_model, such as timm's train.py:
+
+    python -m vitrail.interop.timm_zoo train.py DATA --model crate_tiny_patch16_224 ...
+
+Names that timm has itself stay timm's.
+"""
+
+import functools
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
+from timm.models import resolve_pretrained_cfg as resolve_cfg
+from torch import Tensor, nn
+
+from vitrail.backbones.embedding import ConvPatchEmbed, resize_positions
+from vitrail.backbones.families import FAMILIES, Skeleton
+from vitrail.backbones.model import Model
+from vitrail.backbones.registry import BACKBONES
+from vitrail.backbones.skeleton import SkeletonBackbone
+from vitrail.backbones.tost import ToSTModel
+from vitrail.interop.timm_model import TimmModel
+
+# The backbones of tokens that timm would not know without us.
+NAMES = [
+    name
+    for name, row in BACKBONES.items()
+    if isinstance(row, Skeleton | ToSTModel) and not is_model(name)
+]
+
+# timm looks for what it should know of a model's weights under this name.
+default_cfgs: dict[str, Any] = {}
+
+
+def register() -> None:
+    """Adds our names to timm's table."""
+    default_cfgs.update(generate_default_cfgs({name: _describe(name) for name in NAMES}))
+    for name in NAMES:
+        register_model(_entry(name))
+
+
+def create(
+    name: str,
+    pretrained: bool = False,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    out_indices: int | list[int] | tuple[int, ...] = 3,
+    **arguments: Any,
+) -> nn.Module:
+    """What `timm.create_model` calls.
+
+    Args:
+        out_indices: of the layers for features_only=True; a number means the last ones.
+        arguments: of TimmModel, and timm's features_only.
+
+    Raises:
+        ValueError: what TimmModel raises; pretrained weights where the name is all that is given.
+    """
+    cfg = resolve_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
+    if pretrained and not (cfg.has_weights or cfg.state_dict):
+        raise ValueError(
+            f"{name}: no weights are hosted; use pretrained=False, or "
+            "checkpoint_path=FILE with what `vitrail export RUN --format timm` wrote"
+        )
+    return build_model_with_cfg(
+        functools.partial(TimmModel, name),
+        name,
+        pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=pretrained_cfg_overlay,
+        pretrained_filter_fn=fit_positions,
+        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+        **arguments,
+    )
+
+
+def fit_positions(
+    weights: dict[str, Float[Tensor, "..."]], model: TimmModel
+) -> dict[str, Float[Tensor, "..."]]:
+    """Weights with their positions resampled for a model built for another size of images."""
+    backbone = model.backbone
+    if not isinstance(backbone, SkeletonBackbone) or "pos_embed" not in weights:
+        return weights
+    grid = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
+    wanted = (backbone.grid, backbone.grid)
+    positions = resize_positions(weights["pos_embed"], grid, wanted, backbone.antialias)
+    return weights | {"pos_embed": positions}
+
+
+def _entry(name: str) -> Callable[..., nn.Module]:
+    """A function by the model's name in this module, which is what timm registers."""
+
+    def create_named(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        return create(name, pretrained, **arguments)
+
+    create_named.__name__ = create_named.__qualname__ = name
+    return create_named
+
+
+def _describe(name: str) -> dict[str, Any]:
+    size = BACKBONES[name].img_size
+    return {
+        "url": "",
+        "input_size": (3, size, size),
+        "fixed_input_size": True,  # so that timm's --img-size sets the model's
+        "crop_pct": 0.9,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "num_classes": 1000,
+        "first_conv": _first_conv(BACKBONES[name]),
+        "classifier": "head",
+        "license": "apache-2.0",
+    }
+
+
+def _first_conv(row: Model) -> str | tuple[()]:
+    """What timm fits to other channels. CRATE's embedding is no convolution."""
+    if isinstance(row, ToSTModel):
+        return "patch_embed.proj.0.0"
+    assert isinstance(row, Skeleton)
+    is_conv = FAMILIES[row.family].patch_embed is ConvPatchEmbed
+    return "patch_embed.proj" if is_conv else ()
+
+
+def main() -> None:
+    """Runs a script, given with its arguments, as `python SCRIPT ARGS...` would."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m vitrail.interop.timm_zoo SCRIPT ARGS...")
+    del sys.argv[0]
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    # This file runs under the name __main__, which the script is about to take.
+    from vitrail.interop import timm_zoo
+
+    timm_zoo.main()
+else:
+    register()
