@@ -25,6 +25,8 @@ from vitrail.backbones.registry import create_backbone
 from vitrail.data.preprocess import Preprocess
 from vitrail.durable import sync, sync_folder, write_atomically
 from vitrail.inputs import ImagesLike, batches
+from vitrail.interop.official import read_official
+from vitrail.interop.weights import is_hub_folder
 
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 
@@ -50,10 +52,17 @@ class Encoder(TransformerMixin, BaseEstimator):
     def load(cls, path: str | Path, device: str = "cpu") -> "Encoder":
         """The encoder of a run folder, or of an encoder.safetensors beside its encoder.json.
 
+        Or other people's weights: a file, or a folder of the Hugging Face hub, in one of the
+        formats that `vitrail.interop.official.read_official` knows, and with its preprocessing.
+
         Raises:
-            ValueError: a missing or damaged file, or weights that are not the described backbone's.
+            ValueError: a missing or damaged file, weights that are not the described backbone's,
+                or other people's in no known format.
         """
-        folder = _folder(Path(path))
+        path = Path(path)
+        if _is_official(path):
+            return cls._from_official(path, device)
+        folder = _folder(path)
         info = _read_description(folder / DESCRIPTION)
         weights = _read_weights(folder / WEIGHTS)
         try:
@@ -67,6 +76,12 @@ class Encoder(TransformerMixin, BaseEstimator):
         _require_matching(backbone.state_dict(), weights, folder / WEIGHTS, info["backbone"])
         backbone.load_state_dict(weights)
         return cls(backbone.to(device), preprocess, info)
+
+    @classmethod
+    def _from_official(cls, path: Path, device: str) -> "Encoder":
+        official = read_official(path)
+        info = {"seed": 0, "objective": None, "format": official.format, "weights": path.name}
+        return cls(official.build().to(device), _preprocess(official.preprocess), info)
 
     def save(self, folder: str | Path) -> Path:
         """Writes encoder.safetensors and encoder.json, each whole or not at all.
@@ -182,15 +197,19 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
         backbone.train(was_training)
 
 
+def _is_official(path: Path) -> bool:
+    """Whether a path is of other people's weights: their file, or a hub folder that is no run."""
+    if path.is_dir():
+        return is_hub_folder(path) and not (path / WEIGHTS).exists()
+    return path.is_file() and path.name not in (WEIGHTS, DESCRIPTION)
+
+
 def _folder(path: Path) -> Path:
     """The folder that holds the two files; ValueError where one is missing."""
     folder = path.parent if path.name in (WEIGHTS, DESCRIPTION) else path
     if not folder.is_dir():
         raise ValueError(
-            f"{path} is not a run folder, nor an {WEIGHTS} with its {DESCRIPTION} beside it: "
-            f"there is no folder {folder}"
-            if not path.is_file()
-            else f"{path} is a file; give a run folder, or an {WEIGHTS} with its {DESCRIPTION}"
+            f"{path} is not a run folder, nor a file of weights: there is no folder {folder}"
         )
     missing = [name for name in (WEIGHTS, DESCRIPTION) if not (folder / name).is_file()]
     if missing and (folder / "config.json").exists():

@@ -259,12 +259,13 @@ def test_swin_is_attention_among_the_cells_of_a_window(
 
 
 def test_swins_windows_follow_the_official_rule() -> None:
-    """No larger than the stage's map at the row's size (EsViT's W = 14), whatever size is asked."""
+    """No larger than the stage's map at the row's size (EsViT's W = 14), whatever size is asked,
+    and shifted where the map of that size has more than one."""
     row = ROWS["swin_tiny_patch4_window7_224"]
-    for size in (224, 96):
+    for size, shifts in ((224, (7, 7, 0, 0)), (96, (7, 0, 0, 0)), (448, (7, 7, 7, 3))):
         net = row.build("x", img_size=size, in_chans=3, drop_path=0, overrides={"window_size": 14})
         assert [stage.blocks[1].window_size for stage in net.layers] == [(14, 14)] * 3 + [(7, 7)]
-        assert [stage.blocks[1].shift_size for stage in net.layers] == [(7, 7)] * 2 + [(0, 0)] * 2
+        assert [stage.blocks[1].shift_size for stage in net.layers] == [(s, s) for s in shifts]
         assert net.config["window_size"] == 14
     finer = build("swin_nano_patch2_32", patch_size=4)
     assert finer.config["patch_size"] == 4

@@ -4,6 +4,8 @@ import argparse
 import pickle
 from pathlib import Path
 
+import layouts
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from vitrail.backbones.registry import create_backbone
 from vitrail.backbones.skeleton import SkeletonBackbone
-from vitrail.interop.weights import load_official, read_state_dict
+from vitrail.interop.official import load_official
+from vitrail.interop.weights import read_checkpoint
 
 Weights = dict[str, Tensor]
 
@@ -36,38 +39,6 @@ def prefixed(weights: Weights, prefix: str) -> Weights:
 def saved(folder: Path, content: object) -> Path:
     torch.save(content, folder / "weights.pth")
     return folder / "weights.pth"
-
-
-def official_crate(width: int = 64, depth: int = 4, tokens: int = 65) -> Weights:
-    """Random weights in the official layout (facts §5), written out key by key."""
-    shapes = {
-        "pos_embedding": (1, tokens, width),
-        "cls_token": (1, 1, width),
-        "to_patch_embedding.1.weight": (48,),
-        "to_patch_embedding.1.bias": (48,),
-        "to_patch_embedding.2.weight": (width, 48),
-        "to_patch_embedding.2.bias": (width,),
-        "to_patch_embedding.3.weight": (width,),
-        "to_patch_embedding.3.bias": (width,),
-        "mlp_head.0.weight": (width,),
-        "mlp_head.0.bias": (width,),
-        "mlp_head.1.weight": (1000, width),
-        "mlp_head.1.bias": (1000,),
-    }
-    for i in range(depth):
-        layer = f"transformer.layers.{i}"
-        shapes |= {
-            f"{layer}.0.norm.weight": (width,),
-            f"{layer}.0.norm.bias": (width,),
-            f"{layer}.0.fn.qkv.weight": (width, width),
-            f"{layer}.0.fn.to_out.0.weight": (width, width),
-            f"{layer}.0.fn.to_out.0.bias": (width,),
-            f"{layer}.1.norm.weight": (width,),
-            f"{layer}.1.norm.bias": (width,),
-            f"{layer}.1.fn.weight": (width, width),
-        }
-    generator = torch.Generator().manual_seed(0)
-    return {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -118,13 +89,13 @@ def test_containers_and_prefixes_are_taken_off(
     weights = vit(9).state_dict()
     content = prefixed(weights, prefix)
     path = saved(tmp_path, content if container is None else {container: content, "epoch": 3})
-    assert equal(read_state_dict(path), weights)
+    assert equal(read_checkpoint(path).weights, weights)
 
 
 def test_an_official_crate_lands_in_the_right_places(tmp_path: Path) -> None:
-    official = official_crate()
+    official = layouts.crate(depth=4)
     path = saved(tmp_path, {"epoch": 1, "state_dict": prefixed(official, "module.")})
-    ours = crate()
+    ours = create_backbone("crate_nano_patch4_28", img_size=16, width=32)
     load_official(ours, path)
     weights = ours.state_dict()
     assert torch.equal(weights["pos_embed"], official["pos_embedding"])
@@ -146,7 +117,7 @@ def test_wrong_weights_are_listed_and_nothing_is_loaded(tmp_path: Path) -> None:
     weights = vit(5).state_dict()
     del weights["blocks.1.attn.qkv.bias"]
     weights["register_tokens"] = torch.zeros(1, 4, 64)
-    weights["pos_embed"] = torch.zeros(1, 50, 64)
+    weights["pos_embed"] = torch.zeros(1, 51, 64)  # not one and a square
     ours = vit()
     before = {key: value.clone() for key, value in ours.state_dict().items()}
     with pytest.raises(ValueError) as caught:
@@ -154,7 +125,7 @@ def test_wrong_weights_are_listed_and_nothing_is_loaded(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "missing: blocks.1.attn.qkv.bias\n" in message
     assert "unexpected: register_tokens\n" in message
-    assert "pos_embed: [1, 50, 64] in the file, [1, 65, 64] in the backbone" in message
+    assert "pos_embed: [1, 51, 64] in the file, [1, 65, 64] in the backbone" in message
     assert equal(ours.state_dict(), before)
 
 
@@ -183,33 +154,79 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, zip
     else:
         path.write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(ValueError, match=r"evil\.pth: refused.*running code"):
-        read_state_dict(path)
+        read_checkpoint(path)
     assert not target.exists()
     with open(path, "rb") as file:
         (torch.load(path, weights_only=False) if zipped else pickle.load(file))
     assert target.exists()  # the bomb was live
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights.npz"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint", b"some text\n" * 30, b"PK\x03\x04 cut off"]
+)
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=name):
-        read_state_dict(path)
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
+def test_any_damage_is_an_error_that_names_the_file(tmp_path: Path, suffix: str) -> None:
+    """Random bytes, and checkpoints with a few bytes changed (those may still be read)."""
+    rng = np.random.default_rng(0)
+    whole = tmp_path / f"whole{suffix}"
+    weights = {"cls_token": torch.zeros(1, 1, 4), "norm.weight": torch.ones(4)}
+    if suffix == ".npz":
+        np.savez(whole, **{key: value.numpy() for key, value in weights.items()})  # type: ignore[arg-type]
+    else:
+        (save_file if suffix == ".safetensors" else torch.save)(weights, whole)
+    good, path = whole.read_bytes(), tmp_path / f"damaged{suffix}"
+    messages, refused = [], 0
+    for trial in range(60):
+        bad = bytearray(good)
+        for position in rng.integers(0, len(bad), 1 + trial % 8):
+            bad[position] = rng.integers(0, 256)
+        path.write_bytes(rng.bytes(300) if trial % 3 == 0 else bytes(bad))
+        try:
+            read_checkpoint(path)
+        except ValueError as error:
+            messages.append(str(error))
+            refused += trial % 3 == 0
+    assert refused == 20  # all random bytes
+    assert all(path.name in message for message in messages)
 
 
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path, vit().state_dict())
     path.write_bytes(path.read_bytes()[:50_000])
     with pytest.raises(ValueError, match=r"weights\.pth: not a readable checkpoint"):
-        read_state_dict(path)
+        read_checkpoint(path)
+
+
+def test_an_npz_that_pickles_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    target = tmp_path / "executed"
+    np.savez(tmp_path / "evil.npz", bomb=np.array([Bomb(target)], dtype=object))
+    with pytest.raises(ValueError, match=r"evil\.npz: not a readable checkpoint.*allow_pickle"):
+        read_checkpoint(tmp_path / "evil.npz")
+    assert not target.exists()
+    with np.load(tmp_path / "evil.npz", allow_pickle=True) as arrays:
+        assert arrays["bomb"].shape == (1,)
+    assert target.exists()  # the bomb was live
+
+
+def test_a_bare_array_is_no_checkpoint(tmp_path: Path) -> None:
+    with open(tmp_path / "array.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(ValueError, match=r"array\.npz: not a readable checkpoint"):
+        read_checkpoint(tmp_path / "array.npz")
 
 
 def test_missing_files_and_empty_ones_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
-        read_state_dict(tmp_path / "none.pth")
+        read_checkpoint(tmp_path / "none.pth")
     with pytest.raises(ValueError, match=r"no backbone weights found; .* epoch, optimizer"):
-        read_state_dict(saved(tmp_path, {"epoch": 3, "optimizer": {}}))
+        read_checkpoint(saved(tmp_path, {"epoch": 3, "optimizer": {}}))
     with pytest.raises(ValueError, match="no backbone weights found"):
-        read_state_dict(saved(tmp_path, [1, 2]))
+        read_checkpoint(saved(tmp_path, [1, 2]))

@@ -1,7 +1,7 @@
 """The contract of a backbone: views in, `Features` out.
 
 Shape legend: B images · C channels · S, s height, width in pixels · D features · H×W patches ·
-N tokens of an image · h heads · p features of a head.
+N tokens of an image · h heads · p features of a head · G×G the grid of learned positions.
 """
 
 from abc import abstractmethod
@@ -108,3 +108,26 @@ class TokenBackbone(Backbone):
     @abstractmethod
     def token_keys(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B H W D"]:
         """The last layer's keys of the patches, heads concatenated (MSSA: its projection)."""
+
+
+class MaskableBackbone(TokenBackbone):
+    """Abstract. One in which a patch can be hidden: before the layers, a token is of one patch.
+
+    So a token that is taken away, or replaced, leaves no trace of its pixels in the others; behind
+    a convolutional stem it would.
+    """
+
+    heads: int  # h, of every layer
+    grid: int  # G, patches a side for which positions are learned
+    pos_embed: nn.Parameter  # [1, 1 + G², D], the class token's first
+
+    @abstractmethod
+    def embed_patches(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B H W D"]:
+        """What each patch is embedded as, before it gets its position."""
+
+    @abstractmethod
+    def assemble(self, patches: Float[Tensor, "B H W D"]) -> Float[Tensor, "B N D"]:
+        """The tokens that `embed` makes of embedded patches: prefix and positions added."""
+
+    def embed(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B N D"]:
+        return self.assemble(self.embed_patches(images))

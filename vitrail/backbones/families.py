@@ -45,6 +45,25 @@ def init_crate(backbone: SkeletonBackbone) -> None:
         nn.init.normal_(backbone.register_tokens)
 
 
+def init_crate_mae(backbone: SkeletonBackbone) -> None:
+    """Official CRATE-MAE's: xavier uniform for linear maps and the patch embedding, zero biases,
+    0.02 for the class token; positions are left to the objective, which fixes them, and are 0.02
+    until then. Dictionaries are CRATE's.
+    """
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    projection = backbone.get_submodule("patch_embed.proj")
+    assert isinstance(projection, nn.Conv2d)
+    nn.init.xavier_uniform_(projection.weight.flatten(1))
+    nn.init.normal_(backbone.cls_token, std=0.02)
+    nn.init.trunc_normal_(backbone.pos_embed, std=0.02)
+    if backbone.register_tokens is not None:
+        nn.init.normal_(backbone.register_tokens, std=0.02)
+
+
 FAMILIES: dict[str, Family] = {
     "vit": Family(Kind(MHSA, MLP), ConvPatchEmbed, init_vit),
     "dinov2": Family(Kind(MHSA, MLP, layer_scale=1e-5), ConvPatchEmbed, init_vit, antialias=False),
@@ -52,6 +71,12 @@ FAMILIES: dict[str, Family] = {
         Kind(MHSA, SwiGLU, layer_scale=1e-5), ConvPatchEmbed, init_vit, antialias=False
     ),
     "crate": Family(Kind(MSSA, ISTA, residual=False, norm_eps=1e-5), NormPatchEmbed, init_crate),
+    "crate_mae": Family(
+        Kind(MSSA, ISTA, residual=False, norm_eps=1e-5, arguments={"lmbda": 0.5}),
+        ConvPatchEmbed,
+        init_crate_mae,
+        antialias=False,
+    ),
     "crate_alpha": Family(Kind(MSSA, ODL, arguments={"bias": False}), ConvPatchEmbed, init_vit),
     "tost_vit": Family(Kind(TSSA, MLP), ConvPatchEmbed, init_vit),
     "aot_mssa": Family(Kind(MSSA, None), ConvPatchEmbed, init_vit),

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.backbones.contract import Features, LayerState, TokenBackbone
+from vitrail.backbones.contract import Features, LayerState, MaskableBackbone
 from vitrail.backbones.embedding import check_images, resize_positions
 from vitrail.backbones.layers import (
     Kind,
@@ -43,7 +43,7 @@ class Family:
     antialias: bool = True
 
 
-class SkeletonBackbone(TokenBackbone):
+class SkeletonBackbone(MaskableBackbone):
     """A class token, registers and patches through layers of one kind.
 
     `pooled` is the class token and `patches` are the patch tokens, both after the final LayerNorm
@@ -75,6 +75,7 @@ class SkeletonBackbone(TokenBackbone):
     ):
         super().__init__()
         self.embed_dim = width
+        self.heads = heads
         self.in_chans = in_chans
         self.img_size = img_size
         self.patch_size = patch_size
@@ -105,16 +106,18 @@ class SkeletonBackbone(TokenBackbone):
             for tokens_BND, batch in zip(encoded, images, strict=True)
         ]
 
-    def embed(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B N D"]:
+    def embed_patches(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B H W D"]:
         check_images(images, self.patch_size, self.in_chans)
-        patches_BHWD = self.patch_embed(images)
-        height, width = patches_BHWD.shape[1:3]
-        class_B1D = self.cls_token.expand(len(images), -1, -1)
-        tokens_BND = torch.cat([class_B1D, patches_BHWD.flatten(1, 2)], dim=1)
+        return self.patch_embed(images)
+
+    def assemble(self, patches: Float[Tensor, "B H W D"]) -> Float[Tensor, "B N D"]:
+        count, height, width = patches.shape[:3]
+        class_B1D = self.cls_token.expand(count, -1, -1)
+        tokens_BND = torch.cat([class_B1D, patches.flatten(1, 2)], dim=1)
         tokens_BND = tokens_BND + self.positions((height, width))
         if self.register_tokens is None:
             return tokens_BND
-        registers_BRD = self.register_tokens.expand(len(images), -1, -1).to(tokens_BND.dtype)
+        registers_BRD = self.register_tokens.expand(count, -1, -1).to(tokens_BND.dtype)
         return torch.cat([tokens_BND[:, :1], registers_BRD, tokens_BND[:, 1:]], dim=1)
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n D"]:

@@ -4,6 +4,7 @@ Shape legend: B images · C channels · S, s height, width in pixels · H×W cel
 of it · w cells a side of a window, n = w² · V windows of a map · h heads · L layers.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ class Swin(MapBackbone):
     the same function to the bit.
 
     At other sizes the layers stay what they are: windows of w × w cells, shifted by ⌊w/2⌋ in every
-    second layer unless one window covers the stage's map at the row's image size. A map that
+    second layer unless one window covers the stage's map at the size it was built for. A map that
     windows do not divide is padded at the bottom and right with zeros, after the norm, and the
     padding is attended to, as in EsViT (microsoft/esvit 2b99c4f). Masks are of the map at hand;
     EsViT's are of the size it was built for, whatever the map. timm differs in more: for smaller
@@ -50,8 +51,12 @@ class Swin(MapBackbone):
         self.patch_embed = net.patch_embed
         self.layers = net.layers
         self.norm = net.norm
-        for block in (block for stage in net.layers for block in stage.blocks):
-            block.attn_mask = None  # timm's, for one size
+        for i, stage in enumerate(net.layers):
+            side = math.ceil(self.img_size / (patch_size * 2**i))  # of the stage's map
+            for j, block in enumerate(stage.blocks):
+                block.attn_mask = None  # timm's, for one size
+                shifts = [w // 2 if j % 2 and side > w else 0 for w in block.window_size]
+                block.shift_size = tuple(shifts)
 
     def no_weight_decay(self) -> set[str]:
         """The tables of position biases, as in the official code and timm."""

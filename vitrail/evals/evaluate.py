@@ -94,7 +94,8 @@ def evaluate(
         "n_train": len(material.train.index),
         "n_test": len(material.test.index),
         "held_out": isinstance(test, Subset),  # the data have no test split of their own
-        "step": encoder.info.get("step"),
+        "weights": _identity(encoder)[0],
+        "step": _identity(encoder)[1],
         "settings": asdict(settings),
         "hardware": hardware(device),
         "seconds": round(time.perf_counter() - started, 1),
@@ -197,12 +198,17 @@ def _kept(path: Path, spec: str, encoder: Encoder, settings: Settings) -> dict[s
     """Earlier results of the same data, weights and settings."""
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-        before = (old["data"], old["step"], old["settings"])
+        before = (old["data"], old["weights"], old["step"], old["settings"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    if before != (spec, encoder.info.get("step"), asdict(settings)):
+    if before != (spec, *_identity(encoder), asdict(settings)):
         return {}
     return {name: old[name] for name in (*PROTOCOLS, "features") if name in old}
+
+
+def _identity(encoder: Encoder) -> tuple[str | None, int | None]:
+    """The file of other people's weights, and the step of ours."""
+    return encoder.info.get("weights"), encoder.info.get("step")
 
 
 def _figures(out: Path) -> dict[str, str]:

@@ -1,100 +1,92 @@
-"""Other people's checkpoints into our backbones. Nothing in a file is ever executed.
-
-Layouts read: DINO 7c446df, SimDINO 8149fc4, CRATE 674408f, timm 1.0. A ViT's keys are ours already;
-official CRATE's are renamed by CRATE_KEYS.
-"""
+"""Reading other people's weights from disk. Nothing in a file is ever executed."""
 
 import argparse
+import json
 import pickle
-import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
-from safetensors import SafetensorError
+from jaxtyping import Shaped
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitrail.backbones.contract import TokenBackbone
-
 # What training code wraps its weights in; of several, the first is taken (a teacher is exported).
 CONTAINERS = ("state_dict", "model", "teacher", "student")
-PREFIXES = ("_orig_mod.", "module.", "backbone.")  # stripped in this order
-HEADS = ("head.", "heads.", "fc.", "dino_head.", "ibot_head.", "mlp_head.1.")
-
-CRATE_KEYS = (
-    (r"pos_embedding", r"pos_embed"),
-    (r"to_patch_embedding\.1\.(\w+)", r"patch_embed.norm_in.\1"),
-    (r"to_patch_embedding\.2\.(\w+)", r"patch_embed.proj.\1"),
-    (r"to_patch_embedding\.3\.(\w+)", r"patch_embed.norm_out.\1"),
-    (r"transformer\.layers\.(\d+)\.0\.norm\.(\w+)", r"blocks.\1.norm1.\2"),
-    (r"transformer\.layers\.(\d+)\.0\.fn\.qkv\.weight", r"blocks.\1.attn.qkv.weight"),
-    (r"transformer\.layers\.(\d+)\.0\.fn\.to_out\.0\.(\w+)", r"blocks.\1.attn.proj.\2"),
-    (r"transformer\.layers\.(\d+)\.1\.norm\.(\w+)", r"blocks.\1.norm2.\2"),
-    (r"transformer\.layers\.(\d+)\.1\.fn\.weight", r"blocks.\1.mlp.weight"),
-    (r"mlp_head\.0\.(\w+)", r"norm.\1"),
-)
+PREFIXES = ("_orig_mod.", "module.", "backbone.")  # stripped in any order
+# What a folder of the Hugging Face hub holds. Of two files of weights, the first is taken.
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+HUB_CONFIG, HUB_PREPROCESSING = "config.json", "preprocessor_config.json"
 
 
-def read_state_dict(path: str | Path) -> dict[str, Float[Tensor, "..."]]:
-    """The backbone's weights in a file: unwrapped, prefixes stripped, heads dropped, on the CPU.
+Weights = dict[str, Shaped[Tensor, "..."]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file of weights, read.
+
+    weights: by the file's keys, prefixes stripped, on the CPU; all are floating point but the
+    counters of batch norms. container: the innermost of CONTAINERS that they were found in.
+    config, preprocessing: what a hub folder says beside its weights, {} for a lone file.
+    """
+
+    path: Path
+    weights: Weights
+    container: str | None
+    config: dict[str, Any]
+    preprocessing: dict[str, Any]
+
+
+def is_hub_folder(path: Path) -> bool:
+    """Whether a folder holds weights under the names that the Hugging Face hub gives them."""
+    return any((path / name).is_file() for name in HUB_WEIGHTS)
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The weights of a file, unwrapped from their containers, prefixes stripped, on the CPU.
 
     Args:
-        path: a .safetensors file, or what torch.save wrote.
+        path: a .safetensors file, what torch.save wrote, numpy's .npz, or a folder of the Hugging
+            Face hub. For a file that has its name in such a folder, the folder is read too.
 
     Raises:
         ValueError: no such file, not a checkpoint, no weights in it, or a pickle that asks for code
             to be run (it is refused; nothing has been run).
     """
     path = Path(path)
+    if path.is_dir() and is_hub_folder(path):
+        path = next(path / name for name in HUB_WEIGHTS if (path / name).is_file())
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the path of a checkpoint")
-    weights = _unwrap(_load(path))
-    tensors = {_strip(k): v for k, v in weights.items() if isinstance(v, Tensor)}
-    kept = {k: v for k, v in tensors.items() if v.is_floating_point() and not k.startswith(HEADS)}
-    if not kept:
+    loaded, container = _unwrap(_load(path), None)
+    weights = {_strip(str(key)): value for key, value in loaded.items() if _is_weight(key, value)}
+    if not weights:
         raise ValueError(
-            f"{path}: no backbone weights found; its top-level keys are {_some(map(str, weights))}"
+            f"{path}: no backbone weights found; its top-level keys are {some(map(str, loaded))}"
         )
-    return kept
+    of_hub = path.name in HUB_WEIGHTS
+    config = _read_json(path.parent / HUB_CONFIG) if of_hub else {}
+    preprocessing = _read_json(path.parent / HUB_PREPROCESSING) if of_hub else {}
+    return Checkpoint(path, weights, container, config, preprocessing)
 
 
-def load_official(backbone: TokenBackbone, path: str | Path) -> None:
-    """Loads a DINO, SimDINO or timm ViT, or an official CRATE, into a backbone of the same shape.
-
-    All weights are checked before any is copied.
-
-    Raises:
-        ValueError: what `read_state_dict` raises, or weights that are not this backbone's, listing
-            the missing and unexpected keys and the shapes that differ.
-    """
-    found = {_rename(key): value for key, value in read_state_dict(path).items()}
-    wanted = backbone.state_dict()
-    shapes = [
-        f"{key}: {list(found[key].shape)} in the file, {list(wanted[key].shape)} in the backbone"
-        for key in wanted.keys() & found.keys()
-        if found[key].shape != wanted[key].shape
-    ]
-    problems = {
-        "missing": wanted.keys() - found.keys(),
-        "unexpected": found.keys() - wanted.keys(),
-        "different shapes": shapes,
-    }
-    lines = [f"  {what}: {_some(sorted(keys))}" for what, keys in problems.items() if keys]
-    if lines:
-        raise ValueError(
-            f"{path} does not hold the weights of this {type(backbone).__name__}; check the name, "
-            f"img_size and patch_size given to create_backbone\n" + "\n".join(lines)
-        )
-    backbone.load_state_dict(found)
+def some(keys: Iterable[str], limit: int = 12) -> str:
+    """The first of many names, for a message."""
+    names = list(keys)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "none") + rest
 
 
 def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if path.suffix == ".npz":
+            return _load_npz(path)
         # DINO's full checkpoints keep their command line; a Namespace only holds attributes.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -103,38 +95,56 @@ def _load(path: Path) -> Any:
             f"{path}: refused: either it is no checkpoint, or reading it would mean running code "
             f"from it ({_first_line(error)}); ask its author for .safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a parser on bytes that are not its own raises anything
         raise ValueError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
 
 
-def _unwrap(loaded: Any) -> dict[str, Any]:
+def _load_npz(path: Path) -> dict[str, Tensor]:
+    # Only what can be weights is read: an optimizer's moments weigh twice the parameters.
+    with np.load(path, allow_pickle=False) as arrays:
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("an .npy array instead of an .npz archive")
+        names = [name for name in arrays.files if not name.startswith(("opt/", "chrono/"))]
+        return {name: _tensor(arrays[name]) for name in names}
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # how numpy stores JAX's bfloat16
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array))
+
+
+def _unwrap(loaded: Any, container: str | None) -> tuple[dict[Any, Any], str | None]:
     if not isinstance(loaded, dict):
-        return {}
-    for container in CONTAINERS:
-        if isinstance(loaded.get(container), dict):
-            return _unwrap(loaded[container])
-    return loaded
+        return {}, container
+    for name in CONTAINERS:
+        if isinstance(loaded.get(name), dict):
+            return _unwrap(loaded[name], name)
+    return loaded, container
+
+
+def _is_weight(key: Any, value: Any) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    return value.is_floating_point() or str(key).endswith("num_batches_tracked")
 
 
 def _strip(key: str) -> str:
-    for prefix in PREFIXES:
-        key = key.removeprefix(prefix)
+    while key.startswith(PREFIXES):
+        for prefix in PREFIXES:
+            key = key.removeprefix(prefix)
     return key
 
 
-def _rename(key: str) -> str:
-    for pattern, ours in CRATE_KEYS:
-        match = re.fullmatch(pattern, key)
-        if match:
-            return match.expand(ours)
-    return key
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); restore or remove it") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _some(keys: Iterable[str], limit: int = 12) -> str:
-    names = list(keys)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "none") + rest

@@ -1,0 +1,165 @@
+"""Other people's weights as our backbones: DINO's, CRATE's, ToST's, MAE's, timm's, Hugging Face's.
+
+`formats.FORMATS` has all of them. Heads, decoders, mask tokens and optimizers are left out.
+"""
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vitrail.backbones.contract import Backbone
+from vitrail.backbones.embedding import resize_positions
+from vitrail.backbones.registry import create_backbone, find_model
+from vitrail.backbones.skeleton import SkeletonBackbone
+from vitrail.interop.rows import choose_row, expected_state
+from vitrail.interop.translate import Translation, translate
+from vitrail.interop.weights import Weights, read_checkpoint, some
+
+logger = logging.getLogger(__name__)
+
+# mean and standard deviation of a channel
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY = ((0.449,), (0.226,))  # averages over the channels
+DINOV2_TRAINED, DINOV2_EVALUATED = 518, 224  # pixels a side
+
+
+@dataclass(frozen=True)
+class Official:
+    """A file of other people's weights, and the backbone that it belongs to.
+
+    format: a name of `formats.FORMATS`. backbone, kwargs: arguments of `create_backbone`. weights:
+    by the backbone's keys. preprocess: size, resize, mean and std of the images at evaluation.
+    """
+
+    format: str
+    backbone: str
+    kwargs: dict[str, Any]
+    weights: Weights
+    preprocess: dict[str, Any]
+
+    def build(self) -> Backbone:
+        """The backbone with these weights, on the CPU, in float32."""
+        backbone = create_backbone(self.backbone, **self.kwargs)
+        _copy(self.weights, backbone)
+        return backbone
+
+
+def read_official(path: str | Path) -> Official:
+    """Reads a file or hub folder, whose format and sizes are told by its keys and shapes.
+
+    Images are prepared as for ImageNet at the size the positions were learned on, 224 for
+    DINOv2's 518 (its own evaluations' size). A hub folder's preprocessor_config.json, or the
+    pretrained_cfg in timm's config.json, may name another mean and std.
+
+    Positions of DINO, DINOv2 without registers, SimDINO and CRATE-MAE are later resampled as in
+    their code (`antialias=False`), those of the others with antialiasing, as in timm. transformers
+    differs there: it has no antialiasing for ViTs, and no 0.1 in the sizes for DINOv2. A ViT of
+    timm's that was saved without its head has the keys of DINO's, and is taken for one; at the size
+    it was trained on, that makes no difference.
+
+    A lone file does not tell the number of heads, nor, for a Swin, the size it was trained on:
+    then they are the row's.
+
+    Raises:
+        ValueError: what cannot be read, is in no known format, or is not a whole backbone of its
+            format: missing and unexpected keys, and shapes that differ, are listed by name.
+    """
+    found = translate(read_checkpoint(path))
+    _check_config(found)
+    name, kwargs = choose_row(found)
+    wanted = expected_state(name, kwargs)
+    _check(found, wanted, f"a {name}" + (f" with {kwargs}" if kwargs else ""))
+    img_size = kwargs.get("img_size", find_model(name).img_size)
+    preprocess = _preprocess(found, img_size, kwargs.get("in_chans", 3))
+    return Official(found.format.name, name, kwargs, found.weights, preprocess)
+
+
+def load_official(backbone: Backbone, path: str | Path) -> None:
+    """Copies a file's weights into a backbone of the same architecture.
+
+    All weights are checked before any is copied. Positions that were learned on another square
+    grid than the backbone's are resampled, as the backbone does it for images of another size
+    (`resize_positions`), and this is logged: at the backbone's size it then computes what it would
+    compute with the file's own grid.
+
+    Raises:
+        ValueError: what `read_official` raises, or weights that are not this backbone's, listing
+            the missing and unexpected keys and the shapes that differ.
+    """
+    found = translate(read_checkpoint(path))
+    resized = _resized(found, backbone)
+    _check(resized, backbone.state_dict(), f"this {type(backbone).__name__}")
+    _copy(resized.weights, backbone)
+
+
+def _check_config(found: Translation) -> None:
+    """Refuses what the weights do not show: another activation."""
+    activation = found.source.config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise ValueError(
+            f"{found.source.path}: its config.json says hidden_act is {activation!r}; the "
+            "backbones here compute gelu"
+        )
+
+
+def _check(found: Translation, wanted: Weights, what: str) -> None:
+    """Raises ValueError, with all that differs, where a file is not the backbone's."""
+    weights = found.weights
+    shapes = [
+        f"{key}: {list(weights[key].shape)} in the file, {list(wanted[key].shape)} in the backbone"
+        for key in wanted.keys() & weights.keys()
+        if weights[key].shape != wanted[key].shape
+    ]
+    missing = wanted.keys() - weights.keys()
+    problems = {
+        # Files from before PyTorch 0.4.1 have no such counters, and evaluation needs none.
+        "missing": {key for key in missing if not key.endswith("num_batches_tracked")},
+        "unexpected": {found.origin.get(key, key) for key in weights.keys() - wanted.keys()},
+        "different shapes": shapes,
+    }
+    lines = [f"  {what}: {some(sorted(keys))}" for what, keys in problems.items() if keys]
+    if lines:
+        raise ValueError(
+            f"{found.source.path}, read as {found.format.name}, does not hold the weights of "
+            f"{what}; check that the file is whole, and, where you built the backbone, its name "
+            "and sizes\n" + "\n".join(lines)
+        )
+
+
+def _resized(found: Translation, backbone: Backbone) -> Translation:
+    positions = found.weights.get("pos_embed")
+    if positions is None or positions.ndim != 3 or not isinstance(backbone, SkeletonBackbone):
+        return found
+    grid = math.isqrt(max(0, positions.shape[1] - 1))
+    if grid in (0, backbone.grid) or positions.shape[1] != 1 + grid**2:
+        return found
+    new_grid = (backbone.grid, backbone.grid)
+    resized = resize_positions(positions, grid, new_grid, backbone.antialias)
+    logger.info(
+        "%s: positions of %d × %d patches resampled to %d × %d",
+        *(found.source.path, grid, grid, *new_grid),
+    )
+    return replace(found, weights=found.weights | {"pos_embed": resized})
+
+
+def _copy(weights: Weights, backbone: Backbone) -> None:
+    # They are checked: what may be missing is counters of batch norms.
+    backbone.load_state_dict(weights, strict=False)
+
+
+def _preprocess(found: Translation, img_size: int, in_chans: int) -> dict[str, Any]:
+    size = DINOV2_EVALUATED if img_size == DINOV2_TRAINED else img_size
+    plain = {"size": size, "resize": round(size / 0.875)}
+    timm = found.source.config.get("pretrained_cfg", {})
+    hub = found.source.preprocessing
+    for mean, std in (
+        (hub.get("image_mean"), hub.get("image_std")),
+        (timm.get("mean"), timm.get("std")),
+        IMAGENET,
+        GREY,
+    ):
+        if mean is not None and std is not None and len(mean) == len(std) == in_chans:
+            return plain | {"mean": tuple(mean), "std": tuple(std)}
+    return plain | {"mean": GREY[0] * in_chans, "std": GREY[1] * in_chans}
