@@ -53,6 +53,9 @@ def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
     source, guard = guarded(recipe, plan, ranks, open_())
     horizon = plan_horizon(recipe, len(source))
     weights = read_start(recipe, source.channels)
+    if weights is not None and ranks.is_main:
+        chosen = " ".join([recipe.backbone, *recipe.backbone_options])
+        say(f"starting from {recipe.init_from}: {chosen}")
 
     def make_backbone(drop_path: float) -> Backbone:
         backbone = fresh_backbone(recipe, plan, source.channels, drop_path)
@@ -63,7 +66,9 @@ def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
     n_classes = None if source.classes is None else len(source.classes)
     with torch.random.fork_rng(devices=[]):  # heads are drawn from the seed too, and leave no trace
         torch.manual_seed(recipe.seed)
-        objective = build_objective(recipe.objective, make_backbone, horizon, n_classes)
+        objective = build_objective(
+            recipe.objective, make_backbone, horizon, n_classes, len(source)
+        )
     _require_splittable(recipe, ranks, objective)
     objective.to(ranks.device)
     frozen = head_warmup_steps(recipe, horizon)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
 from vitrail.encoder import Encoder
+from vitrail.nn.batch_norm import MOMENTUM, GlobalBatchNorm
 from vitrail.objectives.contract import Objective, ParamGroup
 from vitrail.recipes.recipe import Recipe
 from vitrail.schedules import Horizon
@@ -27,6 +28,11 @@ def resolve_start(recipe: Recipe) -> Recipe:
     if recipe.init_from is None:
         return recipe
     path = Path(recipe.init_from).expanduser().resolve()
+    if recipe.backbone_options:
+        raise ValueError(
+            f"backbone_options are {' '.join(recipe.backbone_options)}, but init_from has a "
+            "backbone of its own; leave them out"
+        )
     config = dict(Encoder.load(path).backbone.config)
     name, _ = config.pop("name"), config.pop("in_chans")
     sizes = {"img_size": config.pop("img_size"), "patch_size": config.pop("patch_size", None)}
@@ -83,6 +89,13 @@ def freeze_backbones(
         return groups
     theirs = {id(p) for m in objective.modules() if isinstance(m, Backbone) for p in m.parameters()}
     return list(_parted(groups, theirs, steps))
+
+
+def hold_statistics(objective: Objective, frozen: bool) -> None:
+    """Batch norms of a frozen encoder keep their running statistics as well as their weights."""
+    for backbone in (m for m in objective.modules() if isinstance(m, Backbone)):
+        for norm in (m for m in backbone.modules() if isinstance(m, GlobalBatchNorm)):
+            norm.momentum = 0.0 if frozen else MOMENTUM
 
 
 def _parted(groups: list[ParamGroup], theirs: set[int], steps: int) -> Iterator[ParamGroup]:

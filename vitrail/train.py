@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitrail import epochs, figures
 from vitrail.assemble import Parts, worker_count
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.backbones.registry import compile_blocks
+from vitrail.continued import head_warmup_steps, hold_statistics
 from vitrail.data.batch import Batch
 from vitrail.data.loader import Loader
 from vitrail.data.quarantine import Quarantine
@@ -66,7 +68,7 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
     save_every = recipe.checkpoint_every or max(50, round(horizon.steps_per_epoch))
     log_every = 1 if ranks.device.type == "cpu" else 20  # reading a loss makes the host wait
 
-    guard = parts.guard
+    guard, frozen = parts.guard, head_warmup_steps(recipe, horizon)
     if guard and ranks.is_main:
         guard.begin(run, objective.encoder, start)
 
@@ -77,11 +79,12 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
     ):
         if horizon.steps_in(recipe.optim.warmup_epochs) == horizon.steps:
             journal.say("note: the whole run is warm-up; see --optim.warmup-epochs")
-        steps = journal.timed(loader.steps(start, horizon.steps))
+        steps = journal.timed(epochs.batches(loader, recipe, parts, start))
         for step, batches in enumerate(steps, start):
             lr, weight_decay = apply_schedules(
                 optimizer, recipe.optim, horizon, recipe.batch_size, step
             )
+            hold_statistics(objective, step < frozen)
             out = forward_backward(model, batches, step, recipe.precision)
             drop_frozen_gradients(optimizer, step)
             out["grad_norm"] = clip_gradients(parameters, recipe.optim)
@@ -105,6 +108,7 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
                 journal.write(rows)
                 require_finite(rows, recipe.precision)
             if saving and ranks.is_main:
+                figures.draw(run, objective, batches[0])
                 save(run, recipe, parts, step + 1)
             if stopping and step + 1 < horizon.steps:
                 done = f"{step + 1} of {horizon.steps} steps are saved"

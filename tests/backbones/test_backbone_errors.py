@@ -1,9 +1,11 @@
 """What a user can get wrong about a backbone, and what the error must say."""
 
+import math
+
 import pytest
 import torch
 
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.registry import BACKBONES, _check, create_backbone, parse_options
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:
@@ -33,9 +35,14 @@ def test_an_unknown_override_gets_the_nearest_one() -> None:
         ({"depth": 0}, r"depth is 0"),
         ({"img_size": -4}, r"img_size is -4"),
         ({"patch_size": 0}, r"patch_size is 0"),
+        ({"patch_size": 4.0}, r"patch_size is 4.0; give a value like the row's 4"),
+        ({"layer_scale": math.nan}, r"layer_scale is nan"),
+        ({"residual": 1}, r"residual is 1; give a value like the row's True"),
+        ({"registers": -1}, r"registers is -1"),
+        ({"ratio": 0}, r"ratio is 0"),
     ],
 )
-def test_values_that_do_not_fit_are_named(arguments: dict[str, int], message: str) -> None:
+def test_values_that_do_not_fit_are_named(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_backbone("vit_nano_patch4_32", **arguments)
 
@@ -49,3 +56,38 @@ def test_views_that_do_not_fit_are_named(name: str) -> None:
         backbone(torch.zeros(1, 1, 32, 32))
     with pytest.raises(ValueError, match="channel"):
         backbone.token_maps(torch.zeros(1, 4, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"img_size": (28, 28)}, r"img_size is \(28, 28\), but must be a whole number"),
+        ({"in_chans": "3"}, r"in_chans is '3', but must be a whole number"),
+        ({"drop_path": "a"}, "drop_path is a"),
+        ({"seed": 2**70}, "seed is"),
+    ],
+)
+def test_values_of_another_type_are_named(arguments: dict, message: str) -> None:
+    # Straight to the check: the tests' type checker would stop them before it.
+    sizes = {"img_size": None, "in_chans": 3, "drop_path": 0.0, "seed": 0} | arguments
+    with pytest.raises(ValueError, match=message):
+        _check.__wrapped__(
+            "vit_nano_patch4_32", BACKBONES["vit_nano_patch4_32"], overrides={}, **sizes
+        )
+
+
+@pytest.mark.parametrize("text", ["registers", "registers=", "registers=many"])
+def test_options_that_are_no_options_are_named(text: str) -> None:
+    with pytest.raises(ValueError, match=f"option '{text}' is not NAME=VALUE"):
+        parse_options("vit_nano_patch4_32", [text])
+
+
+def test_options_are_numbers_flags_and_none() -> None:
+    texts = ["registers=4", "residual=False", "layer_scale=None", "eta=1e-2"]
+    expected = {"registers": 4, "residual": False, "layer_scale": None, "eta": 0.01}
+    assert parse_options("vit_nano_patch4_32", texts) == expected
+
+
+def test_what_has_no_none_refuses_it() -> None:
+    with pytest.raises(ValueError, match="eta is None"):
+        create_backbone("crate_nano_patch4_32", eta=None)

@@ -3,8 +3,9 @@
 import pytest
 import timm
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vitrail.backbones.embedding import resize_positions
+from vitrail.backbones.embedding import resize_matrix, resize_positions
 from vitrail.backbones.registry import create_backbone
 
 
@@ -82,3 +83,24 @@ def test_gradients_flow_through_resampled_positions() -> None:
     with torch.inference_mode():
         resize_positions(positions, 4, (3, 5))  # must not poison the cached filters
     assert torch.autograd.gradcheck(lambda p: resize_positions(p, 4, (3, 5)), (positions,))
+
+
+def test_tracing_at_another_size_leaves_nothing_behind() -> None:
+    """A cached tensor would be the tracer's, and every later pass a trace's."""
+    backbone = create_backbone("vit_nano_patch4_32").eval()
+    images = torch.randn(1, 3, 44, 44)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        backbone(images)
+    assert type(backbone(images).pooled) is torch.Tensor
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_positions_filter_is_torchs(antialias: bool) -> None:
+    for old, new in ((14, 6), (7, 7), (3, 16), (37, 16), (5, 1), (1, 4)):
+        identity = torch.eye(old, dtype=torch.float64)[None, None]
+        how = {"size": (new, old), "antialias": True}
+        if not antialias:
+            how = {"scale_factor": ((new + 0.1) / old, 1.0)}
+        expected = torch.nn.functional.interpolate(identity, mode="bicubic", **how)[0, 0]
+        actual = torch.from_numpy(resize_matrix(old, new, antialias))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)

@@ -1,10 +1,11 @@
 """The order of samples."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.data.sampling import SampleOrder
+from vitrail.data.sampling import GroupOrder, SampleOrder, epoch_at
 
 
 @settings(max_examples=80, deadline=None)
@@ -31,3 +32,61 @@ def test_order_is_a_function_of_the_step():
 def test_batch_size_does_not_change_the_stream():
     small, large = SampleOrder(100, 8, 0), SampleOrder(100, 24, 0)
     assert torch.equal(torch.cat([small.indices(s) for s in range(3)]), large.indices(0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 70))
+def test_epochs_that_do_not_overlap_tile_the_steps(length, batch_size):
+    step, before = 0, -1
+    while step < 40:
+        epoch, steps = epoch_at(step, length, batch_size)
+        assert steps.start == step
+        assert len(steps) >= 1
+        assert epoch > before
+        for inside in steps:
+            assert epoch_at(inside, length, batch_size) == (epoch, steps)
+            assert epoch == inside * batch_size // length
+        step, before = steps.stop, epoch
+
+
+def group_order(groups, epoch=0, seed=0, batch_size=10, steps=range(5, 11)) -> GroupOrder:
+    return GroupOrder(torch.tensor(groups), batch_size, seed, epoch, steps)
+
+
+def stream_of(order: GroupOrder, steps=range(5, 11)) -> torch.Tensor:
+    return torch.cat([order.indices(step) for step in steps])
+
+
+def test_every_group_is_drawn_equally_often():
+    groups = [0] * 40 + [3] * 2 + [-1] * 5 + [7] * 13
+    stream = stream_of(group_order(groups))
+    drawn = torch.tensor(groups)[stream]
+    assert torch.unique(drawn, return_counts=True)[1].tolist() == [20, 20, 20]
+    assert drawn.unique().tolist() == [0, 3, 7]
+    large = stream[drawn == 0]
+    assert len(large.unique()) == 20, "without replacement where there are enough"
+    assert set(stream[drawn == 3].tolist()) == {40, 41}
+    assert not torch.equal(drawn, drawn.sort().values)
+
+
+def test_no_group_is_drawn_much_more_often_where_the_epoch_does_not_divide():
+    drawn = torch.tensor([0, 1, 1, 2, 2, 2, 3])
+    counts = torch.bincount(drawn[stream_of(group_order(drawn.tolist(), steps=range(3)), range(3))])
+    assert counts.sum() == 30
+    assert counts.max() <= 8
+    assert counts.min() >= 5
+
+
+def test_group_order_is_a_function_of_seed_epoch_and_groups():
+    groups = [i % 3 for i in range(50)]
+    first = stream_of(group_order(groups))
+    assert torch.equal(stream_of(group_order(groups)), first)
+    assert torch.equal(group_order(groups).indices(8), first[30:40])
+    assert not torch.equal(stream_of(group_order(groups, epoch=1)), first)
+    assert not torch.equal(stream_of(group_order(groups, seed=1)), first)
+    assert not torch.equal(stream_of(group_order([i % 2 for i in range(50)])), first)
+
+
+def test_nothing_in_a_group_is_said():
+    with pytest.raises(ValueError, match="no sample is in a group"):
+        group_order([-1, -1])

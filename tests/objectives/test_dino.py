@@ -7,10 +7,15 @@ import torch
 from lightly.loss import DINOLoss
 from tiny import CONFIGS, HORIZON, build, make_batch, narrow
 
-from vitrail.objectives.dino import Config, cross_view_entropy
+from vitrail.data.batch import Batch
+from vitrail.objectives.dino import DINO, Config, cross_view_entropy, prototypes
 from vitrail.schedules import Horizon
 
 TAU_S, TAU_T = 0.1, 0.05
+
+
+# Of the logits' size, so that features are logits.
+PROTOTYPES = torch.eye(40)
 
 
 def logits(views: int, scale: float = 1.0) -> torch.Tensor:
@@ -39,7 +44,7 @@ def oracle(student: torch.Tensor, teacher: torch.Tensor, center: torch.Tensor) -
 @pytest.mark.parametrize("views", [2, 3, 12])
 def test_loss_is_the_formula(views: int, scale: float) -> None:
     student, teacher, center = logits(views, scale), logits(2, scale), logits(1)[0, 0]
-    loss, entropy = cross_view_entropy(student, teacher, center, TAU_S, TAU_T)
+    loss, entropy = cross_view_entropy(student, PROTOTYPES, teacher, center, TAU_S, TAU_T)
     assert math.isclose(loss.item(), oracle(student, teacher, center), rel_tol=1e-5)
     log_q = log_softmax((teacher - center).double().numpy() / TAU_T)
     expected = -(np.exp(log_q) * log_q).sum(-1).mean()
@@ -52,7 +57,7 @@ def test_loss_gradient_and_centre_equal_lightlys(views: int) -> None:
     peer.center.copy_(logits(1)[0, 0])
     center = peer.center.flatten().clone()
     ours, theirs = (logits(views).requires_grad_() for _ in range(2))
-    loss, _ = cross_view_entropy(ours, logits(2), center, TAU_S, TAU_T)
+    loss, _ = cross_view_entropy(ours, PROTOTYPES, logits(2), center, TAU_S, TAU_T)
     expected = peer(list(logits(2)), list(theirs), teacher_temp=TAU_T)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     loss.backward()
@@ -65,13 +70,53 @@ def test_loss_gradient_and_centre_equal_lightlys(views: int) -> None:
     torch.testing.assert_close(objective.center, peer.center.flatten(), rtol=1e-6, atol=1e-7)
 
 
-def test_half_logits_are_summed_in_float32() -> None:
-    student, teacher = logits(4).bfloat16(), logits(2).bfloat16()
+def test_products_and_sums_are_float32_under_autocast() -> None:
+    student, teacher = logits(4).requires_grad_(), logits(2)
+    weight = torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = cross_view_entropy(student, teacher, torch.zeros(40), TAU_S, TAU_T)
+        loss, _ = cross_view_entropy(student, weight, teacher, torch.zeros(40), TAU_S, TAU_T)
     assert loss.dtype == torch.float32
-    expected = oracle(student.float(), teacher.float(), torch.zeros(40))
+    expected = oracle(student.detach() @ weight.T, teacher, torch.zeros(40))
     assert math.isclose(loss.item(), expected, rel_tol=1e-5)
+    loss.backward()
+    found, student.grad = student.grad, None
+    cross_view_entropy(student, weight, teacher, torch.zeros(40), TAU_S, TAU_T)[0].backward()
+    assert torch.equal(found, student.grad)
+
+
+def plain_gradients(objective: DINO, batch: Batch) -> dict[str, torch.Tensor]:
+    """Of the loss through all logits, softmaxes and autograd."""
+    views = [x.unflatten(0, (-1, batch.size)) for x in batch.views]
+    n_views = sum(len(x) for x in views)
+    _, z = objective.student(batch.views)
+    s = (prototypes(objective.student)(z) / 0.1).unflatten(0, (n_views, -1)).log_softmax(-1)
+    with torch.no_grad():
+        _, z_t = objective.teacher([batch.views[0][: 2 * batch.size]])
+        t = prototypes(objective.teacher)(z_t).unflatten(0, (2, -1)) - objective.center
+        q = (t / objective.teacher_temp(0)).softmax(-1)
+    pairs = [-(q[i] * s[j]).sum(-1).mean() for i in range(2) for j in range(n_views) if i != j]
+    objective.zero_grad()
+    torch.stack(pairs).mean().backward()
+    return {n: p.grad.clone() for n, p in objective.student.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("norm_last_layer", [True, False])
+def test_gradients_of_all_parameters_are_those_of_the_plain_loss(norm_last_layer: bool) -> None:
+    config = replace(CONFIGS["dino"], norm_last_layer=norm_last_layer, drop_path=0.0)
+    objective = build(config)
+    with torch.no_grad():
+        layer = prototypes(objective.student)
+        layer.weight_g.uniform_(0.5, 2, generator=torch.Generator().manual_seed(0))
+        objective.center.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
+    batch = make_batch(objective.views(), 6)
+    expected = plain_gradients(objective, batch)
+    assert ("head.last_layer.weight_g" in expected) != norm_last_layer
+    objective.zero_grad()
+    objective(batch, 0)["loss"].backward()
+    for name, p in objective.student.named_parameters():
+        if p.requires_grad:
+            atol = 2e-6 * expected[name].abs().max().item()
+            torch.testing.assert_close(p.grad, expected[name], rtol=1e-5, atol=atol)
 
 
 def test_forward_is_the_loss_of_the_two_networks_and_kl_is_what_entropy_leaves() -> None:
@@ -84,8 +129,9 @@ def test_forward_is_the_loss_of_the_two_networks_and_kl_is_what_entropy_leaves()
             [objective.student.head(objective.student.backbone(x).pooled) for x in images]
         )
         features = [objective.teacher.backbone(x).pooled for x in images[:2]]
-        teacher = torch.stack([objective.teacher.head(f) for f in features])
-    loss, entropy = cross_view_entropy(student, teacher, objective.center, 0.1, 0.04)
+        w, w_t = (prototypes(net).weight() for net in (objective.student, objective.teacher))
+        teacher = torch.stack([objective.teacher.head(f) for f in features]) @ w_t.T
+    loss, entropy = cross_view_entropy(student, w, teacher, objective.center, 0.1, 0.04)
     torch.testing.assert_close(out["loss"].detach(), loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out["teacher_entropy"], entropy, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out["kl"], loss - entropy, rtol=1e-4, atol=1e-5)

@@ -21,12 +21,20 @@ from vitrail.objectives.registry import (
 VIEWS = {
     "dino": MultiCrop(global_size=32, local_size=16, n_local=2),
     "simdino": MultiCrop(global_size=32, local_size=16, n_local=2),
+    "swav": MultiCrop(global_size=32, local_size=16, n_local=2),
+    "cotraining": MultiCrop(global_size=32, n_local=0),
     "supervised": RandomResizedCrop(size=32),
+    "deepcluster": RandomResizedCrop(size=32),
+    "mae": RandomResizedCrop(size=32),
+    "crate_mae": RandomResizedCrop(size=32),
 }
 
 # The larger ones of timm's modules cannot be shrunk, and differ in size only.
 TIMMS = ("resnet18_small", "swin_nano_patch2_32")
 AFFORDABLE = [n for n, m in BACKBONES.items() if "depth" in m.options() or n in TIMMS]
+# A stem, or windows, mixes the pixels of patches: they cannot be hidden.
+MIXED = [n for n in AFFORDABLE if n.startswith(("resnet", "swin", "tost_")) and "vit" not in n]
+REFUSED = {(name, backbone) for name in ("mae", "crate_mae") for backbone in MIXED}
 
 
 def test_every_row_has_a_tiny_config_here() -> None:
@@ -37,6 +45,10 @@ def test_every_row_has_a_tiny_config_here() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_trains_two_steps_packed(name: str, backbone: str) -> None:
     config = replace(CONFIGS[name], views=VIEWS[name])
+    if (name, backbone) in REFUSED:
+        with pytest.raises(ValueError, match=f"'{name}'.*'{backbone}'"):
+            build(config, make_backbone(backbone, img_size=32, depth=1))
+        return
     objective = build(config, make_backbone(backbone, img_size=32, depth=1))
     groups = objective.param_groups()
     trained = [p for g in groups for p in g["params"]]
@@ -92,7 +104,8 @@ def test_equal_seeds_build_equal_networks_and_the_encoder_starts_as_the_backbone
         assert torch.equal(a, b)
     bare = make_backbone()(0.0).state_dict()
     for key, value in first.encoder.state_dict().items():
-        assert torch.equal(value, bare[key])
+        if (name, key) not in (("mae", "pos_embed"), ("crate_mae", "pos_embed")):  # fixed ones
+            assert torch.equal(value, bare[key])
 
 
 def test_one_global_sample_trains_dino() -> None:
@@ -121,7 +134,7 @@ def test_local_views_as_large_as_global_ones() -> None:
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'simdno'.*'simdino'"):
         find_objective("simdno")
-    with pytest.raises(ValueError, match="known: dino, simdino, supervised"):
+    with pytest.raises(ValueError, match="known: dino, simdino, "):
         find_objective("zzz")
     assert find_objective("dino").config is type(CONFIGS["dino"])
 
@@ -139,9 +152,8 @@ def test_labels_that_are_missing_are_refused() -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_views_that_patches_do_not_tile_are_refused(name: str) -> None:
-    views = {"dino": MultiCrop(32, 18), "simdino": MultiCrop(32, 18)}.get(
-        name, RandomResizedCrop(18)
-    )
+    crops = isinstance(VIEWS[name], MultiCrop)
+    views = MultiCrop(18, n_local=0) if crops else RandomResizedCrop(18)
     with pytest.raises(ValueError, match=r"18 px.*patches of 4 px.*16 or 20"):
         build(replace(CONFIGS[name], views=views))
 

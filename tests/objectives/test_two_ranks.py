@@ -22,7 +22,13 @@ CASES = {
     # n = 8 samples against p dimensions: both ways of reducing the coding rate.
     "simdino, p > n": replace(CONFIGS["simdino"], expand="student"),
     "simdino, p < n": replace(CONFIGS["simdino"], bottleneck_dim=6),
+    "cotraining": CONFIGS["cotraining"],
     "supervised": CONFIGS["supervised"],
+    "deepcluster": CONFIGS["deepcluster"],
+    # Without its queue in the first step, and with it, in uneven shares, in the second.
+    "swav, queue": replace(CONFIGS["swav"], queue_length=5, queue_epoch=0),
+    "mae": CONFIGS["mae"],
+    "crate_mae": CONFIGS["crate_mae"],
 }
 
 

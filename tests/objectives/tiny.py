@@ -10,7 +10,16 @@ from vitrail.backbones.registry import BACKBONES, create_backbone
 from vitrail.data.batch import Batch
 from vitrail.data.views import MultiCrop, RandomResizedCrop, ViewPlan
 from vitrail.nn.random import Draws
-from vitrail.objectives import dino, simdino, supervised
+from vitrail.objectives import (
+    cotraining,
+    crate_mae,
+    deepcluster,
+    dino,
+    mae,
+    simdino,
+    supervised,
+    swav,
+)
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.registry import build_objective
 from vitrail.schedules import Horizon
@@ -18,11 +27,19 @@ from vitrail.schedules import Horizon
 CROPS = MultiCrop(global_size=16, local_size=8, n_local=3)
 HORIZON = Horizon(steps=40, steps_per_epoch=4)
 N_CLASSES = 5
+N_SAMPLES = 32
 
 CONFIGS = {
     "dino": dino.Config(views=CROPS, out_dim=64, hidden_dim=32, bottleneck_dim=16),
     "simdino": simdino.Config(views=CROPS, hidden_dim=32, bottleneck_dim=16),
+    "swav": swav.Config(views=CROPS, n_prototypes=24, hidden_dim=32, feature_dim=16),
+    "cotraining": cotraining.Config(views=MultiCrop(16, n_local=0), n_labels=24, beta=1.5),
     "supervised": supervised.Config(views=RandomResizedCrop(size=16)),
+    "deepcluster": deepcluster.Config(views=RandomResizedCrop(size=16), n_clusters=6),
+    "mae": mae.Config(
+        views=RandomResizedCrop(size=16), decoder_width=16, decoder_depth=1, decoder_heads=2
+    ),
+    "crate_mae": crate_mae.Config(views=RandomResizedCrop(size=16)),
 }
 
 
@@ -37,7 +54,9 @@ def make_backbone(
 
 def build(config: object, backbone: Callable[[float], Backbone] | None = None) -> Objective:
     torch.manual_seed(0)
-    objective = build_objective(config, backbone or make_backbone(), HORIZON, N_CLASSES)
+    make = backbone or make_backbone()
+    objective = build_objective(config, make, HORIZON, N_CLASSES, N_SAMPLES)
+    objective.before_epoch(0, 0, lambda: torch.randn(N_SAMPLES, 32))  # most need none
     with torch.no_grad():
         for name, p in objective.named_parameters():
             if ".head.mlp." in name:

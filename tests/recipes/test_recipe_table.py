@@ -47,8 +47,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def known(config: object, changes: dict[str, int]) -> dict[str, int]:
-    """The changes of fields that this configuration has."""
-    names = {field.name for field in fields(config)}
+    """The changes of fields that this configuration has, and has not at 0 (local views)."""
+    names = {field.name for field in fields(config) if getattr(config, field.name) != 0}
     return {name: value for name, value in changes.items() if name in names}
 
 

@@ -25,6 +25,9 @@ TINY: dict[str, Any] = {
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "simdino": {"kind": "simdino", **HEAD, "views": VIEWS},
     "dino": {"kind": "dino", **HEAD, "out_dim": 64, "views": VIEWS},
+    "cotraining": {"kind": "cotraining", "n_labels": 16, "equal_start": True, "drop_path": 0.1},
+    # Clusters 96 of the 1297 images' worth of samples apart: before steps 0 and 6.
+    "deepcluster": {"kind": "deepcluster", "n_clusters": 8, "reassign": 0.074, "drop_path": 0.1},
 }
 
 
@@ -33,8 +36,9 @@ def tiny_recipe(kind: str, /, **changes: Any) -> Any:
     from vitrail.recipes.recipe import Recipe
     from vitrail.recipes.registry import get_recipe
 
-    plain = to_dict(get_recipe("simdino_digits"))
-    views = plain["objective"]["views"] | VIEWS
+    name = f"{kind}_digits" if kind == "deepcluster" else "simdino_digits"
+    plain = to_dict(get_recipe(name))
+    views = plain["objective"]["views"] | OBJECTIVES[kind].get("views", {})
     plain["objective"] = OBJECTIVES[kind] | {"views": views}
     return override(from_dict(Recipe, plain), TINY | changes)
 

@@ -77,6 +77,23 @@ def test_the_encoder_is_frozen_while_the_head_warms_up(weights: Path, tmp_path: 
         assert sum(moved) > 0.9 * len(moved) if moves else not any(moved)
 
 
+def test_a_frozen_encoder_keeps_its_batch_statistics_too(tmp_path: Path) -> None:
+    backbone = create_backbone("tost_nano_patch4_32", in_chans=1, depth=1)
+    info = {"data": "digits:scattered"}
+    path = Encoder(backbone, Preprocess(16, 16, (0.5,), (0.5,)), info).save(tmp_path / "start")
+    before = load_file(path)
+    for warmup, moves in ((3, False), (1, True)):
+        recipe = continued(path, steps=3, head_warmup_steps=warmup, guard_drop=None)
+        student = student_of(api.start(recipe, tmp_path / f"{warmup}"))
+        for key in (key for key in before if "running" in key):
+            assert torch.equal(student[key], before[key]) is not moves, key
+
+
+def test_options_of_another_backbone_are_refused(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"backbone_options are registers=4, but init_from has"):
+        api.start(continued(weights, backbone_options=["registers=4"]), tmp_path / "run")
+
+
 def test_the_head_learns_meanwhile(weights: Path) -> None:
     parts = assemble(resolve_start(continued(weights, steps=4, head_warmup_steps=4)), ALONE)
     groups = parts.optimizer.param_groups

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import runs
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -29,10 +31,10 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def write_config(run: Path, objective: str) -> None:
+def write_config(run: Path, objective: str, /, **changes: object) -> None:
     from vitrail.run import create
 
-    create(run, runs.tiny_recipe(objective))
+    create(run, runs.tiny_recipe(objective, **changes))
 
 
 @pytest.mark.parametrize("objective", ["simdino", "dino"])
@@ -53,6 +55,31 @@ def test_two_ranks_go_on_with_a_run_of_one(tmp_path, objective):
     done = len(losses(then))
     assert 3 <= done < runs.STEPS
     torchrun("resume", str(then))
+    assert losses(then) == pytest.approx(losses(one), abs=1e-5)
+
+
+def pseudo_labels(run: Path) -> torch.Tensor:
+    return runs.final_state(run)["objective"]["pseudo_labels"]
+
+
+def test_two_processes_cluster_as_one(tmp_path):
+    """The features of all images are those of one process, to the bit; so are the clusters."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    changes = {"objective": {"reassign": 1.0}}  # once, before the first step
+    assert runs.finish(runs.pretrain, "deepcluster", str(one), changes) == 0
+    write_config(two, "deepcluster", **changes)
+    torchrun("resume", str(two))
+    assert torch.equal(pseudo_labels(two), pseudo_labels(one))
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+
+
+def test_two_ranks_go_on_within_an_epoch_of_one(tmp_path):
+    one, then = tmp_path / "one", tmp_path / "then"
+    assert runs.finish(runs.pretrain, "deepcluster", str(one), {}) == 0
+    shutil.copytree(one, then)
+    shutil.rmtree(then / "checkpoints" / "step-00000012")
+    torchrun("resume", str(then))
+    assert torch.equal(pseudo_labels(then), pseudo_labels(one))
     assert losses(then) == pytest.approx(losses(one), abs=1e-5)
 
 

@@ -9,6 +9,7 @@ patch · D features of the encoder · E features of the decoder · T tokens of a
 
 import functools
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -54,11 +55,10 @@ def unpatchify(
     return split_BHWppC.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
-@functools.lru_cache(maxsize=64)
 def sincos_positions(
     dim: int, grid: tuple[int, int], class_token: bool = True
 ) -> Float[Tensor, "1 n D"]:
-    """MAE's fixed positions (facebookresearch/mae efb2a80), float64 on the CPU. Do not write to it.
+    """MAE's fixed positions (facebookresearch/mae efb2a80), float64 on the CPU.
 
     The first half of the features is a function of the column x, the second half of the row y. Each
     is sin(x ω) and then cos(x ω), for the D/4 frequencies ω_k = 10000^(−4k/D). The class token's is
@@ -73,18 +73,18 @@ def sincos_positions(
     """
     if dim % 4:
         raise ValueError(f"sine-cosine positions need a multiple of 4 features, not {dim}")
+    return torch.tensor(_sincos(dim, grid, class_token), device="cpu").unsqueeze(0)
+
+
+@functools.lru_cache(maxsize=64)
+def _sincos(dim: int, grid: tuple[int, int], class_token: bool) -> np.ndarray:
+    """[n, D]. NumPy's: a tensor would outlive the mode (inference, tracing) it was made in."""
     height, width = grid
-    # The cache outlives the caller's inference mode, whose tensors could not take part in training.
-    with torch.inference_mode(False), torch.device("cpu"):
-        frequency = 10_000.0 ** (-4 * torch.arange(dim // 4, dtype=torch.float64) / dim)
-        columns, rows = (
-            torch.arange(count, dtype=torch.float64).outer(frequency) for count in (width, height)
-        )
-        wide_HW = (columns.expand(height, -1, -1), rows.unsqueeze(1).expand(-1, width, -1))
-        halves = [part for angle in wide_HW for part in (angle.sin(), angle.cos())]
-        positions_ND = torch.cat(halves, dim=-1).flatten(0, 1)
-        zero_1D = torch.zeros(int(class_token), dim, dtype=torch.float64)
-        return torch.cat([zero_1D, positions_ND]).unsqueeze(0)
+    frequency = 10_000.0 ** (-4 * np.arange(dim // 4) / dim)
+    columns, rows = (np.outer(np.arange(count), frequency) for count in (width, height))
+    wide = (np.tile(columns, (height, 1)), np.repeat(rows, width, axis=0))
+    halves = [part for angle in wide for part in (np.sin(angle), np.cos(angle))]
+    return np.concatenate([np.zeros((int(class_token), dim)), np.concatenate(halves, axis=1)])
 
 
 class CRATEDecoderBlock(nn.Module):

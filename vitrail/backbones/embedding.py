@@ -6,8 +6,8 @@ patches · D features · G×G the grid for which positions were learned.
 
 import functools
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -88,10 +88,11 @@ def resize_positions(
     """
     if new_grid == (grid, grid):
         return positions
-    height, width = new_grid
     dtype = torch.promote_types(positions.dtype, torch.float32)
-    rows_HG = resize_matrix(grid, height, antialias).to(positions.device, dtype)
-    columns_WG = resize_matrix(grid, width, antialias).to(positions.device, dtype)
+    rows_HG, columns_WG = (
+        torch.tensor(resize_matrix(grid, side, antialias), device=positions.device, dtype=dtype)
+        for side in new_grid
+    )
     table_GGD = positions[0, 1:].to(dtype).unflatten(0, (grid, grid))
     with torch.autocast(positions.device.type, enabled=False):
         resized_HGD = torch.tensordot(rows_HG, table_GGD, dims=1)
@@ -101,12 +102,36 @@ def resize_positions(
 
 
 @functools.lru_cache(maxsize=64)
-def resize_matrix(old: int, new: int, antialias: bool = True) -> Float[Tensor, "new old"]:
-    """The bicubic filter from `old` to `new` samples as a float64 matrix on the CPU."""
-    # The cache outlives the caller's inference mode, whose tensors could not take part in training.
-    with torch.inference_mode(False), torch.no_grad():
-        identity = torch.eye(old, dtype=torch.float64, device="cpu")[None, None]
+def resize_matrix(old: int, new: int, antialias: bool = True) -> np.ndarray:
+    """The bicubic filter from `old` to `new` samples as a float64 matrix [new, old].
+
+    Made of NumPy numbers and kept: a tensor would outlive the mode in which it was made (inference,
+    tracing), and spoil what comes after.
+    """
+    weights = np.zeros((new, old))
+    scale = old / new if antialias else old / (new + 0.1)
+    stretch = max(scale, 1.0) if antialias else 1.0
+    # torch's constants: Keys' cubic has a = -0.5 with antialiasing, and -0.75 without.
+    a = -0.5 if antialias else -0.75
+    for i in range(new):
+        centre = scale * (i + 0.5) - (0 if antialias else 0.5)
         if antialias:
-            return F.interpolate(identity, size=(new, old), mode="bicubic", antialias=True)[0, 0]
-        scales = ((new + 0.1) / old, 1.0)
-        return F.interpolate(identity, scale_factor=scales, mode="bicubic")[0, 0]
+            first, last = (
+                max(0, int(centre - 2 * stretch + 0.5)),
+                min(old, int(centre + 2 * stretch + 0.5)),
+            )
+            taps = np.arange(first, last)
+            values = _cubic((taps - centre + 0.5) / stretch, a)
+            weights[i, taps] = values / values.sum()
+        else:
+            taps = int(np.floor(centre)) + np.arange(-1, 3)
+            np.add.at(weights[i], taps.clip(0, old - 1), _cubic(taps - centre, a))
+    return weights
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel (1981)."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))

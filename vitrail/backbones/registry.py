@@ -5,6 +5,7 @@ Sizes follow the papers: ViT-T is 192 wide with 12 layers and 3 heads, CRATE-T i
 """
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -145,7 +146,7 @@ def create_backbone(
         img_size: pixels a side on which positions are learned, instead of the row's.
         in_chans: channels of the images.
         drop_path: rate of stochastic depth in the last layer, in [0, 1).
-        seed: of the weights.
+        seed: of the weights, from 0 to 2^63 - 1.
         overrides: some of the row's `options()`: patch_size, width, depth, heads, registers, ...
 
     Returns:
@@ -156,7 +157,7 @@ def create_backbone(
         ValueError: an unknown name or override, or values that do not fit together.
     """
     model = find_model(name)
-    _check(name, model, img_size, in_chans, drop_path, overrides)
+    _check(name, model, img_size, in_chans, drop_path, seed, overrides)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # Not torch.manual_seed: that would also reseed the GPUs.
         torch.default_generator.manual_seed(seed)
@@ -167,8 +168,8 @@ def create_backbone(
 
 def find_model(name: str) -> Model:
     """The table's row. Raises ValueError, with the nearest name, if there is none."""
-    if name not in BACKBONES:
-        raise ValueError(f"unknown backbone {name!r}; {_nearest(name, list(BACKBONES))}")
+    if not isinstance(name, str) or name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; {_nearest(str(name), list(BACKBONES))}")
     return BACKBONES[name]
 
 
@@ -234,30 +235,38 @@ def _check(
     img_size: int | None,
     in_chans: int,
     drop_path: float,
+    seed: int,
     overrides: dict[str, Any],
 ) -> None:
-    for key, value in (("img_size", img_size), ("in_chans", in_chans)):
-        if value is not None and value < 1:
+    for key, value in (
+        ("img_size", model.img_size if img_size is None else img_size),
+        ("in_chans", in_chans),
+    ):
+        if type(value) is not int:
+            raise ValueError(f"backbone {name}: {key} is {value!r}, but must be a whole number")
+        if value < 1:
             raise ValueError(f"backbone {name}: {key} is {value}, but must be at least 1")
-    if not 0 <= drop_path < 1:
+    if not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
         raise ValueError(f"backbone {name}: drop_path is {drop_path}, but must be in [0, 1)")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise ValueError(f"backbone {name}: seed is {seed!r}, but must be from 0 to 2^63 - 1")
     options = model.options()
     for key, value in overrides.items():
         if key not in options:
             known = _nearest(key, list(options)) if options else "it has none"
             raise ValueError(f"backbone {name}: unknown override {key!r}; {known}")
-        if not _fits(value, options[key]):
+        if not _fits(key, value, options[key]):
             raise ValueError(
                 f"backbone {name}: {key} is {value!r}; give a value like the row's {options[key]!r}"
             )
 
 
-def _fits(value: Any, own: Any) -> bool:
+def _fits(key: str, value: Any, own: Any) -> bool:
     """Whether an override is of its option's type: a number for a number, a flag for a flag."""
     if isinstance(own, bool) or isinstance(value, bool):
         return isinstance(own, bool) and isinstance(value, bool)
     if isinstance(own, int):
         return isinstance(value, int)
-    return value is None or isinstance(
-        value, int | float
-    )  # float options, None where there is none
+    if value is None:
+        return key == "layer_scale"  # the one that may be absent
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -14,7 +14,7 @@ from vitrail.data.apply import apply_views
 from vitrail.data.batch import Batch, Source
 from vitrail.data.quarantine import Quarantine
 from vitrail.data.reading import CHUNK, REDRAWS, Reader, Request, Slice, read_slices
-from vitrail.data.sampling import SampleOrder
+from vitrail.data.sampling import Order, SampleOrder
 from vitrail.data.views import ViewPlan
 from vitrail.nn.random import Draws
 
@@ -66,43 +66,70 @@ class Loader:
         self._seed = seed
         self._device = torch.device(device)
         self._workers = workers
+        self._share = rank, world
         self._quarantine = quarantine
         self._order = SampleOrder(len(source), batch_size, seed)
         self._slice_size = batch_size // (world * accumulate)
         first = rank * accumulate
         self._starts = [(first + i) * self._slice_size for i in range(accumulate)]
 
-    def steps(self, start: int, stop: int) -> Iterator[list[Batch]]:
-        """One list of accumulation slices for every step in [start, stop)."""
+    def steps(self, start: int, stop: int, order: Order | None = None) -> Iterator[list[Batch]]:
+        """One list of accumulation slices for every step in [start, stop).
+
+        Args:
+            order: of the samples; where not given, every epoch is a random order of all.
+        """
+        order = order or self._order
         pixels = self._source.pixels()
         if pixels is not None:
-            return self._steps_in_memory(pixels.to(self._device), start, stop)
-        return self._steps_of_files(start, stop)
+            return self._steps_in_memory(pixels.to(self._device), range(start, stop), order)
+        return self._steps_of_files(range(start, stop), order)
+
+    def every_image(
+        self, block: int
+    ) -> Iterator[tuple[list[int], list[UInt8[Tensor, "C _ _"]] | UInt8[Tensor, "_ C H W"]]]:
+        """This rank's share of all readable images, in order: (indices, images on the device).
+
+        The source is dealt to the ranks in blocks of so many images, a multiple of CHUNK. Blocks of
+        files come in parts.
+        """
+        assert block % CHUNK == 0
+        rank, world = self._share
+        pixels = self._source.pixels()
+        if pixels is not None:
+            for start in range(rank * block, len(pixels), world * block):
+                rows = range(start, min(start + block, len(pixels)))
+                yield list(rows), pixels[rows.start : rows.stop].to(self._device)
+            return
+        chunks = [c for c in _chunks(len(self._source)) if c.start // block % world == rank]
+        for index, images in read_images(self._source, self._quarantine, self._workers, chunks):
+            yield index, [image.to(self._device) for image in images]
 
     def _steps_in_memory(
-        self, pixels: UInt8[Tensor, "N C H W"], start: int, stop: int
+        self, pixels: UInt8[Tensor, "N C H W"], steps: range, order: Order
     ) -> Iterator[list[Batch]]:
-        for step in range(start, stop):
-            indices = self._order.indices(step)
+        for step in steps:
+            indices = order.indices(step)
             parts = [(first, indices[first : first + self._slice_size]) for first in self._starts]
             yield [
                 self._batch_in_memory(step, first, index, pixels[index.to(self._device)])
                 for first, index in parts
             ]
 
-    def _steps_of_files(self, start: int, stop: int) -> Iterator[list[Batch]]:
+    def _steps_of_files(self, steps: range, order: Order) -> Iterator[list[Batch]]:
         reader = Reader(self._source, self._seed, self._quarantine.entries)
         on_cuda = self._device.type == "cuda"
-        slices = read_slices(reader, self._requests(start, stop), self._workers, pin_memory=on_cuda)
+        requests = self._requests(steps, order)
+        slices = read_slices(reader, requests, self._workers, pin_memory=on_cuda)
         try:
-            for step in range(start, stop):
+            for step in steps:
                 yield [self._batch_of_files(step, first, slices) for first in self._starts]
         finally:
             slices.close()
 
-    def _requests(self, start: int, stop: int) -> Iterator[Request]:
-        for step in range(start, stop):
-            indices = self._order.indices(step).tolist()
+    def _requests(self, steps: range, order: Order) -> Iterator[Request]:
+        for step in steps:
+            indices = order.indices(step).tolist()
             for first in self._starts:
                 for rows in _chunks(self._slice_size):
                     start, stop = first + rows.start, first + rows.stop
@@ -166,13 +193,19 @@ def _chunks(n: int) -> list[range]:
 
 
 def read_images(
-    source: Source, quarantine: Quarantine, workers: int = 0
+    source: Source,
+    quarantine: Quarantine,
+    workers: int = 0,
+    some: list[range] | None = None,
 ) -> Iterator[tuple[list[int], list[UInt8[Tensor, "C _ _"]]]]:
     """Every readable image once, in order, for evaluation: (indices, uint8 images on the CPU).
 
     Bad samples are quarantined and left out. ValueError when they are too many.
+
+    Args:
+        some: the rows to read, at most CHUNK in a range; all where not given.
     """
-    chunks = [list(rows) for rows in _chunks(len(source))]
+    chunks = [list(rows) for rows in (_chunks(len(source)) if some is None else some)]
     pixels = source.pixels()
     if pixels is not None:
         for chunk in chunks:

@@ -22,7 +22,7 @@ from vitrail.data.memory import Subset, hold_out
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import open_source
 from vitrail.durable import write_atomically
-from vitrail.encoder import Encoder
+from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.evals.features import Embed, collect, raw_pixels, raw_side
 from vitrail.evals.protocols import KINDS, PROTOCOLS, Material, Settings, Split
 from vitrail.nn.effective_rank import effective_rank
@@ -53,7 +53,8 @@ def evaluate(
         data: a source SPEC; the run's own where not given. Without a test split, a fifth is held
             out.
         protocols: keys of PROTOCOLS; where not given, all that the data and the backbone allow.
-        out: the folder to write to; the run's where not given.
+        out: the folder to write to; the run's where not given, or PATH.evaluation for other
+            people's weights.
 
     Returns:
         what evaluation.json holds.
@@ -130,7 +131,12 @@ def open_splits(spec: str, channels: int) -> tuple[Source, Source]:
 
 
 def _home(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
+    """A run's own folder; for other people's weights one beside them, which may be in a cache."""
+    folder = path if path.is_dir() else path.parent
+    ours = path.is_dir() or path.name in (WEIGHTS, DESCRIPTION)
+    if ours and (folder / DESCRIPTION).exists():
+        return folder
+    return path.with_name(f"{path.name}.evaluation")
 
 
 def _choose(

@@ -64,7 +64,7 @@ class TimmModel(nn.Module):
             img_size=None if img_size is None else _side(img_size),
             in_chans=in_chans,
             drop_path=drop_path_rate,
-            seed=int(torch.randint(2**31 - 1, ())),
+            seed=int(torch.randint(2**31 - 1, (), device="cpu")),
             **overrides,
         )
         assert isinstance(backbone, TokenBackbone)
@@ -92,7 +92,7 @@ class TimmModel(nn.Module):
         """All tokens, after the final norm."""
         draws = None
         if self.training and self.drop_path_rate > 0:
-            seed = int(torch.randint(2**31 - 1, ()))
+            seed = int(torch.randint(2**31 - 1, (), device="cpu"))
             draws = Draws(seed=seed, step=0, batch_size=len(x), start=0, count=len(x))
         return self.backbone.encode([self.backbone.embed(x)], draws)[0]
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from vitrail.nn.collectives import all_gather, sum_over_ranks, world_size
 
+MOMENTUM = 0.1  # torch's, timm's: the share of a new batch in the running statistics
+
 
 class GlobalBatchNorm(nn.BatchNorm2d):
     """`nn.BatchNorm1d` and `nn.BatchNorm2d` over [B, C] or [B, C, ...], synchronised over ranks.

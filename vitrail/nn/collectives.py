@@ -62,6 +62,19 @@ def mean_over_ranks(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     return all_mean(x.detach())
 
 
+@torch.no_grad()
+def of_first_rank(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Rank 0's `x` on every rank, for what is computed once. The others' has its shape and dtype.
+
+    A new tensor if N > 1.
+    """
+    if world_size() == 1:
+        return x
+    same = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.broadcast(same, src=0)
+    return same
+
+
 class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

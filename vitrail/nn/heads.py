@@ -35,7 +35,11 @@ class ProjectionHead(nn.Module):
 
 
 class PrototypeHead(nn.Module):
-    """The same projection, then one logit per prototype (DINO's head)."""
+    """The same projection, and the prototypes that its outputs are compared with (DINO's head).
+
+    What `forward` gives is the projection: 65,536 logits a row are for `last_layer` to make, or for
+    a loss that never holds them all (`nn/prototype_entropy.py`).
+    """
 
     def __init__(
         self,
@@ -49,9 +53,9 @@ class PrototypeHead(nn.Module):
         self.mlp = _projection(in_dim, hidden_dim, bottleneck_dim)
         self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, norm_last_layer)
 
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
-        """Logits, float32."""
-        return self.last_layer(unit_norm(self.mlp(x)))
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B Z"]:
+        """Unit vectors, float32."""
+        return unit_norm(self.mlp(x))
 
 
 class WeightNormLinear(nn.Module):
@@ -70,11 +74,15 @@ class WeightNormLinear(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim).uniform_(-bound, bound))
         self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=not fixed_norm)
 
+    def weight(self) -> Float[Tensor, "K Z"]:
+        """W, float32."""
+        return self.weight_g * unit_norm(self.weight_v)
+
     def forward(self, x: Float[Tensor, "B Z"]) -> Float[Tensor, "B K"]:
         # Not in half precision: a logit is divided by a temperature of 0.04, and bf16 would leave
         # it uncertain by 0.05 nats.
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), self.weight_g * unit_norm(self.weight_v))
+            return F.linear(x.float(), self.weight())
 
 
 def _projection(in_dim: int, hidden_dim: int, bottleneck_dim: int) -> nn.Sequential:

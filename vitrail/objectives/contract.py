@@ -5,8 +5,9 @@ DDP synchronises gradients only through `forward`, so the loss *is* `forward`.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, TypedDict
+from typing import ClassVar, NamedTuple, TypedDict
 
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
@@ -23,8 +24,19 @@ class ParamGroup(TypedDict, total=False):
     freeze_steps: int  # gradients are dropped while step < freeze_steps, default 0
 
 
+class Pictures(NamedTuple):
+    """A grid for a person to look at: a title for each column, and pixels in [0, 1]."""
+
+    columns: tuple[str, ...]
+    pixels: Float[Tensor, "rows columns C H W"]
+
+
 # (drop_path) -> a freshly initialised backbone; equal calls give equal weights.
 MakeBackbone = Callable[[float], Backbone]
+
+# () -> the encoder's features of every image of the source, by evaluation's preprocessing: float32
+# on the CPU, equal on all ranks. Rows of images that cannot be read are NaN. All ranks call it.
+EmbedAll = Callable[[], Float[Tensor, "N D"]]
 
 
 class Objective(nn.Module):
@@ -38,6 +50,35 @@ class Objective(nn.Module):
     @abstractmethod
     def views(self) -> ViewPlan:
         """The views of one image that `forward` expects, in order."""
+
+    @property
+    def groups(self) -> Int[Tensor, " N"] | None:
+        """The group of every sample of the source, -1 for none; None for most objectives.
+
+        Epochs are then random orders of all samples, and flow into each other. An epoch of an
+        objective with groups draws each group equally often, and begins by `before_epoch`.
+        """
+        return None
+
+    @property
+    def epoch_length(self) -> float:
+        """How many samples an epoch of an objective with groups has, as a multiple of N."""
+        return 1.0
+
+    def before_epoch(self, epoch: int, seed: int, embed: EmbedAll) -> list[nn.Parameter]:
+        """Makes the groups of the epoch that begins. Called on all ranks, where there are groups.
+
+        It comes before the first step whose first sample is of the new epoch (see
+        `data.sampling.epoch_at`), and not again when a run resumes within the epoch: what it
+        decides is kept in buffers. A pure function of its arguments and of this module's state.
+
+        Args:
+            epoch: from 0. seed: the run's, for `nn.random.philox`.
+
+        Returns:
+            the parameters that it drew anew: what the optimizer remembers of them is dropped.
+        """
+        return []
 
     @abstractmethod
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -58,6 +99,13 @@ class Objective(nn.Module):
     @abstractmethod
     def param_groups(self) -> list[ParamGroup]:
         """The parameters to train. Biases and other 1-D parameters carry no weight decay."""
+
+    def pictures(self, batch: Batch) -> dict[str, Pictures]:
+        """What the method makes of the first few images, by the figure's name; without gradients.
+
+        One rank calls it, now and then: it must not speak to the others, nor change any state.
+        """
+        return {}
 
     @property
     def chance_loss(self) -> float | None:

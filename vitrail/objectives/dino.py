@@ -4,19 +4,19 @@ Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers",
 eqs. (1)-(4); Ma et al., ch. 7, eqs. (7.2.24)-(7.2.32).
 Reference: facebookresearch/dino at 7c446df (main_dino.py: DINOLoss, train_one_epoch).
 
-    g_t  = teacher(global views)                no gradient, no stochastic depth
-    g_s  = student(all views)                   one packed pass over the resolutions
+    g_t  = W_t teacher(global views)            no gradient, no stochastic depth
+    z_s  = student(all views)                   unit vectors; one packed pass over the resolutions
     q    = softmax((g_t - c) / τ_t)             centred and sharpened
-    loss = mean over view pairs i ≠ j of  -Σ_k q_i · log softmax(g_s_j / τ_s)
+    loss = mean over view pairs i ≠ j of  -Σ_k q_i · log softmax(W z_s_j / τ_s)
     student <- optimizer;  teacher <- λ teacher + (1 - λ) student;  c <- m c + (1 - m) mean(g_t)
 
-Departures from the reference: none in the mathematics. For each student view, the teacher's
-targets are summed before they meet its logits, so that one log-sum-exp a view serves both pairs.
-(The book swaps the temperatures' names: τ_s is the fixed 0.1. Its sums name i = j pairs that its
-count leaves out, as the code does.)
+Departures from the reference: none in the mathematics. The student's logits W z_s of all views are
+never held at once: the loss and its gradients are made together, some rows at a time
+(`nn/prototype_entropy.py`). (The book swaps the temperatures' names: τ_s is the fixed 0.1. Its sums
+name i = j pairs that its count leaves out, as the code does.)
 
 Shape legend: V views a sample (the first 2 global) · B samples of this slice · K prototypes ·
-D features.
+Z bottleneck · D features.
 """
 
 from dataclasses import dataclass, field
@@ -33,7 +33,8 @@ from vitrail.data.batch import Batch
 from vitrail.data.views import MultiCrop, ViewPlan
 from vitrail.nn.collectives import mean_over_ranks
 from vitrail.nn.ema import ema_update, make_teacher
-from vitrail.nn.heads import PrototypeHead
+from vitrail.nn.heads import PrototypeHead, WeightNormLinear
+from vitrail.nn.prototype_entropy import prototype_entropy
 from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
 from vitrail.objectives.network import Network
 from vitrail.objectives.param_groups import decay_groups
@@ -107,10 +108,12 @@ class DINO(Objective):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         with torch.no_grad():
-            pooled_2BxD, teacher_2BxK = self.teacher([batch.views[0][: 2 * batch.size]])
-        _, student_VBxK = self.student(batch.views, batch.draws)
+            pooled_2BxD, z_2BxZ = self.teacher([batch.views[0][: 2 * batch.size]])
+            teacher_2BxK = prototypes(self.teacher)(z_2BxZ)
+        _, z_VBxZ = self.student(batch.views, batch.draws)
         loss, entropy = cross_view_entropy(
-            student_VBxK.unflatten(0, (-1, batch.size)),
+            z_VBxZ.unflatten(0, (-1, batch.size)),
+            prototypes(self.student).weight(),
             teacher_2BxK.unflatten(0, (2, batch.size)),
             self.center,
             self.config.student_temp,
@@ -119,10 +122,10 @@ class DINO(Objective):
         return {
             "loss": loss,
             "features": pooled_2BxD,
-            "embedding": teacher_2BxK[:, :SHOWN_PROTOTYPES],
+            "embedding": teacher_2BxK[:, :SHOWN_PROTOTYPES].clone(),  # which frees the others
             "teacher_entropy": entropy,  # nats; ln K and constant: collapsed to uniform
             "kl": loss.detach() - entropy,  # of the teacher's distribution to the student's
-            "teacher_mean": teacher_2BxK.float().mean(0),
+            "teacher_mean": teacher_2BxK.mean(0),
         }
 
     def after_step(self, out: dict[str, Tensor], step: int) -> None:
@@ -160,8 +163,16 @@ class DINO(Objective):
         return self.teacher.backbone
 
 
+def prototypes(network: Network) -> WeightNormLinear:
+    """The last layer: W, and z -> W z."""
+    layer = network.get_submodule("head.last_layer")
+    assert isinstance(layer, WeightNormLinear)
+    return layer
+
+
 def cross_view_entropy(
-    student: Float[Tensor, "V B K"],
+    student: Float[Tensor, "V B Z"],
+    weight: Float[Tensor, "K Z"],
     teacher: Float[Tensor, "2 B K"],
     center: Float[Tensor, " K"],
     student_temp: float,
@@ -169,18 +180,11 @@ def cross_view_entropy(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Cross-entropy of student views to the other views' teacher targets; the targets' entropy.
 
-    Student views 0 and 1 are the teacher's. Both results are float32, in nats: means over samples
-    and over the 2 V - 2 pairs of different views, or over the 2 teacher views.
+    Student views 0 and 1 are the teacher's. `student` is before its prototypes `weight`, `teacher`
+    after its own. Both results are float32, in nats: means over samples and over the 2 V - 2 pairs
+    of different views, or over the 2 teacher views.
     """
-    with torch.autocast(student.device.type, enabled=False):
-        log_q_2BK = F.log_softmax((teacher.float() - center) / teacher_temp, dim=-1)
-        q_2BK = log_q_2BK.exp()
-        scaled_VBK = student.float() / student_temp
-        global_2BK, local_VBK = scaled_VBK.split([2, len(student) - 2])
-        # A global view meets the other one's target, a local view both.
-        match_B = (q_2BK.flip(0) * global_2BK).sum((0, 2)) + (q_2BK.sum(0) * local_VBK.sum(0)).sum(
-            1
-        )
-        log_norm_B = global_2BK.logsumexp(-1).sum(0) + 2 * local_VBK.logsumexp(-1).sum(0)
-        loss = (log_norm_B - match_B).mean() / (2 * len(student) - 2)
-        return loss, -(q_2BK * log_q_2BK).sum(-1).mean()
+    log_q_2BK = F.log_softmax((teacher.float() - center) / teacher_temp, dim=-1)
+    q_2BK = log_q_2BK.exp()
+    entropy = -(q_2BK * log_q_2BK).sum(-1).mean()
+    return prototype_entropy(student.float(), weight.float(), q_2BK, student_temp), entropy

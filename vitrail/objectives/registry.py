@@ -4,7 +4,16 @@ import difflib
 from typing import Any, NamedTuple
 
 from vitrail.backbones.contract import TokenBackbone
-from vitrail.objectives import dino, simdino, supervised
+from vitrail.objectives import (
+    cotraining,
+    crate_mae,
+    deepcluster,
+    dino,
+    mae,
+    simdino,
+    supervised,
+    swav,
+)
 from vitrail.objectives.contract import MakeBackbone, Objective
 from vitrail.schedules import Horizon
 
@@ -22,7 +31,24 @@ OBJECTIVES: dict[str, Row] = {
     "simdino": Row(
         simdino.Config, simdino.SimDINO, "self-distillation with a coding rate (Wu et al. 2025)"
     ),
+    "cotraining": Row(
+        cotraining.Config,
+        cotraining.CoTraining,
+        "two classifiers agree on labels nobody gave (McAllester 2024); collapses",
+    ),
     "supervised": Row(supervised.Config, supervised.Supervised, "classification with labels"),
+    "deepcluster": Row(
+        deepcluster.Config,
+        deepcluster.DeepCluster,
+        "classification of k-means clusters (Caron et al. 2018)",
+    ),
+    "mae": Row(mae.Config, mae.MAE, "masked autoencoding of visible patches (He et al. 2022)"),
+    "crate_mae": Row(
+        crate_mae.Config, crate_mae.CRATEMAE, "white-box masked autoencoding (Pai et al. 2024)"
+    ),
+    "swav": Row(
+        swav.Config, swav.SwAV, "codes of views predicted from other views (Caron et al. 2020)"
+    ),
 }
 
 
@@ -45,7 +71,11 @@ def objective_name(config: object) -> str:
 
 
 def build_objective(
-    config: object, make_backbone: MakeBackbone, horizon: Horizon, n_classes: int | None = None
+    config: object,
+    make_backbone: MakeBackbone,
+    horizon: Horizon,
+    n_classes: int | None = None,
+    n_samples: int | None = None,
 ) -> Objective:
     """The objective that `config` is of, with its networks freshly initialised.
 
@@ -55,6 +85,7 @@ def build_objective(
             generator: seed it first.
         horizon: how long the run is.
         n_classes: the source's number of labels, None if it has none.
+        n_samples: of the source; objectives that keep something of each sample need it.
 
     Raises:
         ValueError: labels that the objective needs and the source lacks; a view that the backbone's
@@ -69,6 +100,9 @@ def build_objective(
                 "objective that needs none (dino, simdino) or a source with classes."
             )
         extra["n_classes"] = n_classes
+    if isinstance(config, deepcluster.Config):
+        assert n_samples is not None
+        extra["n_samples"] = n_samples
     objective = OBJECTIVES[name].objective(config, make_backbone, horizon, **extra)
     _refuse_unfit_views(name, objective)
     return objective

@@ -6,13 +6,27 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vitrail.objectives import dino, simdino, supervised
+from vitrail.objectives import (
+    cotraining,
+    crate_mae,
+    deepcluster,
+    dino,
+    mae,
+    simdino,
+    supervised,
+    swav,
+)
 from vitrail.optim import Config as OptimConfig
 
 # On the command line a recipe's objective keeps its kind: its fields are options, not a subcommand.
 ObjectiveConfig = Annotated[
     Annotated[dino.Config, tyro.conf.subcommand("dino")]
+    | Annotated[mae.Config, tyro.conf.subcommand("mae")]
+    | Annotated[crate_mae.Config, tyro.conf.subcommand("crate_mae")]
+    | Annotated[deepcluster.Config, tyro.conf.subcommand("deepcluster")]
     | Annotated[simdino.Config, tyro.conf.subcommand("simdino")]
+    | Annotated[swav.Config, tyro.conf.subcommand("swav")]
+    | Annotated[cotraining.Config, tyro.conf.subcommand("cotraining")]
     | Annotated[supervised.Config, tyro.conf.subcommand("supervised")],
     tyro.conf.AvoidSubcommands,
 ]

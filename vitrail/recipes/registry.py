@@ -8,6 +8,11 @@ from vitrail.recipes.recipe import Recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "simdino_digits": digits.simdino_digits,
+    "deepcluster_digits": digits.deepcluster_digits,
+    "mae_digits": digits.mae_digits,
+    "crate_mae_digits": digits.crate_mae_digits,
+    "swav_digits": digits.swav_digits,
+    "cotraining_digits": digits.cotraining_digits,
     "simdino_vits_fashion": fashion.simdino_vits_fashion,
     "dino_vits_fashion": fashion.dino_vits_fashion,
     "crate_fashion_supervised": fashion.crate_fashion_supervised,

@@ -66,6 +66,14 @@ class Words(NamedTuple):
 
 
 PICTURE_WORDS: dict[str, Words] = {
+    "reconstruction": Words(
+        "What it fills in",
+        "a grid of training images",
+        "A training image as the method is given it, the patches that are left visible, what is "
+        "predicted from these alone, and the prediction with the visible patches in it. Only the "
+        "hidden patches are trained; where they are predicted after normalisation (norm_pix), "
+        "each is drawn with the brightness and contrast of the true one.",
+    ),
     "neighbours": Words(
         "Nearest neighbours",
         "a grid of images",

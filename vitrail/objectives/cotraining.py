@@ -1,0 +1,127 @@
+"""Co-training: two classifiers that see different views agree on labels nobody gave them.
+
+McAllester 2024, "Maximizing Mutual Information" (TTIC 31230 lecture; "The Cotraining Surrogate
+Objective"), after Blum & Mitchell 1998. No reference implementation was published.
+
+    P(k|x) = softmax(Φ(x)),  Q(k|y) = softmax(Ψ(y))       x, y: two views of a sample
+    loss   = E H(P(·|x), Q(·|y))  +  E H(Q(·|y), P(·|x))  -  β (H(E P(·|x)) + H(E Q(·|y)))
+
+with H(p, q) = -Σ_k p_k ln q_k and H(p) = H(p, p), in nats; expectations are over the global batch,
+and gradients flow into both arguments of the cross-entropies. Since H(p, q) = H(p) + KL(p | q), at
+β = 1 the loss is the two divergences less the mutual informations I(k; x) + I(k; y) of the batch.
+
+It collapses, which is what the lecture shows it for: agreement at the uniform distribution is a
+saddle point, and SGD is drawn to it. `docs/cotraining.md` measures that, why a start in agreement
+escapes, and what DINO does instead.
+
+Departures and readings: the lecture leaves open what Φ and Ψ are and what they share. Here they
+share nothing: a backbone each and a linear layer each, Φ for the first view, Ψ for the second. It
+does not fix β, nor how they start. What is exported is Φ's backbone.
+
+Shape legend: B samples of this slice · K labels · D features.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitrail.backbones.contract import Backbone
+from vitrail.data.batch import Batch
+from vitrail.data.views import MultiCrop, ViewPlan
+from vitrail.nn.collectives import all_mean
+from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
+from vitrail.objectives.network import Network
+from vitrail.objectives.param_groups import decay_groups
+from vitrail.schedules import Horizon
+
+TINY = 1e-38  # a float32 above 0: the slope of -p ln p is infinite at 0
+
+
+@dataclass(frozen=True)
+class Config:
+    """views: a pair, so no local ones. n_labels: K, the lecture's "hardness parameter"; the default
+    is its value for DINOv2. beta: β; below 1, one label for everything costs less than a uniform
+    output. equal_start: Ψ begins as a copy of Φ; otherwise their linear layers differ, and the two
+    agree on nothing. drop_path: of both backbones.
+    """
+
+    views: MultiCrop = field(default_factory=lambda: MultiCrop(n_local=0))
+    n_labels: int = 1536
+    beta: float = 1.0
+    equal_start: bool = False
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.views.n_local:
+            raise ValueError(
+                f"cotraining: views.n_local is {self.views.n_local}; each of the two classifiers "
+                "sees one view: set it to 0"
+            )
+        if self.n_labels < 2:
+            raise ValueError(f"cotraining: n_labels is {self.n_labels}; it needs at least 2 labels")
+        if not self.beta >= 0:
+            raise ValueError(f"cotraining: beta is {self.beta}; it must be 0 or more")
+
+
+class CoTraining(Objective):
+    batch_coupled: ClassVar[bool] = True
+    # Of one sample the mean prediction is the prediction, and its entropy would be raised by the
+    # one term and lowered by the other.
+    min_batch_size: ClassVar[int] = 2
+
+    def __init__(self, config: Config, make_backbone: MakeBackbone, horizon: Horizon):
+        super().__init__()
+        self.config = config
+        self.plan = config.views.plan()
+        self.phi = classifier(make_backbone(config.drop_path), config.n_labels)
+        self.psi = classifier(make_backbone(config.drop_path), config.n_labels)
+        if config.equal_start:
+            self.psi.load_state_dict(self.phi.state_dict())
+
+    def views(self) -> ViewPlan:
+        return self.plan
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        x, y = batch.views[0].split(batch.size)
+        pooled_BD, phi_BK = self.phi([x], batch.draws)
+        _, psi_BK = self.psi([y], batch.draws)
+        with torch.autocast(phi_BK.device.type, enabled=False):
+            log_p_BK, log_q_BK = phi_BK.float().log_softmax(-1), psi_BK.float().log_softmax(-1)
+            p_BK, q_BK = log_p_BK.exp(), log_q_BK.exp()
+            agreement = -(p_BK * log_q_BK + q_BK * log_p_BK).sum(-1).mean()
+            diversity = entropy(all_mean(p_BK.mean(0))) + entropy(all_mean(q_BK.mean(0)))
+            loss = agreement - self.config.beta * diversity
+            confidence = -(p_BK * log_p_BK + q_BK * log_q_BK).sum(-1).mean()
+        return {
+            "loss": loss,
+            "features": pooled_BD.detach(),
+            "embedding": p_BK.detach(),
+            # Means of the two classifiers, in nats: of a prediction (ln K: collapsed to uniform),
+            # of the labels over the batch (0: one label for everything), between the two.
+            "entropy": confidence.detach() / 2,
+            "label_entropy": diversity.detach() / 2,
+            "kl": (agreement - confidence).detach() / 2,
+        }
+
+    def param_groups(self) -> list[ParamGroup]:
+        return [*decay_groups(self.phi), *decay_groups(self.psi)]
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.phi.backbone
+
+
+def classifier(backbone: Backbone, n_labels: int) -> Network:
+    """Pooled features -> one logit a label."""
+    head = nn.Linear(backbone.embed_dim, n_labels)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return Network(backbone, head)
+
+
+def entropy(p: Float[Tensor, " K"]) -> Float[Tensor, ""]:
+    """H(p), in nats."""
+    return -(p * p.clamp(min=TINY).log()).sum()

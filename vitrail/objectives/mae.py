@@ -1,0 +1,132 @@
+"""MAE: masked autoencoders.
+
+He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", section 3 and appendix A.1;
+Ma et al., ch. 7, §7.6, eq. (7.6.1).
+Reference: facebookresearch/mae at efb2a80 (models_mae.py: MaskedAutoencoderViT).
+
+    visible, hidden = a random split of the patches, mask_ratio of them hidden
+    z    = encoder(class token, visible patches with positions)
+    x̂    = decoder(z, a mask token at every hidden place)
+    loss = mean over hidden patches of the mean of (x̂ - x)²
+           x: the patch's pixels, less their mean and over their deviation (norm_pix)
+
+Departures from the reference: weights start as the backbone draws them (MAE: Xavier-uniform linear
+maps). The mask of a sample is a function of (seed, step, sample). Registers, which MAE does not
+have, are always visible, and the decoder does not get them.
+
+Shape legend: B samples of this slice · N patches of an image · n visible ones · K values of a
+patch · D features.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vitrail.backbones.contract import Backbone
+from vitrail.backbones.decoder import ViTDecoder
+from vitrail.data.batch import Batch
+from vitrail.data.views import RandomResizedCrop, ViewPlan
+from vitrail.nn.masking import hidden_error, lowest_visible
+from vitrail.nn.random import Draws
+from vitrail.objectives import masked
+from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup, Pictures
+from vitrail.objectives.param_groups import decay_groups
+from vitrail.schedules import Horizon
+
+
+@dataclass(frozen=True)
+class Config:
+    """MAE's published values; norm_pix is on in its recipes.
+
+    fixed_positions: sine-cosine positions that are not trained, put in the place of the backbone's.
+    Turn it off to go on from weights with positions of their own, which then are trained.
+    decoder_*: width, layers and heads of the decoder.
+    """
+
+    views: RandomResizedCrop = field(default_factory=lambda: RandomResizedCrop(scale=(0.2, 1.0)))
+    mask_ratio: float = 0.75
+    norm_pix: bool = True
+    fixed_positions: bool = True
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+
+    def __post_init__(self) -> None:
+        masked.require_ratio("mae", self.mask_ratio)
+        for name in ("decoder_width", "decoder_depth", "decoder_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"mae: {name} is {getattr(self, name)}; it must be at least 1")
+
+
+class MAE(Objective):
+    # Every image has as many hidden patches, so that the loss is a mean over samples.
+    batch_coupled: ClassVar[bool] = False
+
+    def __init__(self, config: Config, make_backbone: MakeBackbone, horizon: Horizon):
+        super().__init__()
+        self.config = config
+        self.plan = config.views.plan()
+        self.backbone = masked.maskable("mae", make_backbone(0.0))
+        masked.require_patches(
+            "mae", self.backbone, config.views.size, config.mask_ratio, config.norm_pix
+        )
+        if config.fixed_positions:
+            masked.fix_positions(self.backbone)
+        self.decoder = ViTDecoder(
+            self.backbone.embed_dim,
+            patch_size=self.backbone.patch_size,
+            width=config.decoder_width,
+            depth=config.decoder_depth,
+            heads=config.decoder_heads,
+            in_chans=self.backbone.in_chans,
+        )
+
+    def views(self) -> ViewPlan:
+        return self.plan
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        images = batch.views[0]
+        class_BD, predicted_BNK, hidden_BN = self.reconstruct(images, batch.draws)
+        target_BNK = masked.targets(images, self.backbone.patch_size, self.config.norm_pix)
+        return {
+            "loss": hidden_error(predicted_BNK, target_BNK, hidden_BN),
+            "features": class_BD.detach(),
+        }
+
+    def reconstruct(
+        self, images: Float[Tensor, "B C S S"], draws: Draws
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B N K"], Bool[Tensor, "B N"]]:
+        """The class token, the prediction of every patch, and which ones were hidden."""
+        prefix = self.backbone.n_prefix
+        tokens_BND = self.backbone.embed(images)
+        patches_BND = tokens_BND[:, prefix:]
+        scores_BN = draws.uniform("mask", patches_BND.shape[1]).to(images.device)
+        visible_Bn, restore_BN, hidden_BN = lowest_visible(scores_BN, self.config.mask_ratio)
+        visible_BnD = patches_BND.take_along_dim(visible_Bn.unsqueeze(-1), dim=1)
+        (encoded_BnD,) = self.backbone.encode([torch.cat([tokens_BND[:, :prefix], visible_BnD], 1)])
+        class_B1D, seen_BnD = encoded_BnD[:, :1], encoded_BnD[:, prefix:]
+        side = images.shape[2] // self.backbone.patch_size
+        predicted_BNK = self.decoder(
+            torch.cat([class_B1D, seen_BnD], dim=1), restore_BN, (side, side)
+        )
+        return class_B1D[:, 0], predicted_BNK, hidden_BN
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Pictures]:
+        images = batch.views[0][: masked.SHOWN]
+        draws = batch.draws.narrow(0, len(images))
+        _, predicted_BNK, hidden_BN = self.reconstruct(images, draws)
+        patch_size, norm_pix = self.backbone.patch_size, self.config.norm_pix
+        return masked.reconstructions(
+            images, predicted_BNK, hidden_BN, self.plan, patch_size, norm_pix
+        )
+
+    def param_groups(self) -> list[ParamGroup]:
+        return [*decay_groups(self.backbone), *decay_groups(self.decoder)]
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.backbone
