@@ -4,12 +4,13 @@ computes them for all and multiplies.
 Same draws, same results (checked first); forward and backward of one ViT layer, eager, alternated
 blocks in one process. It is what `SKIP_FROM` in vitrail/backbones/stochastic_depth.py rests on.
 
-    python -m benchmarks.drop_path [--width 384 --heads 6 --batch 16 --rates .05 .1 .2 .3 .5]
+    python -m benchmarks.drop_path [--width 384 --heads 6 --batch 16 --rates .1 .3 .5] [--save]
 """
 
 import argparse
 import statistics
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from vitrail.backbones.families import FAMILIES
 from vitrail.backbones.layers import Block
 from vitrail.backbones.stochastic_depth import Drop, Kept, Shapes
 
+RESULTS = Path(__file__).parent / "results"
 Drops = tuple[Drop, Drop]
 
 
@@ -56,6 +58,7 @@ def main() -> None:
     for key, default in sizes.items():
         parser.add_argument(f"--{key}", type=int, default=default)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.3, 0.5])
+    parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     keep_freed_memory()
@@ -64,9 +67,17 @@ def main() -> None:
     shapes = [(2 * args.batch, args.tokens)]
     tokens = torch.randn(2 * args.batch * args.tokens, args.width, device=device)
     tokens.requires_grad_()
-    print(f"{one_line(provenance(device))}; float32; medians of {args.blocks} alternated blocks\n")
-    print("| rate | all samples, ms | kept samples, ms | speed-up | gradients differ by |")
-    print("|---|---|---|---|---|")
+    lines = [
+        "# Stochastic depth: the branches of all samples, or of the kept ones only",
+        "",
+        f"{one_line(provenance(device))}",
+        "",
+        f"One ViT layer, width {args.width}, {2 * args.batch} images of {args.tokens} tokens, "
+        f"float32, forward and backward; medians of {args.blocks} alternated blocks.",
+        "",
+        "| rate | all, ms | kept, ms | speed-up | least–most | gradients differ by |",
+        "|---|---|---|---|---|---|",
+    ]
     for rate in args.rates:
         dense, kept = dense_and_kept(rate, shapes, device)
         gap = relative_gap(*(gradients(layer, tokens, shapes, drops) for drops in (dense, kept)))
@@ -76,8 +87,12 @@ def main() -> None:
         }
         times = alternate(ways, args.blocks, args.steps)
         slow, fast = (statistics.median(times[way]) * 1e3 for way in ways)
-        ratio, *_ = speed_up(times["all"], times["kept"])
-        print(f"| {rate} | {slow:.1f} | {fast:.1f} | {ratio:.2f} | {gap:.0e} |", flush=True)
+        ratio, least, most = speed_up(times["all"], times["kept"])
+        cells = (rate, f"{slow:.1f}", f"{fast:.1f}", f"{ratio:.2f}", f"{least:.2f}–{most:.2f}")
+        lines.append(f"| {' | '.join(map(str, cells))} | {gap:.0e} |")
+    print("\n".join(lines))
+    if args.save:
+        (RESULTS / f"drop_path_{device}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ class Encoder(TransformerMixin, BaseEstimator):
     @classmethod
     def _from_official(cls, path: Path, device: str) -> "Encoder":
         official = read_official(path)
-        info = {"seed": 0, "objective": None, "format": official.format, "weights": path.name}
+        origin = {"format": official.format, "weights": path.name}
+        info = {"seed": 0, "objective": None} | official.info | origin
         return cls(official.build().to(device), _preprocess(official.preprocess), info)
 
     def save(self, folder: str | Path) -> Path:

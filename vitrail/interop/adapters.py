@@ -63,5 +63,31 @@ def adapt_swin(weights: Weights) -> Weights:
     }
 
 
+def settle_biases(weights: Weights) -> Weights:
+    """A ViT's linear maps have either all of their biases or none.
+
+    Layers without biases of `qkv`, or of all other maps, get zeros there, if they have others that
+    are not zero. If they have not, those of zeros are left out. What only some layers lack is left.
+    """
+    linear = re.compile(r"blocks\.\d+\.(?:attn\.(qkv|proj)|mlp\.(?:fc1|fc2|w12|w3))\.weight")
+    matches = [match for key in weights if (match := linear.fullmatch(key))]
+    of_qkv = [m[0].removesuffix("weight") + "bias" for m in matches if m[1] == "qkv"]
+    of_others = [m[0].removesuffix("weight") + "bias" for m in matches if m[1] != "qkv"]
+    lacking = [keys for keys in (of_qkv, of_others) if not any(key in weights for key in keys)]
+    if not lacking:
+        return weights
+    present = [key for key in (*of_qkv, *of_others) if key in weights]
+    if not any(weights[key].any() for key in present):
+        return {key: value for key, value in weights.items() if key not in present}
+    filled = {
+        key: weights[key.removesuffix("bias") + "weight"]
+        .flatten(1)
+        .new_zeros(len(weights[key.removesuffix("bias") + "weight"]))
+        for keys in lacking
+        for key in keys
+    }
+    return {**weights, **filled}
+
+
 def _is_square(n: int) -> bool:
     return n > 0 and round(n**0.5) ** 2 == n

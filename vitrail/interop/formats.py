@@ -40,7 +40,8 @@ class Format:
     parts, which are joined along their first axis. left_out: keys that are known and not needed.
     adapt: what remains to be done to the renamed weights. heads: the key and the axis that tell the
     number of heads. antialias: how the format's own code resamples positions, as in
-    `resize_positions`. options: arguments of the backbone that its weights do not show.
+    `resize_positions`. options: arguments of the backbone that its weights do not show. lone: not
+    for a folder of timm's, whose config.json names the architecture.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Format:
     heads: tuple[str, int] | None = None
     antialias: bool = True
     options: dict[str, float] = field(default_factory=dict)
+    lone: bool = False
 
 
 HEADS = (r"heads?\..*", r"dino_head\..*", r"ibot_head\..*", r"classifier\..*", r"pre_logits\..*")
@@ -228,6 +230,7 @@ FORMATS: tuple[Format, ...] = (
         left_out=OF_MASKING,
         adapt=adapt_timm,
         antialias=False,
+        lone=True,
     ),
     Format(
         "ViT (timm)",
@@ -238,5 +241,5 @@ FORMATS: tuple[Format, ...] = (
         left_out=(*HEADS, *OF_MASKING),
         adapt=adapt_timm,
     ),
-    Format("vitrail", "", has=(r"blocks\.0\.norm1\.weight",), left_out=HEADS),
+    (OURS := Format("vitrail", "", has=(r"blocks\.0\.norm1\.weight",), left_out=HEADS)),
 )

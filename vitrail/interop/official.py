@@ -5,7 +5,7 @@
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from vitrail.backbones.contract import Backbone
 from vitrail.backbones.embedding import resize_positions
 from vitrail.backbones.registry import create_backbone, find_model
 from vitrail.backbones.skeleton import SkeletonBackbone
+from vitrail.interop.formats import OURS
 from vitrail.interop.rows import choose_row, expected_state
 from vitrail.interop.translate import Translation, translate
-from vitrail.interop.weights import Weights, read_checkpoint, some
+from vitrail.interop.weights import Checkpoint, Weights, read_checkpoint, some
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.449,), (0.226,))  # averages over the channels
 DINOV2_TRAINED, DINOV2_EVALUATED = 518, 224  # pixels a side
+CROP = 0.875  # the side of what is cut out, of the side of the whole
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Official:
 
     format: a name of `formats.FORMATS`. backbone, kwargs: arguments of `create_backbone`. weights:
     by the backbone's keys. preprocess: size, resize, mean and std of the images at evaluation.
+    info: what vitrail wrote of the encoder, if it did.
     """
 
     format: str
@@ -38,6 +41,7 @@ class Official:
     kwargs: dict[str, Any]
     weights: Weights
     preprocess: dict[str, Any]
+    info: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> Backbone:
         """The backbone with these weights, on the CPU, in float32."""
@@ -49,9 +53,13 @@ class Official:
 def read_official(path: str | Path) -> Official:
     """Reads a file or hub folder, whose format and sizes are told by its keys and shapes.
 
-    Images are prepared as for ImageNet at the size the positions were learned on, 224 for
+    Of a folder that `vitrail export` wrote, in whatever layout, the backbone and its preprocessing
+    are those of the encoder that was exported, as its config.json says.
+
+    Else images are prepared as for ImageNet at the size the positions were learned on, 224 for
     DINOv2's 518 (its own evaluations' size). A hub folder's preprocessor_config.json, or the
-    pretrained_cfg in timm's config.json, may name another mean and std.
+    pretrained_cfg in timm's config.json, may name another mean and std. If timm's names the
+    architecture, its size and crop_pct are kept too, though not another crop or interpolation.
 
     Positions of DINO, DINOv2 without registers, SimDINO and CRATE-MAE are later resampled as in
     their code (`antialias=False`), those of the others with antialiasing, as in timm. transformers
@@ -60,14 +68,18 @@ def read_official(path: str | Path) -> Official:
     it was trained on, that makes no difference.
 
     A lone file does not tell the number of heads, nor, for a Swin, the size it was trained on:
-    then they are the row's.
+    then they are the row's. A lone file of timm's resnetblur18 has the keys of resnet18, and cannot
+    be told from it.
 
     Raises:
         ValueError: what cannot be read, is in no known format, or is not a whole backbone of its
-            format: missing and unexpected keys, and shapes that differ, are listed by name.
+            format: missing and unexpected keys, and shapes that differ, are listed by name; weights
+            that are not finite; a config.json that says that the function is another than ours.
     """
-    found = translate(read_checkpoint(path))
-    _check_config(found)
+    checkpoint = read_checkpoint(path)
+    if "vitrail" in checkpoint.config:
+        return _read_ours(checkpoint)
+    found = translate(checkpoint)
     name, kwargs = choose_row(found)
     wanted = expected_state(name, kwargs)
     _check(found, wanted, f"a {name}" + (f" with {kwargs}" if kwargs else ""))
@@ -94,14 +106,39 @@ def load_official(backbone: Backbone, path: str | Path) -> None:
     _copy(resized.weights, backbone)
 
 
-def _check_config(found: Translation) -> None:
-    """Refuses what the weights do not show: another activation."""
-    activation = found.source.config.get("hidden_act", "gelu")
-    if activation != "gelu":
+def _read_ours(checkpoint: Checkpoint) -> Official:
+    """What `vitrail export` wrote: its description says all that the weights do not."""
+    described = checkpoint.config["vitrail"]
+    try:
+        name, kwargs, plain = (described[key] for key in ("backbone", "kwargs", "preprocess"))
+        wanted = expected_state(name, kwargs)
+        sizes = {key: int(plain[key]) for key in ("size", "resize")}
+        channels = {key: tuple(plain[key]) for key in ("mean", "std")}
+    except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{found.source.path}: its config.json says hidden_act is {activation!r}; the "
-            "backbones here compute gelu"
-        )
+            f"{checkpoint.path}: 'vitrail' in its config.json does not describe an encoder "
+            f"({error!r}); restore the file, or export the encoder again"
+        ) from error
+    found = translate(checkpoint, OURS)
+    if found.weights.keys() != wanted.keys():  # another layout
+        found = _without_neutral(translate(checkpoint), wanted)
+    _check(found, wanted, f"a {name} with {kwargs}")
+    return Official(found.format.name, name, kwargs, found.weights, sizes | channels, described)
+
+
+def _without_neutral(found: Translation, wanted: Weights) -> Translation:
+    """Without biases of 0 and LayerScales of 1 that the backbone lacks.
+
+    transformers always has them, and ours are written to it with these.
+    """
+    neutral = {".bias": 0.0, ".gamma": 1.0}
+    weights = {
+        key: value
+        for key, value in found.weights.items()
+        if key in wanted
+        or not any(key.endswith(end) and (value == at).all() for end, at in neutral.items())
+    }
+    return replace(found, weights=weights)
 
 
 def _check(found: Translation, wanted: Weights, what: str) -> None:
@@ -150,9 +187,14 @@ def _copy(weights: Weights, backbone: Backbone) -> None:
 
 
 def _preprocess(found: Translation, img_size: int, in_chans: int) -> dict[str, Any]:
-    size = DINOV2_EVALUATED if img_size == DINOV2_TRAINED else img_size
-    plain = {"size": size, "resize": round(size / 0.875)}
     timm = found.source.config.get("pretrained_cfg", {})
+    size = DINOV2_EVALUATED if img_size == DINOV2_TRAINED else img_size
+    resize = round(size / CROP)
+    if "architecture" in found.source.config:
+        size = img_size
+        # As timm rounds, but what is below a whole number by rounding alone is that number.
+        resize = max(size, math.floor(size / (timm.get("crop_pct") or CROP) + 1e-6))
+    plain = {"size": size, "resize": resize}
     hub = found.source.preprocessing
     for mean, std in (
         (hub.get("image_mean"), hub.get("image_std")),

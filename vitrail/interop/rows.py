@@ -13,10 +13,11 @@ from torch import Tensor
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.families import Skeleton
 from vitrail.backbones.model import Model
-from vitrail.backbones.registry import BACKBONES
+from vitrail.backbones.registry import BACKBONES, find_model
 from vitrail.backbones.resnet import TimmResNet
 from vitrail.backbones.swin import TimmSwin
 from vitrail.backbones.tost import ToSTModel
+from vitrail.interop.told import Told, told_by
 from vitrail.interop.translate import Translation
 from vitrail.interop.weights import Weights, some
 
@@ -33,8 +34,12 @@ def choose_row(found: Translation) -> tuple[str, dict[str, Any]]:
     file's, and else of 64 features.
 
     Raises:
-        ValueError: weights whose sizes cannot be read, or a family without rows.
+        ValueError: weights whose sizes cannot be read, a family without rows, or what `told_by`
+            refuses.
     """
+    told = told_by(found.source)
+    if told.backbone is not None:
+        return told.backbone, told.kwargs
     family = _family(found)
     rows = {name: row for name, row in BACKBONES.items() if _is_of(row, family)}
     if not rows:
@@ -43,8 +48,8 @@ def choose_row(found: Translation) -> tuple[str, dict[str, Any]]:
             f"{found.format.name}; for vitrail's own, give the file with its encoder.json"
         )
     if family in ("swin", "resnet"):
-        return _by_shapes(found, rows)
-    return _by_sizes(found, rows)
+        return _by_shapes(found, rows, told)
+    return _by_sizes(found, rows, told)
 
 
 def expected_state(name: str, kwargs: dict[str, Any]) -> Weights:
@@ -56,7 +61,7 @@ def _outline(name: str, kwargs: dict[str, Any]) -> Backbone:
     overrides = dict(kwargs)
     img_size, in_chans = overrides.pop("img_size", None), overrides.pop("in_chans", 3)
     with torch.device("meta"):
-        return BACKBONES[name].build(
+        return find_model(name).build(
             name, img_size=img_size, in_chans=in_chans, drop_path=0.0, overrides=overrides
         )
 
@@ -75,7 +80,7 @@ def _is_of(row: Model, family: str) -> bool:
     return family in TYPES and isinstance(row, TYPES[family])
 
 
-def _by_sizes(found: Translation, rows: dict[str, Model]) -> tuple[str, dict[str, Any]]:
+def _by_sizes(found: Translation, rows: dict[str, Model], told: Told) -> tuple[str, dict[str, Any]]:
     sizes = _sizes(found)
     order = {name: _distance(row, sizes) for name, row in rows.items()}
     name = min(order, key=lambda name: order[name])  # of equals, the first in the table
@@ -84,9 +89,11 @@ def _by_sizes(found: Translation, rows: dict[str, Model]) -> tuple[str, dict[str
         **sizes,
         **found.format.options,
         **_layer_scale(found.weights, row),
-        "heads": _heads(found, row, sizes["width"]),
+        "heads": _heads(found, row, sizes["width"], told),
         "antialias": found.format.antialias,
     }
+    if found.format.family == "vit":
+        wanted["bias"] = "blocks.0.attn.qkv.bias" in found.weights
     options = row.options() | {"img_size": row.img_size, "in_chans": 3}
     return name, {k: v for k, v in wanted.items() if k in options and options[k] != v}
 
@@ -102,13 +109,19 @@ def _distance(row: Any, sizes: dict[str, int]) -> tuple[float, ...]:
     )
 
 
-def _heads(found: Translation, row: Any, width: int) -> int:
-    told = found.source.config.get("num_attention_heads", found.heads)
-    if told is not None:
-        return int(told)
+def _heads(found: Translation, row: Any, width: int, told: Told) -> int:
+    heads = found.heads if told.heads is None else told.heads
+    if heads is not None:
+        return _whole(found, "the number of heads", heads)
     if row.width == width:
         return row.heads
     return next(h for h in range(max(1, width // 64), 0, -1) if width % h == 0)
+
+
+def _whole(found: Translation, what: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{found.source.path}: by its config.json, {what} is {value!r}")
+    return value
 
 
 def _layer_scale(weights: Weights, row: Any) -> dict[str, float | None]:
@@ -176,28 +189,37 @@ def _need(found: Translation, key: str, ndim: int) -> Tensor:
     return value
 
 
-def _by_shapes(found: Translation, rows: dict[str, Model]) -> tuple[str, dict[str, Any]]:
+def _by_shapes(
+    found: Translation, rows: dict[str, Model], told: Told
+) -> tuple[str, dict[str, Any]]:
     """The row whose keys and shapes differ least; of equals, one of the trained size, or the first.
 
     Raises:
-        ValueError: a Swin whose windows would not be shifted as they were in training.
+        ValueError: a Swin with other numbers of heads than any row's.
     """
     kernel = "conv1.weight" if found.format.family == "resnet" else "patch_embed.proj.weight"
     shape = _need(found, kernel, 4).shape
-    told = {"in_chans": shape[1]} if shape[1] != 3 else {}
-    trained = found.source.config.get("image_size")
+    chans = {"in_chans": shape[1]} if shape[1] != 3 else {}
+    if told.img_size is not None:
+        _whole(found, "the size of images", told.img_size)
     best: tuple[tuple[int, bool], str, dict[str, Any]] | None = None
     of_width = {name: row for name, row in rows.items() if _width(row) in (None, shape[0])}
     for name, row in (of_width or rows).items():
-        kwargs = told | _of_swin(found, row, shape[3])
+        kwargs = chans | _of_swin(found, row, shape[3]) | _img_size(row, told)
         wanted = expected_state(name, kwargs)
         same = sum(k in wanted and wanted[k].shape == v.shape for k, v in found.weights.items())
         differing = len(wanted) + len(found.weights) - 2 * same
-        order = (differing, trained not in (None, row.img_size))
+        order = (differing, told.img_size not in (None, row.img_size))
         if best is None or order < best[0]:
             best = (order, name, kwargs)
     assert best is not None
     _, name, kwargs = best
+    row = rows[name]
+    if isinstance(row, TimmSwin) and told.heads not in (None, row.heads):
+        raise ValueError(
+            f"{found.source.path}: by its config.json, its stages have {told.heads} heads, and "
+            f"those of {name}, which is nearest to it, have {row.heads}"
+        )
     return name, kwargs
 
 
@@ -210,7 +232,9 @@ def _of_swin(found: Translation, row: Model, patch_size: int) -> dict[str, Any]:
         return {}
     table = _need(found, "layers.0.blocks.0.attn.relative_position_bias_table", 2)
     window = (math.isqrt(table.shape[0]) + 1) // 2  # (2w − 1)² rows
-    img_size = found.source.config.get("image_size", row.img_size)
-    wanted = {"patch_size": patch_size, "window_size": window, "img_size": img_size}
-    options = row.options() | {"img_size": row.img_size}
-    return {key: value for key, value in wanted.items() if options[key] != value}
+    wanted = {"patch_size": patch_size, "window_size": window}
+    return {key: value for key, value in wanted.items() if row.options()[key] != value}
+
+
+def _img_size(row: Model, told: Told) -> dict[str, int]:
+    return {} if told.img_size in (None, row.img_size) else {"img_size": told.img_size}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vitrail.interop.adapters import settle_biases
 from vitrail.interop.formats import FORMATS, Format
 from vitrail.interop.weights import Checkpoint, Weights, some
 
@@ -32,14 +33,23 @@ def detect(checkpoint: Checkpoint) -> Format:
     )
 
 
-def translate(checkpoint: Checkpoint) -> Translation:
-    """A file's weights under our keys. Keys that the format does not know keep their names."""
-    chosen = detect(checkpoint)
+def translate(checkpoint: Checkpoint, chosen: Format | None = None) -> Translation:
+    """A file's weights under our keys. Keys that the format does not know keep their names.
+
+    Args:
+        chosen: its format, where that is known.
+
+    Raises:
+        ValueError: no known format, or weights that are not finite as float32, by name.
+    """
+    if chosen is None:
+        chosen = detect(checkpoint)
     kept = {
         key: value
         for key, value in checkpoint.weights.items()
         if not any(re.fullmatch(pattern, key) for pattern in chosen.left_out)
     }
+    _require_finite(checkpoint, kept)
     heads = None
     if chosen.heads is not None:
         pattern, axis = chosen.heads
@@ -48,10 +58,28 @@ def translate(checkpoint: Checkpoint) -> Translation:
     named = {_rename(key, chosen.renames): (key, value) for key, value in kept.items()}
     origin = {ours: theirs for ours, (theirs, _) in named.items()}
     weights = chosen.adapt(_join({ours: value for ours, (_, value) in named.items()}))
+    if chosen.family == "vit":
+        weights = settle_biases(weights)
     return Translation(checkpoint, chosen, weights, origin, heads)
 
 
+def _require_finite(checkpoint: Checkpoint, weights: Weights) -> None:
+    # The extremes need no memory, and a NaN is its tensor's extreme.
+    bad = [
+        key
+        for key, value in weights.items()
+        if value.numel() and not torch.stack(value.float().aminmax()).isfinite().all()
+    ]
+    if bad:
+        raise ValueError(
+            f"{checkpoint.path} has weights that are NaN, infinite, or too large for float32: "
+            f"{some(bad)}; its training may have diverged, take an earlier file"
+        )
+
+
 def _fits(candidate: Format, checkpoint: Checkpoint) -> bool:
+    if candidate.lone and "architecture" in checkpoint.config:
+        return False
     if candidate.containers and checkpoint.container not in candidate.containers:
         return False
     has = all(_any_match(pattern, checkpoint) for pattern in candidate.has)
