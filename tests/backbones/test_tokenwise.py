@@ -105,10 +105,16 @@ def test_ista_is_the_formula_with_three_products(count: int, eta: float, lmbda: 
     torch.testing.assert_close(ours, published, rtol=1e-12, atol=1e-12)
 
 
-def test_ista_takes_one_product_of_many_tokens_and_two_of_few() -> None:
+def test_ista_takes_one_product_and_two_of_few_tokens_without_gradients() -> None:
     ista = ISTA(D)
     assert products(ista, MANY) == MANY * D**2 + D**3
-    assert products(ista, FEW) == 2 * FEW * D**2
+    assert products(ista, FEW) == FEW * D**2 + D**3  # training has one form for all
+    with torch.no_grad():
+        assert products(ista, MANY) == MANY * D**2 + D**3
+        assert products(ista, FEW) == 2 * FEW * D**2
+        few = random_tokens(FEW).float()
+        two = ista(few)
+    torch.testing.assert_close(ista(few), two, rtol=1e-5, atol=1e-6)
 
 
 def test_an_exported_ista_takes_any_number_of_tokens() -> None:

@@ -108,7 +108,10 @@ def test_out_holds_a_run_already(tmp_path):
     [
         (["pretain"], ["'pretain' is not a command", "'pretrain'"]),
         (["pretrain", "simdino_digit", "--out", "x"], ["not a recipe", "'simdino_digits'"]),
-        (["pretrain", "zzz", "--out", "x"], ["'zzz' is not a recipe", "there are: cotraining_digits"]),
+        (
+            ["pretrain", "zzz", "--out", "x"],
+            ["'zzz' is not a recipe", "there are: cotraining_digits"],
+        ),
         (["list", "backbone"], ["'backbone' cannot be listed", "'backbones'"]),
         (["resume", "/no/such/run"], ["/no/such/run holds no run", "vitrail pretrain"]),
         (["evaluate", "/no/such/run"], ["/no/such/run"]),

@@ -54,8 +54,10 @@ class ISTA(nn.Module):
 
     ReLU(u + η(Dᵀu − DᵀDu) − ηλ) for a token u as a column. The threshold is subtracted, as in the
     official code (Ma-Lab/CRATE 674408f); the book prints a plus sign. There it takes three
-    products with T tokens. Here it takes one, u (Dᵀ − DᵀD), or two, Dᵀ(u − Du), where the tokens
-    are too few to pay for DᵀD. Both are exact, and differ by rounding only.
+    products with T tokens. Here it takes one, u (Dᵀ − DᵀD). Without gradients, where the tokens are
+    too few to pay for DᵀD, it takes two, Dᵀ(u − Du). Both are exact, and differ by rounding only;
+    but rounding may carry an entry over the ReLU's edge, where the gradient jumps, so that training
+    has the same form however a batch is packed or split.
 
     Args:
         eta: step size η > 0. lmbda: sparsity λ >= 0. Both fixed, 0.1 as published.
@@ -82,7 +84,8 @@ class ISTA(nn.Module):
         In an exported graph the number of tokens is unknown and DᵀD is a constant to fold.
         """
         transposed_DD = self.weight.t()
-        if torch.compiler.is_exporting() or tokens_TD.shape[0] >= tokens_TD.shape[1]:
+        many = torch.compiler.is_exporting() or tokens_TD.shape[0] >= tokens_TD.shape[1]
+        if many or torch.is_grad_enabled():
             return F.linear(tokens_TD, transposed_DD - transposed_DD @ self.weight)
         return F.linear(tokens_TD - F.linear(tokens_TD, self.weight), transposed_DD)
 
