@@ -84,9 +84,9 @@ def mae_digits() -> Recipe:
     The published recipe, with a decoder as small as the encoder, and pixels not normalised: most
     patches are black, and normalising them would make targets of nothing.
 
-    Not yet run as it is. The first 997 steps of 200 epochs (2 shared cores of an AMD EPYC, one
-    thread, 5 minutes): linear 61.6, k-NN 31.0; untrained 53.4 and 25.6, raw pixels 49.4 and 82.4.
-    Error per hidden pixel from 1.73 to 0.20.
+    Measured (commit 01ecc49, 2026-11-22, 2 cores of an AMD EPYC, 3 minutes):
+    linear 64.4, with 10 labels per class 32.2 ± 3.9, k-NN 29.8; untrained 53.4, 20.2 ± 4.6 and
+    25.6, raw pixels 49.4, 31.4 ± 2.3 and 82.4. Error per hidden pixel from 1.73 to 0.17.
     """
     return Recipe(
         name="mae_digits",
