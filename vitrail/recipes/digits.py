@@ -168,9 +168,9 @@ def swav_digits() -> Recipe:
     queue is needed: where a network moves this fast, features of eight steps ago spoil the codes
     (tried: the loss rose when the queue set in). AdamW instead of LARC; the demo's crops.
 
-    Measured (commit 0ea6591, 2026-11-22, 2 cores of an AMD EPYC, 76 seconds): k-NN 38.2, linear 53.2,
-    with 10 labels per class 32.3 ± 2.2; untrained 27.2, 37.2 and 14.0 ± 1.2, raw pixels 82.4, 49.4
-    and 31.4 ± 2.3.
+    Measured (commit 0ea6591, 2026-11-22, 2 cores of an AMD EPYC, 76 seconds): k-NN 38.2, linear
+    53.2, with 10 labels per class 32.3 ± 2.2; untrained 27.2, 37.2 and 14.0 ± 1.2, raw pixels 82.4,
+    49.4 and 31.4 ± 2.3.
     """
     return Recipe(
         name="swav_digits",
