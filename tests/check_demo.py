@@ -14,6 +14,8 @@ def main(run: Path) -> None:
     halved = 1 - knn["trained"] <= (1 - knn["untrained"]) / 2
     assert better >= 0.05 or halved, f"k-NN: trained {knn['trained']} of {knn['untrained']}"
     assert few["trained"]["mean"] > few["raw"]["mean"], f"10 labels a class: {few}"
+    linear = found["linear"]
+    assert linear["trained"] > linear["raw"], f"linear: {linear}"
     page = run / "report.html"
     assert 10_000 < page.stat().st_size < 10_000_000, page.stat().st_size
     print(json.dumps({"knn": knn, "linear_10_per_class": few}, indent=2))

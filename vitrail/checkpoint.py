@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vitrail.durable import sync, sync_folder
+from vitrail.durable import sync, sync_path
 
 KEEP = 2  # whole checkpoints kept: the newest, and one before it should the disk damage that
 
@@ -43,7 +43,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         with open(temporary / "manifest.json", "w") as text:
             json.dump(manifest, text)
             sync(text)
-        sync_folder(temporary)
+        sync_path(temporary)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         # torch's zip writer trips over a full disk with a RuntimeError about something else.
@@ -54,7 +54,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     if final.exists():  # damaged, or this very state: either way the new one takes its place
         final.rename(folder / f".replaced-{step:08d}")
     temporary.rename(final)
-    sync_folder(folder)
+    sync_path(folder)
     remove_leftovers(folder)
     for old in list_checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)

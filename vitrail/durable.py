@@ -11,24 +11,25 @@ def sync(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes the folder's entries (a rename within it) durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Makes a closed file durable, or a folder's entries (a rename within it)."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a text file: readers see the old one or the new one, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces a file: readers see the old one or the new one, never a part. Text is UTF-8."""
+    whole = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(whole)
             sync(file)
         os.replace(temporary, path)
     except OSError:  # a full disk needs the room
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_path(path.parent)

@@ -4,7 +4,6 @@ Shape legend: N images · C channels · H×W pixels · D features.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from torch import Tensor
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.registry import create_backbone
 from vitrail.data.preprocess import Preprocess
-from vitrail.durable import sync, sync_folder, write_atomically
+from vitrail.durable import write_atomically
 from vitrail.inputs import ImagesLike, batches
 from vitrail.interop.official import read_official
 from vitrail.interop.weights import is_hub_folder
@@ -92,13 +91,10 @@ class Encoder(TransformerMixin, BaseEstimator):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        path, temporary = folder / WEIGHTS, folder / f".{WEIGHTS}.writing"
+        path = folder / WEIGHTS
         state = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
-        with open(temporary, "wb") as file:  # save_file would make it readable by the owner alone
-            file.write(save(state, metadata={"format": "pt"}))
-            sync(file)
-        os.replace(temporary, path)
-        sync_folder(folder)
+        # save_file would make it readable by the owner alone
+        write_atomically(path, save(state, metadata={"format": "pt"}))
         write_atomically(folder / DESCRIPTION, json.dumps(self.description(), indent=2) + "\n")
         return path
 

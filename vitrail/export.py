@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vitrail.data.preprocess import Preprocess
-from vitrail.durable import sync_folder
+from vitrail.durable import sync_path
 from vitrail.encoder import Encoder
 from vitrail.interop.positions import change_size
 from vitrail.interop.to_hf import hf_form
@@ -82,7 +82,7 @@ def at_size(encoder: Encoder, img_size: int) -> Encoder:
 def beside(out: Path) -> Iterator[Path]:
     """A hidden place beside `out` for a file or a folder, which then becomes `out`.
 
-    Files whose names begin with that of the hidden place's only file go along.
+    What else is written in the hidden folder goes along (ONNX's .data).
     """
     hidden = out.parent / f".{out.name}.writing"
     shutil.rmtree(hidden, ignore_errors=True)  # of an export that was killed
@@ -91,12 +91,12 @@ def beside(out: Path) -> Iterator[Path]:
     try:
         staged = hidden / out.name
         yield staged
-        for file in [file for file in hidden.rglob("*") if file.is_file()]:
-            _flush(file)
+        for written in hidden.rglob("*"):
+            sync_path(written)
         others = [file for file in hidden.iterdir() if file != staged]
         for file in [*others, staged]:  # what `out` needs is there before it
             os.rename(file, out.parent / file.name)
-        sync_folder(out.parent)
+        sync_path(out.parent)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
         if is_new and not out.exists():
@@ -194,11 +194,3 @@ def _write_folder(folder: Path, weights: dict[str, Tensor], files: dict[str, Any
     (folder / "model.safetensors").write_bytes(save(whole, metadata={"format": "pt"}))
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _flush(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,8 @@
 """The one loop: data -> views -> backbone -> objective -> step, read from top to bottom.
 
-Everything it does is a function of (recipe, step): sample order, views, schedules, stochastic
-depth. So a run that is killed and resumed takes the very steps of one that was not.
+Everything it does is a function of (recipe, step) and the saved state: sample order, views,
+schedules, stochastic depth. So a run that is killed and resumed takes the very steps of one that
+was not.
 """
 
 from contextlib import nullcontext
@@ -108,8 +109,8 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
                 journal.write(rows)
                 require_finite(rows, recipe.precision)
             if saving and ranks.is_main:
-                figures.draw(run, objective, batches[0])
                 save(run, recipe, parts, step + 1)
+                figures.draw(run, objective, batches[0])
             if stopping and step + 1 < horizon.steps:
                 done = f"{step + 1} of {horizon.steps} steps are saved"
                 journal.say(f"stopped; {done}; go on with `vitrail resume {run}`")

@@ -1,6 +1,5 @@
 """`vitrail export`: what is written loads elsewhere and gives the same features."""
 
-import builtins
 import contextlib
 import io
 import json
@@ -269,15 +268,8 @@ def test_onnx_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_missing_onnx_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = builtins.__import__
-
-    def without_onnxscript(name: str, *more: object, **and_more: object) -> object:
-        if name == "onnxscript":
-            raise ImportError("No module named 'onnxscript'")
-        return found(name, *more, **and_more)
-
     run = run_of(tmp_path, *PLAIN)
-    monkeypatch.setattr(builtins, "__import__", without_onnxscript)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
     with pytest.raises(ValueError, match=r"onnxscript.*pip install 'vitrail\[onnx\]'"):
         export(run, "onnx")
 

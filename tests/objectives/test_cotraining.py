@@ -1,11 +1,13 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny import CONFIGS, build, make_batch
 
+from vitrail import api
 from vitrail.data.views import MultiCrop
 from vitrail.health import PATIENCE, Monitor
 from vitrail.objectives.cotraining import Config, CoTraining, entropy
@@ -125,9 +127,11 @@ def test_the_health_check_sees_the_collapse() -> None:
     assert "head outputs collapse" in looks[-1]["warning"]
 
 
-def test_one_sample_and_accumulation_are_refused_by_the_loop() -> None:
-    assert CoTraining.min_batch_size == 2
-    assert CoTraining.batch_coupled
+def test_one_sample_and_accumulation_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size is 1, but CoTraining needs at least 2"):
+        api.pretrain("cotraining_digits", tmp_path / "one", batch_size=1)
+    with pytest.raises(ValueError, match=r"accumulate is 2, but CoTraining's loss"):
+        api.pretrain("cotraining_digits", tmp_path / "slices", accumulate=2)
 
 
 @pytest.mark.parametrize(

@@ -130,4 +130,5 @@ def test_pictures_show_what_the_loss_compares() -> None:
     assert pictures.pixels.shape == (3, len(pictures.columns), 3, 16, 16)
     whole, visible, _, filled = pictures.pixels.unbind(1)
     is_visible = (visible != 0.5).any(1, keepdim=True).expand_as(whole)
+    assert is_visible.float().mean() == pytest.approx(0.25, abs=0.02)
     assert torch.equal(filled[is_visible], whole[is_visible])

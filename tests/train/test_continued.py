@@ -173,7 +173,7 @@ def test_killed_and_resumed_it_is_the_same_run_even_if_the_weights_are_gone(
 ) -> None:
     shutil.copytree(weights.parent, tmp_path / "start")
     start = tmp_path / "start" / weights.name
-    changes = {"guard_every": 4, "head_warmup_steps": 3}
+    changes = {"guard_every": 4, "head_warmup_steps": 11}
     whole = api.start(continued(start, **changes), tmp_path / "whole")
     cut = tmp_path / "cut"
     shutil.copytree(whole, cut)

@@ -97,7 +97,7 @@ class MHSA(Attention):
 
     def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
         q_BhNp, k_BhNp, _ = self._heads(projected)
-        return class_row(q_BhNp, k_BhNp, self.scale)
+        return attention_row(q_BhNp[:, :, :1], k_BhNp, self.scale)
 
     def keys(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
         return projected.chunk(3, dim=-1)[1]
@@ -136,7 +136,7 @@ class MSSA(Attention):
 
     def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
         w_BhNp = self._heads(projected)
-        return class_row(w_BhNp, w_BhNp, self.scale)
+        return attention_row(w_BhNp[:, :, :1], w_BhNp, self.scale)
 
     def keys(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
         return projected
@@ -148,10 +148,10 @@ class MSSA(Attention):
         return projected_BND.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def class_row(
-    queries: Float[Tensor, "B h N p"], keys: Float[Tensor, "B h N p"], scale: float
+def attention_row(
+    query: Float[Tensor, "B h 1 p"], keys: Float[Tensor, "B h N p"], scale: float
 ) -> Float[Tensor, "B h N"]:
-    """The class token's row of the attention matrix; the other rows are never formed."""
-    scores_BhN = (queries[:, :, :1] @ keys.transpose(-2, -1)).squeeze(2) * scale
+    """One token's row of the attention matrix; the other rows are never formed."""
+    scores_BhN = (query @ keys.transpose(-2, -1)).squeeze(2) * scale
     # At least float32: the weights of one image are compared with each other.
     return scores_BhN.to(torch.promote_types(scores_BhN.dtype, torch.float32)).softmax(dim=-1)

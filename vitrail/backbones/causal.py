@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.backbones.attention import MHSA, MSSA, class_row
+from vitrail.backbones.attention import MHSA, MSSA, attention_row
 
 
 class CausalMHSA(MHSA):
@@ -29,7 +29,7 @@ class CausalMHSA(MHSA):
     def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
         """How much each token gives to the last one, the only one that sees them all, >= 0."""
         q_BhNp, k_BhNp, _ = self._heads(projected)
-        return _last_row(q_BhNp, k_BhNp, self.scale)
+        return attention_row(q_BhNp[:, :, -1:], k_BhNp, self.scale)
 
 
 class CausalMSSA(MSSA):
@@ -46,9 +46,4 @@ class CausalMSSA(MSSA):
     def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
         """How much each token gives to the last one, the only one that sees them all, >= 0."""
         w_BhNp = self._heads(projected)
-        return _last_row(w_BhNp, w_BhNp, self.scale)
-
-
-def _last_row(queries_BhNp: Tensor, keys_BhNp: Tensor, scale: float) -> Tensor:
-    # `class_row` takes the first query: the last one stands in for all, as a view.
-    return class_row(queries_BhNp[:, :, -1:].expand_as(queries_BhNp), keys_BhNp, scale)
+        return attention_row(w_BhNp[:, :, -1:], w_BhNp, self.scale)

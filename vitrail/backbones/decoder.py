@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vitrail.backbones.attention import MHSA, MSSA
 from vitrail.backbones.embedding import check_divides
+from vitrail.backbones.initial import xavier_linear
 from vitrail.backbones.layers import Kind, pack, run_blocks, stack
 from vitrail.backbones.stochastic_depth import Shapes
 from vitrail.backbones.tokenwise import MLP
@@ -135,7 +136,7 @@ class CRATEDecoder(nn.Module):
         self.blocks = nn.ModuleList(CRATEDecoderBlock(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pred = nn.Linear(dim, patch_size**2 * in_chans)
-        _init_linear(self)
+        xavier_linear(self)
 
     def forward(self, tokens: Float[Tensor, "B n D"]) -> Float[Tensor, "B N K"]:
         """Pixels of the patches in `patchify`'s order, n = n_prefix + N."""
@@ -183,7 +184,7 @@ class ViTDecoder(nn.Module):
         self.blocks = stack(Kind(MHSA, MLP), width, heads, depth)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.pred = nn.Linear(width, patch_size**2 * in_chans)
-        _init_linear(self)
+        xavier_linear(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(
@@ -230,12 +231,3 @@ def _check_grid(patches: int, grid: tuple[int, int]) -> None:
             f"{patches} patches do not fill a grid of {grid[0]} × {grid[1]}; give the grid that "
             f"the images have"
         )
-
-
-def _init_linear(decoder: nn.Module) -> None:
-    """MAE's and CRATE-MAE's: Xavier-uniform linear maps, zero biases."""
-    for module in decoder.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

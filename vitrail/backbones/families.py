@@ -7,8 +7,9 @@ from torch import nn
 
 from vitrail.backbones.attention import MHSA, MSSA
 from vitrail.backbones.embedding import ConvPatchEmbed, NormPatchEmbed, check_divides
+from vitrail.backbones.initial import truncated_normal_linear, xavier_linear
 from vitrail.backbones.layers import Kind
-from vitrail.backbones.model import Model
+from vitrail.backbones.model import Model, check_sizes
 from vitrail.backbones.skeleton import Family, SkeletonBackbone
 from vitrail.backbones.tokenwise import ISTA, MLP, ODL, SwiGLU
 from vitrail.backbones.tssa import TSSA
@@ -17,17 +18,10 @@ from vitrail.backbones.tssa import TSSA
 def init_vit(backbone: SkeletonBackbone) -> None:
     """DINO's: truncated normal 0.02 for linear maps, class token and positions; zero biases.
 
-    The patch embedding keeps torch's default for convolutions, as there and in timm. Below width
-    192, where nothing is published, linear maps get 0.8 / sqrt(width): with 0.02, branches would
-    all but vanish beside their residual. Registers are N(0, 1e-6) as in DINOv2.
+    The patch embedding keeps torch's default for convolutions, as there and in timm. Registers are
+    N(0, 1e-6) as in DINOv2.
     """
-    width = backbone.embed_dim
-    std = 0.02 if width >= 192 else 0.8 * width**-0.5
-    for module in backbone.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    truncated_normal_linear(backbone, backbone.embed_dim)
     nn.init.trunc_normal_(backbone.pos_embed, std=0.02)
     nn.init.trunc_normal_(backbone.cls_token, std=0.02)
     if backbone.register_tokens is not None:
@@ -50,11 +44,7 @@ def init_crate_mae(backbone: SkeletonBackbone) -> None:
     0.02 for the class token; positions are left to the objective, which fixes them, and are 0.02
     until then. Dictionaries are CRATE's.
     """
-    for module in backbone.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    xavier_linear(backbone)
     projection = backbone.get_submodule("patch_embed.proj")
     assert isinstance(projection, nn.Conv2d)
     nn.init.xavier_uniform_(projection.weight.flatten(1))
@@ -163,16 +153,9 @@ class Skeleton(Model):
         return replace(family, kind=kind, **{key: chosen[key] for key in OF_FAMILY})
 
     def _check(self, name: str, img_size: int, chosen: dict[str, Any]) -> None:
-        for key in SIZES:
-            if chosen[key] < 1:
-                raise ValueError(f"backbone {name}: {key} is {chosen[key]}; it must be at least 1")
+        check_sizes(name, {key: chosen[key] for key in SIZES})
         if chosen["registers"] < 0:
             raise ValueError(
                 f"backbone {name}: registers is {chosen['registers']}; it must be >= 0"
-            )
-        if chosen["width"] % chosen["heads"]:
-            raise ValueError(
-                f"backbone {name}: width {chosen['width']} is not a multiple of heads "
-                f"{chosen['heads']}"
             )
         check_divides(img_size, chosen["patch_size"], f"img_size of backbone {name},")

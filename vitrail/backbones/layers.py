@@ -49,6 +49,9 @@ class Kind:
     def build_norm(self, dim: int) -> nn.LayerNorm:
         return nn.LayerNorm(dim, eps=self.norm_eps, bias=self.norm_bias)
 
+    def build_layer_scale(self, dim: int) -> nn.Module:
+        return nn.Identity() if self.layer_scale is None else LayerScale(dim, self.layer_scale)
+
     def operators(self) -> list[type[nn.Module]]:
         return [self.attention] + ([] if self.tokenwise is None else [self.tokenwise])
 
@@ -90,10 +93,12 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = kind.build_norm(dim)
         self.attn = kind.build_attention(dim, heads)
-        self.ls1 = _layer_scale(kind, dim)
+        self.ls1 = kind.build_layer_scale(dim)
         self.norm2 = kind.build_norm(dim) if kind.tokenwise else None
         self.mlp = kind.build_tokenwise(dim) if kind.tokenwise else None
-        self.ls2 = _layer_scale(kind, dim) if kind.tokenwise and kind.residual else nn.Identity()
+        self.ls2 = (
+            kind.build_layer_scale(dim) if kind.tokenwise and kind.residual else nn.Identity()
+        )
         self.residual = kind.residual
 
     def forward(
@@ -208,7 +213,3 @@ def undecayed(blocks: nn.ModuleList, name: str = "blocks") -> set[str]:
         if isinstance(module, Attention)
         for parameter in module.no_decay
     }
-
-
-def _layer_scale(kind: Kind, dim: int) -> nn.Module:
-    return nn.Identity() if kind.layer_scale is None else LayerScale(dim, kind.layer_scale)

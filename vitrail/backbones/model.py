@@ -40,3 +40,14 @@ class Model(ABC):
     @abstractmethod
     def summary(self) -> str:
         """Sizes and operators, for a listing."""
+
+
+def check_sizes(name: str, sizes: dict[str, int]) -> None:
+    """Raises ValueError where a size is below 1, or the heads do not divide the width."""
+    for key, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"backbone {name}: {key} is {size}; it must be at least 1")
+    if sizes["width"] % sizes["heads"]:
+        raise ValueError(
+            f"backbone {name}: width {sizes['width']} is not a multiple of heads {sizes['heads']}"
+        )

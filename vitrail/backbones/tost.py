@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vitrail.backbones.contract import Features, LayerState, TokenBackbone
 from vitrail.backbones.embedding import check_divides, check_images
+from vitrail.backbones.initial import truncated_normal_linear
 from vitrail.backbones.layers import (
     Kind,
     block_states,
@@ -29,7 +30,7 @@ from vitrail.backbones.layers import (
     undecayed,
     unpack,
 )
-from vitrail.backbones.model import Model
+from vitrail.backbones.model import Model, check_sizes
 from vitrail.backbones.stochastic_depth import plan_drops
 from vitrail.backbones.tokenwise import MLP
 from vitrail.backbones.tssa import TSSA
@@ -171,15 +172,9 @@ class ToST(TokenBackbone):
     def _init_weights(self) -> None:
         """Official: truncated normal 0.02 for linear maps and the class token, zero biases.
 
-        Convolutions keep torch's default. Below width 192, where nothing is published, linear maps
-        get 0.8 / sqrt(width), as in `families.init_vit`.
+        Convolutions keep torch's default.
         """
-        std = 0.02 if self.embed_dim >= 192 else 0.8 * self.embed_dim**-0.5
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        truncated_normal_linear(self, self.embed_dim)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
 
@@ -236,12 +231,8 @@ class ToSTModel(Model):
 
 
 def _check(name: str, img_size: int, chosen: dict[str, Any]) -> None:
-    for key in SIZES:
-        if chosen[key] < 1:
-            raise ValueError(f"backbone {name}: {key} is {chosen[key]}; it must be at least 1")
-    width, heads, patch_size = (chosen[key] for key in ("width", "heads", "patch_size"))
-    if width % heads:
-        raise ValueError(f"backbone {name}: width {width} is not a multiple of heads {heads}")
+    check_sizes(name, {key: chosen[key] for key in SIZES})
+    width, patch_size = chosen["width"], chosen["patch_size"]
     if patch_size < 2 or patch_size & (patch_size - 1):
         raise ValueError(
             f"backbone {name}: patch_size is {patch_size}; its stem halves the image, so that it "

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from timm.models.xcit import conv3x3
 from torch import Tensor, nn
 
-from vitrail.backbones.attention import MHSA, class_row
-from vitrail.backbones.layers import Kind, LayerScale
+from vitrail.backbones.attention import MHSA, attention_row
+from vitrail.backbones.layers import Kind
 from vitrail.nn.batch_norm import convert_batch_norms
 
 
@@ -54,9 +54,8 @@ class ClassBlock(nn.Module):
         self.attn = MHSA(dim, heads, bias=bool(kind.defaults()["bias"]))
         self.norm2 = kind.build_norm(dim)
         self.mlp = kind.build_tokenwise(dim)
-        scale = kind.layer_scale
-        self.ls1 = nn.Identity() if scale is None else LayerScale(dim, scale)
-        self.ls2 = nn.Identity() if scale is None else LayerScale(dim, scale)
+        self.ls1 = kind.build_layer_scale(dim)
+        self.ls2 = kind.build_layer_scale(dim)
 
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         normed_BND = self.norm1(tokens)
@@ -73,7 +72,7 @@ class ClassBlock(nn.Module):
     def maps(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B h N"]:
         """The class token's attention weights."""
         q_Bh1p, k_BhNp, _ = self._heads(self.norm1(tokens))
-        return class_row(q_Bh1p.expand_as(k_BhNp), k_BhNp, self.attn.scale)
+        return attention_row(q_Bh1p, k_BhNp, self.attn.scale)
 
     def _heads(self, normed_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the class token, keys and values of all."""

@@ -70,6 +70,11 @@ def save_grid(
     for r, title in enumerate(margin or []):
         _text(axes, left / 2, top + r * step_y + side / 2 - 10, title, 18, INK)
     axes.set(xlim=(0, width), ylim=(height, 0))
+    return save_png(figure, path)
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    """Writes a figure with a transparent ground, whole or not at all, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
     figure.savefig(temporary, format="png", transparent=True)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
-from vitrail.evals.grid import INK
+from vitrail.evals.grid import INK, save_png
 
 Layers = list[dict[str, Any]]  # of `xray`
 
@@ -109,11 +109,7 @@ def layers_figure(measured: dict[str, Layers], path: Path) -> Path:
         labelcolor=INK,
         fontsize=10,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    figure.savefig(temporary, format="png", transparent=True)
-    temporary.replace(path)
-    return path
+    return save_png(figure, path)
 
 
 def layers_table(results: dict[str, Any]) -> Table:

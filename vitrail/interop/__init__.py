@@ -1,1 +1,1 @@
-"""Other people's formats: official checkpoints, timm."""
+"""Other people's formats: official checkpoints, timm, Hugging Face, ONNX, in and out."""

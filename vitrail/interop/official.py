@@ -67,8 +67,9 @@ def read_official(path: str | Path) -> Official:
     timm's that was saved without its head has the keys of DINO's, and is taken for one; at the size
     it was trained on, that makes no difference.
 
-    A lone file does not tell the number of heads, nor, for a Swin, the size it was trained on:
-    then they are the row's. A lone file of timm's resnetblur18 has the keys of resnet18, and cannot
+    Of lone files only CRATE-α's (JAX), ToST's and Swin's show their heads. For the others they are
+    the row's of that width, else of 64 features. A lone Swin does not tell the size it was trained
+    on: it is the row's. A lone file of timm's resnetblur18 has the keys of resnet18, and cannot
     be told from it.
 
     Raises:

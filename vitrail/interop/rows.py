@@ -29,9 +29,8 @@ TYPES: dict[str, type[Model]] = {"tost": ToSTModel, "swin": TimmSwin, "resnet": 
 def choose_row(found: Translation) -> tuple[str, dict[str, Any]]:
     """The name of a backbone for a file's weights, and the arguments of `create_backbone`.
 
-    The row of the family whose sizes are the file's; else the nearest one, with overrides. Heads,
-    which weights do not show, are the file's where it tells them, the row's where its width is the
-    file's, and else of 64 features.
+    The row of the family whose sizes are the file's; else the nearest one, with overrides. Heads
+    are config.json's, else as the weights show, else the row's of that width, else of 64 features.
 
     Raises:
         ValueError: weights whose sizes cannot be read, a family without rows, or what `told_by`

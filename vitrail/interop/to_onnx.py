@@ -3,6 +3,7 @@
 Shape legend: B images · C channels · S height and width in pixels · H×W patches · D features.
 """
 
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -123,9 +124,8 @@ def _images(backbone: Backbone, count: int) -> Tensor:
 
 def _require_packages() -> None:
     try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
+        for name in ("onnx", "onnxruntime", "onnxscript"):
+            importlib.import_module(name)
     except ImportError as error:
         raise ValueError(
             f"--format onnx needs a package that is missing ({error}): pip install 'vitrail[onnx]'"

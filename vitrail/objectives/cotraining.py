@@ -11,8 +11,8 @@ and gradients flow into both arguments of the cross-entropies. Since H(p, q) = H
 β = 1 the loss is the two divergences less the mutual informations I(k; x) + I(k; y) of the batch.
 
 It collapses, which is what the lecture shows it for: agreement at the uniform distribution is a
-saddle point, and SGD is drawn to it. `docs/cotraining.md` measures that, why a start in agreement
-escapes, and what DINO does instead.
+saddle point, and training is drawn to it. `docs/cotraining.md` measures that, says why a start in
+agreement escapes, and what DINO does instead.
 
 Departures and readings: the lecture leaves open what Φ and Ψ are and what they share. Here they
 share nothing: a backbone each and a linear layer each, Φ for the first view, Ψ for the second. It

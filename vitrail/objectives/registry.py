@@ -96,8 +96,8 @@ def build_objective(
     if isinstance(config, supervised.Config):
         if not n_classes:
             raise ValueError(
-                "The objective 'supervised' needs labels and the source has none; choose an "
-                "objective that needs none (dino, simdino) or a source with classes."
+                "The objective 'supervised' needs labels and the source has none; choose "
+                "another objective or a source with classes."
             )
         extra["n_classes"] = n_classes
     if isinstance(config, deepcluster.Config):
