@@ -67,7 +67,7 @@ def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
     with torch.random.fork_rng(devices=[]):  # heads are drawn from the seed too, and leave no trace
         torch.manual_seed(recipe.seed)
         objective = build_objective(
-            recipe.objective, make_backbone, horizon, n_classes, len(source)
+            recipe.objective, make_backbone, horizon, n_classes, len(source), captions_of(source)
         )
     _require_splittable(recipe, ranks, objective)
     objective.to(ranks.device)
@@ -83,6 +83,14 @@ def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
         guard=guard,
         started=weights is not None,
     )
+
+
+def captions_of(source: Source) -> list[str] | None:
+    """The captions of a source, those that are missing left out; None where it has none."""
+    if not source.captioned:
+        return None
+    texts = (source.text(index) for index in range(len(source)))
+    return [text for text in texts if text]
 
 
 def fresh_backbone(recipe: Recipe, plan: ViewPlan, channels: int, drop_path: float) -> Backbone:

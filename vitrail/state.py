@@ -11,6 +11,7 @@ from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.recipes.config import kind, to_dict
 from vitrail.recipes.recipe import Recipe
 from vitrail.run import require_same
+from vitrail.text_encoder import TextEncoder
 
 
 def restore(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> int:
@@ -45,7 +46,7 @@ def save(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
 
 
 def export(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
-    """Writes the encoder as it is now, after `step` steps."""
+    """Writes the encoder as it is now, after `step` steps; first the text side, if it has one."""
     info = {
         "seed": recipe.seed,
         "objective": kind(type(recipe.objective)),
@@ -55,6 +56,8 @@ def export(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
     }
     if recipe.init_from is not None:
         info["init_from"] = recipe.init_from
+    if parts.objective.text_side is not None:
+        TextEncoder(*parts.objective.text_side).save(run)
     Encoder(parts.objective.encoder, preprocess_of(recipe, parts.plan), info).save(run)
 
 

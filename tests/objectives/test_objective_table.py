@@ -27,6 +27,7 @@ VIEWS = {
     "deepcluster": RandomResizedCrop(size=32),
     "mae": RandomResizedCrop(size=32),
     "crate_mae": RandomResizedCrop(size=32),
+    "clip": RandomResizedCrop(size=32),
 }
 
 # The larger ones of timm's modules cannot be shrunk, and differ in size only.

@@ -29,6 +29,8 @@ CASES = {
     "swav, queue": replace(CONFIGS["swav"], queue_length=5, queue_epoch=0),
     "mae": CONFIGS["mae"],
     "crate_mae": CONFIGS["crate_mae"],
+    "clip": CONFIGS["clip"],
+    "clip, bidirectional": replace(CONFIGS["clip"], text="bidirectional"),
 }
 
 

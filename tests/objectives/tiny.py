@@ -11,6 +11,7 @@ from vitrail.data.batch import Batch
 from vitrail.data.views import MultiCrop, RandomResizedCrop, ViewPlan
 from vitrail.nn.random import Draws
 from vitrail.objectives import (
+    clip,
     cotraining,
     crate_mae,
     deepcluster,
@@ -28,6 +29,7 @@ CROPS = MultiCrop(global_size=16, local_size=8, n_local=3)
 HORIZON = Horizon(steps=40, steps_per_epoch=4)
 N_CLASSES = 5
 N_SAMPLES = 32
+CAPTIONS = tuple(" ".join(["blue", "cat", "runs", "over", "there"][: 1 + i % 5]) for i in range(32))
 
 CONFIGS = {
     "dino": dino.Config(views=CROPS, out_dim=64, hidden_dim=32, bottleneck_dim=16),
@@ -40,6 +42,15 @@ CONFIGS = {
         views=RandomResizedCrop(size=16), decoder_width=16, decoder_depth=1, decoder_heads=2
     ),
     "crate_mae": crate_mae.Config(views=RandomResizedCrop(size=16)),
+    "clip": clip.Config(
+        views=RandomResizedCrop(size=16),
+        embed_dim=16,
+        text_width=16,
+        text_depth=1,
+        text_heads=2,
+        vocabulary=300,
+        context=12,
+    ),
 }
 
 
@@ -55,7 +66,7 @@ def make_backbone(
 def build(config: object, backbone: Callable[[float], Backbone] | None = None) -> Objective:
     torch.manual_seed(0)
     make = backbone or make_backbone()
-    objective = build_objective(config, make, HORIZON, N_CLASSES, N_SAMPLES)
+    objective = build_objective(config, make, HORIZON, N_CLASSES, N_SAMPLES, CAPTIONS)
     objective.before_epoch(0, 0, lambda: torch.randn(N_SAMPLES, 32))  # most need none
     with torch.no_grad():
         for name, p in objective.named_parameters():
@@ -78,6 +89,7 @@ def make_batch(plan: ViewPlan, count: int, step: int = 0) -> Batch:
         index=torch.arange(count),
         label=torch.randint(N_CLASSES, (count,), generator=generator),
         draws=Draws(seed=3, step=step, batch_size=count, start=0, count=count),
+        text=CAPTIONS[:count],
     )
 
 
@@ -90,4 +102,5 @@ def narrow(batch: Batch, start: int, count: int) -> Batch:
         index=batch.index[rows],
         label=batch.label[rows],
         draws=batch.draws.narrow(start, count),
+        text=None if batch.text is None else batch.text[rows],
     )

@@ -3,10 +3,11 @@
 Causal where the kind's attention is causal (language models), bidirectional otherwise. The shell is
 nanoGPT's (karpathy/nanoGPT 3adf61e), without dropout.
 
-Shape legend: B sequences · N tokens of a sequence, in order · D features · V tokens of the
-vocabulary · L layers · h heads.
+Shape legend: B sequences · N tokens of a sequence, in order · T tokens of all sequences ·
+D features · V tokens of the vocabulary · L layers · h heads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from vitrail.backbones.attention import Attention
 from vitrail.backbones.causal import CausalMHSA, CausalMSSA
-from vitrail.backbones.layers import Kind, pack, run_blocks, stack, undecayed
-from vitrail.backbones.stochastic_depth import Drop
+from vitrail.backbones.layers import Kind, run_blocks, stack, undecayed
+from vitrail.backbones.stochastic_depth import Drop, Shapes
 from vitrail.backbones.tokenwise import ISTA, MLP, ODL
 from vitrail.backbones.tssa import CausalTSSA
 
@@ -59,12 +60,40 @@ class TextBackbone(nn.Module):
         Raises:
             ValueError: a token outside the vocabulary, or a sequence longer than the context.
         """
-        self._check(ids)
-        positions = torch.arange(ids.shape[1], device=ids.device)
-        tokens_TD, shapes = pack([self.wte(ids) + self.wpe(positions)])
+        self._check_length(ids.shape[1])
+        self._check_range(ids)
+        tokens_TD = self._run(ids.flatten(), [(ids.shape[0], ids.shape[1])])
+        return tokens_TD.unflatten(0, ids.shape)
+
+    def last(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "B D"]:
+        """Features of the last token of each sequence. They may be of any lengths.
+
+        Nothing is padded, so that no sequence knows what it is in a batch with: those of one length
+        are a resolution of their own to the attention, and all tokens are one matrix to the rest.
+
+        Raises:
+            ValueError: as `forward`. The check is the host's, and does not synchronise.
+        """
+        lengths = torch.tensor([len(ids) for ids in sequences])
+        order = lengths.argsort(stable=True)
+        values, counts = lengths.unique(return_counts=True)
+        shapes = list(zip(counts.tolist(), values.tolist(), strict=True))
+        for _, length in shapes:
+            self._check_length(length)
+        ids_T = torch.tensor([token for row in order.tolist() for token in sequences[row]])
+        self._check_range(ids_T)
+        ends = lengths[order].cumsum(0) - 1
+        device = self.wte.weight.device
+        tokens_TD = self._run(ids_T.to(device), shapes)
+        return tokens_TD[ends[order.argsort()].to(device)]
+
+    def _run(self, ids_T: Int[Tensor, " T"], shapes: Shapes) -> Float[Tensor, "T D"]:
+        """The layers over packed sequences: for every shape (B, N), B of N tokens."""
+        steps = torch.arange(max(length for _, length in shapes), device=ids_T.device)
+        positions_T = torch.cat([steps[:length].repeat(count) for count, length in shapes])
+        tokens_TD = self.wte(ids_T) + self.wpe(positions_T)
         drops: list[tuple[Drop, Drop]] = [(None, None)] * len(self.blocks)
-        tokens_TD = run_blocks(self.blocks, tokens_TD, shapes, drops, self.checkpointing)
-        return self.norm(tokens_TD).unflatten(0, shapes[0])
+        return self.norm(run_blocks(self.blocks, tokens_TD, shapes, drops, self.checkpointing))
 
     def logits(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
         """Scores of the vocabulary, by the embedding itself; of any of `forward`'s features."""
@@ -74,16 +103,17 @@ class TextBackbone(nn.Module):
         """Names of parameters without weight decay, besides biases and other 1-D ones."""
         return undecayed(self.blocks)
 
-    def _check(self, ids_BN: Tensor) -> None:
-        length = ids_BN.shape[1]
+    def _check_length(self, length: int) -> None:
         if not 1 <= length <= self.context:
             raise ValueError(
                 f"a sequence of {length} tokens does not fit the context of {self.context}; give "
                 f"1 to {self.context} tokens, or build the model with a larger context"
             )
-        if ids_BN.numel() == 0:
+
+    def _check_range(self, ids: Tensor) -> None:
+        if ids.numel() == 0:
             return
-        for wrong in (int(ids_BN.min()), int(ids_BN.max())):
+        for wrong in (int(ids.min()), int(ids.max())):
             if not 0 <= wrong < self.vocabulary:
                 raise ValueError(
                     f"token {wrong} is outside the vocabulary of {self.vocabulary}; use the "

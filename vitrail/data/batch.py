@@ -43,6 +43,7 @@ class Source(ABC):
     spec: str  # what the user wrote
     channels: int  # of every image read
     classes: Sequence[str] | None  # label names, None if the source has no labels
+    captioned: bool = False  # every sample that can be read has a text
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -58,6 +59,10 @@ class Source(ABC):
     @abstractmethod
     def label(self, index: int) -> int | None:
         """The sample's class, without decoding it."""
+
+    def text(self, index: int) -> str | None:
+        """The sample's caption, without decoding it; None where there is none."""
+        return None
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -76,12 +81,14 @@ class Batch:
         rows are view-major: row v * B + b is view v of sample b.
     index: int64 [B], positions in the source. label: int64 [B], -1 where there is none.
     draws: this slice's randomness, for masks and stochastic depth.
+    text: B captions, None where the source has none.
     """
 
     views: list[Float[Tensor, "_ C _ _"]]
     index: Int[Tensor, " B"]
     label: Int[Tensor, " B"]
     draws: Draws
+    text: tuple[str, ...] | None = None
 
     @property
     def size(self) -> int:

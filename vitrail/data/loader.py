@@ -184,7 +184,12 @@ class Loader:
     ) -> Batch:
         labels = [self._source.label(i) for i in index.tolist()]
         label = torch.tensor([-1 if label is None else label for label in labels])
-        return Batch(views, index.to(self._device), label.to(self._device), draws)
+        text = self._captions(index) if self._source.captioned else None
+        return Batch(views, index.to(self._device), label.to(self._device), draws, text)
+
+    def _captions(self, index: Int[Tensor, " B"]) -> tuple[str, ...]:
+        texts = (self._source.text(i) for i in index.tolist())
+        return tuple(text or "" for text in texts)
 
 
 def _chunks(n: int) -> list[range]:

@@ -13,8 +13,9 @@ from vitrail.nn.random import philox
 
 
 class MemorySource(Source):
-    """Labelled images of one size. Grey ones are repeated to 3 channels where asked.
+    """Labelled images of one size, captioned or not. Grey ones become 3 channels where asked.
 
+    Without ids, an image is called by its number.
     Raises ValueError where `channels` is neither the images' own number nor 3 of grey ones.
     """
 
@@ -25,6 +26,8 @@ class MemorySource(Source):
         labels: Int[Tensor, " N"],
         classes: Sequence[str],
         channels: int | None,
+        texts: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
     ):
         own = images.shape[1]
         if channels not in (None, own) and not (own == 1 and channels == 3):
@@ -36,23 +39,31 @@ class MemorySource(Source):
         self.channels = channels or own
         self.classes: Sequence[str] | None = tuple(classes)
         self._images = images.expand(-1, self.channels, -1, -1).contiguous()
+        self.captioned = texts is not None
         self._labels = labels.tolist()
+        self._texts = None if texts is None else tuple(texts)
+        self._ids = None if ids is None else tuple(ids)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def read(self, index: int) -> Sample:
-        return Sample(self._images[index], self._labels[index], None, self.id(index))
+        return Sample(self._images[index], self._labels[index], self.text(index), self.id(index))
 
     def id(self, index: int) -> str:
-        return str(index)
+        return str(index) if self._ids is None else self._ids[index]
 
     def label(self, index: int) -> int | None:
         return self._labels[index]
 
+    def text(self, index: int) -> str | None:
+        return None if self._texts is None else self._texts[index]
+
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(self._images.numpy().tobytes(), digest_size=16)
         digest.update(repr((tuple(self._images.shape), self._labels)).encode())
+        if self._texts is not None:
+            digest.update(repr(self._texts).encode())
         return digest.hexdigest()
 
     def pixels(self) -> UInt8[Tensor, "N C H W"]:
@@ -66,6 +77,7 @@ class Subset(Source):
         self.spec = source.spec
         self.channels = source.channels
         self.classes = source.classes
+        self.captioned = source.captioned
         self._source = source
         self._indices = [int(index) for index in indices]
 
@@ -80,6 +92,9 @@ class Subset(Source):
 
     def label(self, index: int) -> int | None:
         return self._source.label(self._indices[index])
+
+    def text(self, index: int) -> str | None:
+        return self._source.text(self._indices[index])
 
     def fingerprint(self) -> str:
         parts = repr((self._source.fingerprint(), self._indices))

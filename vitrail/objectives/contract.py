@@ -11,7 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
+from vitrail.backbones.joint import JointSpace
 from vitrail.data.batch import Batch
+from vitrail.data.tokens import Tokenizer
 from vitrail.data.views import ViewPlan
 
 
@@ -29,6 +31,13 @@ class Pictures(NamedTuple):
 
     columns: tuple[str, ...]
     pixels: Float[Tensor, "rows columns C H W"]
+
+
+class TextSide(NamedTuple):
+    """What a method that learns from captions makes of them."""
+
+    space: JointSpace
+    tokenizer: Tokenizer
 
 
 # (drop_path) -> a freshly initialised backbone; equal calls give equal weights.
@@ -116,3 +125,8 @@ class Objective(nn.Module):
     @abstractmethod
     def encoder(self) -> Backbone:
         """What is exported and evaluated."""
+
+    @property
+    def text_side(self) -> TextSide | None:
+        """What is exported beside the encoder, None for methods without captions."""
+        return None

@@ -1,10 +1,12 @@
 """The table of objectives, and what is refused before training starts."""
 
 import difflib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.objectives import (
+    clip,
     cotraining,
     crate_mae,
     deepcluster,
@@ -35,6 +37,9 @@ OBJECTIVES: dict[str, Row] = {
         cotraining.Config,
         cotraining.CoTraining,
         "two classifiers agree on labels nobody gave (McAllester 2024); collapses",
+    ),
+    "clip": Row(
+        clip.Config, clip.CLIP, "images and captions find each other (Radford et al. 2021)"
     ),
     "supervised": Row(supervised.Config, supervised.Supervised, "classification with labels"),
     "deepcluster": Row(
@@ -76,6 +81,7 @@ def build_objective(
     horizon: Horizon,
     n_classes: int | None = None,
     n_samples: int | None = None,
+    captions: Sequence[str] | None = None,
 ) -> Objective:
     """The objective that `config` is of, with its networks freshly initialised.
 
@@ -86,10 +92,11 @@ def build_objective(
         horizon: how long the run is.
         n_classes: the source's number of labels, None if it has none.
         n_samples: of the source; objectives that keep something of each sample need it.
+        captions: the source's, None if it has none. A tokenizer is learned from them.
 
     Raises:
-        ValueError: labels that the objective needs and the source lacks; a view that the backbone's
-            patches do not tile; a normalisation for another number of channels.
+        ValueError: labels or captions that the objective needs and the source lacks; a view that
+            the backbone's patches do not tile; a normalisation for another number of channels.
     """
     name = objective_name(config)
     extra: dict[str, Any] = {}
@@ -103,6 +110,13 @@ def build_objective(
     if isinstance(config, deepcluster.Config):
         assert n_samples is not None
         extra["n_samples"] = n_samples
+    if isinstance(config, clip.Config):
+        if not captions:
+            raise ValueError(
+                "The objective 'clip' needs captions and the source has none; choose another "
+                "objective or a source with captions (pairs:FILE, emoji)."
+            )
+        extra["captions"] = captions
     objective = OBJECTIVES[name].objective(config, make_backbone, horizon, **extra)
     _refuse_unfit_views(name, objective)
     return objective

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vitrail.objectives import (
+    clip,
     cotraining,
     crate_mae,
     deepcluster,
@@ -27,6 +28,7 @@ ObjectiveConfig = Annotated[
     | Annotated[simdino.Config, tyro.conf.subcommand("simdino")]
     | Annotated[swav.Config, tyro.conf.subcommand("swav")]
     | Annotated[cotraining.Config, tyro.conf.subcommand("cotraining")]
+    | Annotated[clip.Config, tyro.conf.subcommand("clip")]
     | Annotated[supervised.Config, tyro.conf.subcommand("supervised")],
     tyro.conf.AvoidSubcommands,
 ]

@@ -1,0 +1,143 @@
+"""CLIP: its loss in float64 from the paper's pseudocode, and transformers'; what it keeps."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import CAPTIONS, CONFIGS, HORIZON, build, make_backbone, make_batch, narrow
+from torch.nn.functional import normalize
+
+from vitrail.backbones.joint import KINDS, JointSpace
+from vitrail.objectives import clip
+from vitrail.objectives.registry import build_objective
+
+
+def unit_rows(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(count, 16, dtype=torch.float64, generator=generator), dim=1)
+
+
+def paper(image: np.ndarray, text: np.ndarray, scale: float) -> float:
+    """Radford et al. 2021, Figure 3, each cross-entropy as minus the log of a share."""
+    logits = image @ text.T * scale
+    shares = np.exp(logits)
+    own = np.diag(shares)
+    rows = -np.log(own / shares.sum(axis=1))
+    columns = -np.log(own / shares.sum(axis=0))
+    return float((rows.mean() + columns.mean()) / 2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 0.07, 100.0])
+def test_the_loss_is_the_papers(scale):
+    image, text = unit_rows(9, 0), unit_rows(9, 1)
+    loss, _ = clip.info_nce(image.float(), text.float(), torch.tensor(scale))
+    assert loss.item() == pytest.approx(paper(image.numpy(), text.numpy(), scale), rel=1e-5)
+
+
+def test_the_loss_is_that_of_transformers():
+    from transformers.models.clip.modeling_clip import image_text_contrastive_loss
+
+    image, text = unit_rows(7, 2).float(), unit_rows(7, 3).float()
+    loss, found = clip.info_nce(image, text, torch.tensor(20.0))
+    assert loss.item() == pytest.approx(
+        image_text_contrastive_loss(20.0 * text @ image.T).item(), abs=1e-5
+    )
+    nearest = (image @ text.T).argmax(1) == torch.arange(7)
+    assert found.item() == pytest.approx(nearest.float().mean().item())
+
+
+def test_forward_is_towers_then_loss():
+    objective = build(CONFIGS["clip"])
+    batch = make_batch(objective.views(), 6)
+    out = objective(batch, 0)
+    pooled = objective.backbone(batch.views[0]).pooled
+    ids = objective.tokenizer.encode(CAPTIONS[:6], 12)
+    with torch.no_grad():
+        image = normalize(pooled.double() @ objective.space.image_projection.weight.double().T)
+        # One caption at a time: none may know what it is in a batch with.
+        last = torch.cat([objective.space.text(torch.tensor([i]))[:, -1] for i in ids])
+        text = normalize(last.double() @ objective.space.text_projection.weight.double().T)
+    expected = paper(image.numpy(), text.numpy(), 1 / 0.07)
+    assert out["loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert out["temperature"].item() == pytest.approx(0.07)
+
+
+def test_the_temperature_stays_within_its_bounds():
+    objective = build(CONFIGS["clip"])
+    for value, kept in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
+        objective.log_scale.data.fill_(value)
+        objective.after_step({}, 0)
+        assert objective.log_scale.item() == pytest.approx(kept)
+
+
+def test_a_checkpoint_brings_its_own_tokenizer():
+    first = build(CONFIGS["clip"])
+    state = first.state_dict()
+    torch.manual_seed(0)
+    other = build_objective(
+        CONFIGS["clip"], make_backbone(), HORIZON, captions=["zebra zebra", "zoo zoo"] * 20
+    )
+    # As from another release of the library: as many tokens, learned otherwise.
+    other.space = JointSpace(**first.space.config)
+    assert other.tokenizer.encode(CAPTIONS[:4], 12) != first.tokenizer.encode(CAPTIONS[:4], 12)
+    other.load_state_dict(state)
+    assert other.tokenizer.encode(CAPTIONS[:4], 12) == first.tokenizer.encode(CAPTIONS[:4], 12)
+    assert other.tokenizer.to_json() == first.tokenizer.to_json()
+
+
+def test_negatives_are_those_of_the_whole_batch():
+    objective = build(CONFIGS["clip"])
+    batch = make_batch(objective.views(), 8)
+    whole = objective(batch, 0)["loss"].item()
+    halves = [objective(narrow(batch, start, 4), 0)["loss"].item() for start in (0, 4)]
+    assert abs(whole - sum(halves) / 2) > 0.1  # which is why accumulation is refused
+    assert objective.batch_coupled
+    assert objective.min_batch_size == 2
+
+
+def test_what_a_token_sees():
+    sequences = [[3, 5, 7, 9], [3, 5, 7]]
+    for kind in KINDS:
+        torch.manual_seed(0)
+        space = JointSpace(
+            8, 4, kind=kind, width=8, depth=2, heads=2, vocabulary=12, context=6
+        ).double()
+        states = [space.text(torch.tensor([ids])) for ids in sequences]
+        change = (states[0][:, :3] - states[1]).abs().max()
+        assert (change < 1e-12) == (kind == "causal")
+        packed = space.text.last(sequences)
+        alone = torch.cat([state[:, -1] for state in states])
+        torch.testing.assert_close(packed, alone, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("embed_dim", 0),
+        ("text_depth", 0),
+        ("text_heads", 3),
+        ("context", 2),
+        ("temperature", 0.001),
+        ("temperature", 2.0),
+    ],
+)
+def test_a_field_out_of_range_is_named(field, value):
+    with pytest.raises(ValueError, match=rf"clip: (text_width|{field})"):
+        replace(CONFIGS["clip"], **{field: value})
+
+
+def test_a_source_without_captions_is_refused():
+    with pytest.raises(ValueError, match="'clip' needs captions"):
+        build_objective(CONFIGS["clip"], make_backbone(), HORIZON)
+
+
+def test_captions_of_strange_signs_and_lengths_train():
+    objective = build(CONFIGS["clip"])
+    texts = ("", "žluťoučký kůň 🐎", "<end> <start>", "word " * 500)
+    batch = replace(make_batch(objective.views(), 4), text=texts)
+    out = objective(batch, 0)
+    out["loss"].backward()
+    assert out["loss"].isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in objective.parameters())
