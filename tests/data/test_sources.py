@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitrail.data import fashion_mnist
 from vitrail.data.memory import Subset, hold_out
-from vitrail.data.sources import SOURCES, open_source
+from vitrail.data.sources import SOURCES, open_source, resolve_spec
 
 PICTURE = Image.fromarray(np.full((6, 8, 3), 77, np.uint8))
 
@@ -39,7 +39,20 @@ def test_unknown_spec_names_the_nearest():
         open_source("qqq")
     with pytest.raises(ValueError, match="split is 'valid'"):
         open_source("digits", "valid")
-    assert set(SOURCES) == {"digits", "fashion-mnist", "folder"}
+    assert set(SOURCES) == {"digits", "emoji", "fashion-mnist", "folder", "pairs"}
+
+
+def test_resolved_specs_mean_the_same_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert resolve_spec("folder:x/y") == f"folder:{tmp_path}/x/y"
+    assert resolve_spec("pairs:~/t.csv") == "pairs:/home/someone/t.csv"
+    assert resolve_spec("fashion-mnist:/far") == "fashion-mnist:/far"
+    assert resolve_spec("emoji:fonts") == f"emoji:{tmp_path}/fonts"
+    assert resolve_spec("emoji:subgroups:fonts") == f"emoji:subgroups:{tmp_path}/fonts"
+    for spec in ("digits", "digits:scattered", "fashion-mnist", "emoji", "emoji:subgroups"):
+        assert resolve_spec(spec) == spec, "no path"
+    assert resolve_spec("unknown:x") == "unknown:x"
 
 
 # ---- digits

@@ -64,6 +64,10 @@ class Source(ABC):
         """The sample's caption, without decoding it; None where there is none."""
         return None
 
+    def picture(self, index: int) -> str:
+        """What names the image: the samples of an image of several captions share it."""
+        return self.id(index)
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Changes when the samples or their order change. A resumed run compares it."""

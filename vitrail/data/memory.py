@@ -96,6 +96,9 @@ class Subset(Source):
     def text(self, index: int) -> str | None:
         return self._source.text(self._indices[index])
 
+    def picture(self, index: int) -> str:
+        return self._source.picture(self._indices[index])
+
     def fingerprint(self) -> str:
         parts = repr((self._source.fingerprint(), self._indices))
         return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
@@ -125,6 +128,8 @@ def stratified_split(
 def hold_out(source: Source, fraction: float = 0.2, seed: int = 0) -> tuple[Subset, Subset]:
     """(train, test): a deterministic split of any source, stratified where it is labelled.
 
+    Samples of one image with several captions stay together.
+
     Args:
         fraction: share of the samples (of each class) held out, rounded, in (0, 1).
 
@@ -133,8 +138,15 @@ def hold_out(source: Source, fraction: float = 0.2, seed: int = 0) -> tuple[Subs
     """
     if not 0 < fraction < 1:
         raise ValueError(f"hold_out: fraction is {fraction}; it must be between 0 and 1")
-    labels = [source.label(index) for index in range(len(source))]
-    train, test = stratified_split(labels, fraction, seed, "hold_out")
+    samples: dict[str, list[int]] = {}  # of every image
+    for index in range(len(source)):
+        samples.setdefault(source.picture(index), []).append(index)
+    images = list(samples.values())
+    labels = [source.label(indices[0]) for indices in images]
+    train, test = (
+        sorted(index for image in side for index in images[image])
+        for side in stratified_split(labels, fraction, seed, "hold_out")
+    )
     if not train or not test:
         raise ValueError(
             f"hold_out: fraction {fraction} of the {len(source)} samples of {source.spec} leaves "

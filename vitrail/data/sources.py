@@ -7,18 +7,26 @@ from typing import Literal, NamedTuple, cast
 
 from vitrail.data.batch import Source
 from vitrail.data.digits import open_digits
+from vitrail.data.emoji import open_emoji
 from vitrail.data.fashion_mnist import open_fashion_mnist
 from vitrail.data.folder import open_folder
+from vitrail.data.pairs import open_pairs
 
 Split = Literal["train", "test"]
 
 
 class SourceKind(NamedTuple):
-    """`open` gets what follows the colon of a spec, the split, and the channels or None."""
+    """`open` gets what follows the colon of a spec, the split, and the channels or None.
+
+    takes_path: what follows the colon is a path. variants: words that may stand there instead,
+    or before the path and a colon of their own.
+    """
 
     usage: str
     help: str
     open: Callable[[str, Split, int | None], Source]
+    takes_path: bool
+    variants: tuple[str, ...] = ()
 
 
 SOURCES: dict[str, SourceKind] = {
@@ -26,14 +34,32 @@ SOURCES: dict[str, SourceKind] = {
         "digits[:scattered]",
         "scikit-learn's 1797 handwritten digits; scattered: over a larger canvas",
         open_digits,
+        takes_path=False,
+    ),
+    "emoji": SourceKind(
+        "emoji[:subgroups][:DIR]",
+        "emoji captioned by name, font and list from DIR or Debian; subgroups: finer classes",
+        open_emoji,
+        takes_path=True,
+        variants=("subgroups",),
     ),
     "fashion-mnist": SourceKind(
         "fashion-mnist[:DIR]",
         "the four IDX .gz files in DIR (default: Debian's package, else a download)",
         open_fashion_mnist,
+        takes_path=True,
     ),
     "folder": SourceKind(
-        "folder:DIR", "any folder of images, flat or nested, labelled or not", open_folder
+        "folder:DIR",
+        "any folder of images, flat or nested, labelled or not",
+        open_folder,
+        takes_path=True,
+    ),
+    "pairs": SourceKind(
+        "pairs:FILE",
+        "images and captions by a table of paths: .csv, .tsv, .jsonl or .parquet",
+        open_pairs,
+        takes_path=True,
     ),
 }
 
@@ -42,7 +68,8 @@ def open_source(spec: str, split: str = "train", channels: int | None = None) ->
     """Opens what a spec names.
 
     Args:
-        spec: `digits`, `digits:scattered`, `fashion-mnist[:DIR]` or `folder:DIR`.
+        spec: `digits[:scattered]`, `emoji[:subgroups][:DIR]`, `fashion-mnist[:DIR]`, `folder:DIR`
+            or `pairs:FILE`.
         split: "train" or "test".
         channels: of every image; None means the source's own number (3 for files).
 
@@ -61,8 +88,12 @@ def open_source(spec: str, split: str = "train", channels: int | None = None) ->
 
 
 def resolve_spec(spec: str) -> str:
-    """The SPEC with its folder as an absolute path, so that it means the same from anywhere."""
-    name, _, rest = spec.partition(":")
-    if name in ("folder", "fashion-mnist") and rest:
-        return f"{name}:{Path(rest).expanduser().absolute()}"
-    return spec
+    """The SPEC with its path, if it has one, absolute, so that it means the same from anywhere."""
+    name, _, path = spec.partition(":")
+    kind = SOURCES.get(name)
+    variant, _, after = path.partition(":")
+    if kind is not None and variant in kind.variants:
+        name, path = f"{name}:{variant}", after
+    if kind is None or not kind.takes_path or not path:
+        return spec
+    return f"{name}:{Path(path).expanduser().absolute()}"

@@ -1,0 +1,154 @@
+"""Columns out of table files: CSV, TSV, JSON lines and Parquet."""
+
+import csv
+import json
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+Value = str | int | None
+TYPES = (str, int, type(None))  # exactly: True is no number here
+
+
+class Table:
+    """The wanted columns of a table, all equally long, and the names of all that it has.
+
+    names: as written in the file, in order. columns: by name, of text, whole numbers and None.
+    """
+
+    def __init__(self, wanted: Collection[str]):
+        self.names: list[str] = []
+        self.columns: dict[str, list[Value]] = {}
+        self.rows = 0
+        self._wanted = wanted
+
+    def add_name(self, name: str) -> None:
+        """A column, None in the rows so far. ValueError where a wanted one stands there twice."""
+        if name in self.columns:
+            raise ValueError(f"two of its columns are called {name!r}; rename or remove one")
+        self.names.append(name)
+        if name.strip().lower() in self._wanted:
+            self.columns[name] = [None] * self.rows
+
+    def add_row(self, row: dict[str, Any], number: int) -> None:
+        """Values by column name, None where there is none. ValueError for one of another type."""
+        for name, values in self.columns.items():
+            value = row.get(name)
+            if type(value) not in TYPES:
+                raise ValueError(
+                    f"row {number}: {name!r} is {str(value)[:40]!r} ({type(value).__name__}); it "
+                    "must be text or a whole number"
+                )
+            values.append(value)
+        self.rows += 1
+
+
+def read_table(path: Path, wanted: Collection[str]) -> Table:
+    """The columns whose names, in lower case, are wanted. The others are not kept.
+
+    By suffix: .csv (commas) and .tsv (tabs) with a header, fields that hold separators, quotes or
+    new lines quoted ("), quotes in them doubled; .jsonl, an object a line; .parquet. Text is UTF-8.
+
+    Raises:
+        ValueError: naming what is wrong, and the row or line; the caller names the file.
+        OSError: the file cannot be read.
+    """
+    if path.suffix.lower() not in READERS:
+        raise ValueError(f"its name must end in {', '.join(READERS)}")
+    table = Table(wanted)
+    READERS[path.suffix.lower()](path, table)
+    return table
+
+
+def _read_delimited(path: Path, table: Table, delimiter: str) -> None:
+    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, [])
+        for name in header:
+            table.add_name(name)
+        kept = [(header.index(name), name) for name in table.columns]
+        for row in reader:
+            if row and len(row) != len(header):
+                raise ValueError(
+                    f"line {reader.line_num} ends a row of {len(row)} fields, but the header has "
+                    f"{len(header)}; fields that hold separators must be quoted"
+                )
+            if row:  # an empty line is none
+                table.add_row({name: row[i] for i, name in kept}, reader.line_num)
+    except csv.Error as error:
+        raise ValueError(
+            f"line {reader.line_num}: {error}; a field that holds separators, quotes or new lines "
+            'must be in quotes ("), and quotes in it be doubled'
+        ) from error
+
+
+def _read_csv(path: Path, table: Table) -> None:
+    _read_delimited(path, table, ",")
+
+
+def _read_tsv(path: Path, table: Table) -> None:
+    _read_delimited(path, table, "\t")
+
+
+def _read_jsonl(path: Path, table: Table) -> None:
+    names: set[str] = set()
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number} is not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"line {number} is not a JSON object; each must be, as "
+                '{"path": "a.jpg", "caption": "a cat"}'
+            )
+        for name in row:
+            if name not in names:
+                table.add_name(name)
+        names.update(row)
+        table.add_row(row, number)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"line {number} is not UTF-8 text ({error.reason}); save the file as UTF-8"
+                ) from error
+            if "\0" in text:
+                raise ValueError(
+                    f"line {number} holds a NUL byte; the file is damaged, or not UTF-8 text"
+                )
+            yield text
+
+
+def _read_parquet(path: Path, table: Table) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError("Parquet files need pyarrow: pip install 'vitrail[parquet]'") from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            for name in file.schema_arrow.names:
+                table.add_name(name)
+            if not table.columns:
+                return
+            for batch in file.iter_batches(columns=list(table.columns)):
+                for row in batch.to_pylist():
+                    table.add_row(row, table.rows + 1)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"it cannot be read as Parquet ({error})") from error
+
+
+READERS: dict[str, Callable[[Path, Table], None]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
