@@ -39,8 +39,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         path = root / "imagenet" / "train" / f"class{i % 3}" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
+    rows = [f"imagenet/train/class{i % 3}/{i}.png,picture {i} of class {i % 3}" for i in range(12)]
+    (root / "pairs.csv").write_text("\n".join(["path,caption", *rows]))
     return {
         "digits": "digits:scattered",
+        "emoji": f"pairs:{root / 'pairs.csv'}",
         "fashion-mnist": f"fashion-mnist:{fashion}",
         "folder": f"folder:{root / 'imagenet' / 'train'}",
     }

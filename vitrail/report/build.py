@@ -13,6 +13,7 @@ from vitrail.data.digits import CANVAS, SIDES
 from vitrail.durable import write_atomically
 from vitrail.report.curves import health_curves, training_curves
 from vitrail.report.files import RunFiles, read_run
+from vitrail.report.words import word_rows
 
 MAX_LISTED = 100  # quarantined files named on the page
 MAX_WARNINGS = 20
@@ -52,6 +53,9 @@ DATA_NOTES: dict[str, str] = {
     "training and test images alike: at their original size and centred, raw pixels would already "
     "tell the digits apart.",
     "digits": "scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, as they come.",
+    "emoji": "Noto Color Emoji, drawn at 64 × 64 pixels on white, each with its Unicode name as "
+    "caption and its group as label. Skin tones are left out; variants of one emoji (man, "
+    "woman, person) are all for training or all for testing.",
     "fashion-mnist": "Fashion-MNIST: 60,000 training and 10,000 test photographs of clothes in "
     "ten classes, grey, 28 × 28 pixels.",
 }
@@ -80,6 +84,12 @@ PICTURE_WORDS: dict[str, Words] = {
         "On the left of each row a test image, then the training images whose features are most "
         "similar, with the cosine similarity (1 is the same direction). Where labels are known, ✓ "
         "and green mark the same class, ✗ and red another.",
+    ),
+    "retrieval": Words(
+        "What captions find",
+        "a grid of test images",
+        "On the left of each row the image that a caption was written for, then the images most "
+        "similar to the caption, with the cosine similarity. ✓ and green mark its own.",
     ),
     "saliency": Words(
         "Where it looks",
@@ -143,6 +153,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "remarks": files.remarks,
         "table": _table(files.evaluation),
         "kinds": ("raw", "untrained", "trained"),
+        "words": word_rows(files.evaluation),
         "evaluation": files.evaluation,
         "data_note": DATA_NOTES.get(data) or DATA_NOTES.get(data.partition(":")[0]),
         "pictures": [

@@ -22,7 +22,7 @@ class RunFiles:
     remarks: list[str] = field(default_factory=list)
 
 
-PICTURES = ("reconstruction", "neighbours", "saliency", "pca", "xray")
+PICTURES = ("reconstruction", "neighbours", "retrieval", "saliency", "pca", "xray")
 PICTURE_LIMIT = 2_500_000  # bytes each, so that the page stays below 10 MB
 
 
