@@ -1,6 +1,7 @@
 """The house is a river: who may import whom (design, 'Dependencies')."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -66,9 +67,11 @@ def test_only_the_top_sees_objectives():
 def test_nothing_untrusted_is_executed(word):
     for path in PACKAGE.rglob("*.py"):
         code = ast.unparse(_without_docstrings(ast.parse(path.read_text())))
+        # `module.eval()` and `retrieval(...)` end alike: only the built-ins stand alone.
+        alone = r"(?<![\w.])" if word in ("eval(", "exec(") else ""
         for line in code.splitlines():
-            is_method = word == "eval(" and (".eval(" in line or "_eval(" in line)
-            assert word not in line or is_method, f"{path.relative_to(PACKAGE)}: {line.strip()}"
+            found = re.search(alone + re.escape(word), line)
+            assert not found, f"{path.relative_to(PACKAGE)}: {line.strip()}"
 
 
 def test_the_loop_is_short():

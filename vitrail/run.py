@@ -81,10 +81,11 @@ def require_same(run: Path, saved: dict[str, Any], recipe: Recipe) -> None:
     Raises:
         ValueError: listing every changed field, apart from those that only speed depends on.
     """
-    now = to_dict(recipe)
+    # A run of an older version lacks the fields that came since, which by default change nothing.
+    before, now = to_dict(from_dict(Recipe, saved)), to_dict(recipe)
     # The data may have moved: whether they are the same, their fingerprint says.
     free = {*SPEED_FIELDS, "data"}
-    old, new = ({k: v for k, v in plain.items() if k not in free} for plain in (saved, now))
+    old, new = ({k: v for k, v in plain.items() if k not in free} for plain in (before, now))
     changed = differences(old, new)
     if changed:
         raise ValueError(

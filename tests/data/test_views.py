@@ -220,6 +220,9 @@ def test_view_refuses_by_name(change, named):
         (MultiCrop(**GREY, grey=0), "saturation is 0.2, which needs 3 channels"),
         (MultiCrop(**GREY, grey=0, saturation=0), "hue is 0.1, which needs 3 channels"),
         (RandomResizedCrop(scale=(0.0, 1.0)), "scale"),
+        (RandomResizedCrop(blur=1.5), "blur is 1.5"),
+        (RandomResizedCrop(**GREY, grey=0.1), "grey is 0.1, which needs 3 channels"),
+        (RandomResizedCrop(**GREY, jitter=0.1, saturation=0), "hue is 0.1, which needs 3 channels"),
     ],
 )
 def test_plans_refuse_by_name(config, named):
@@ -239,6 +242,34 @@ def test_supervised_view_changes_no_colours():
         assert not never.any()
     assert (params.sigma == 0).all()
     assert params.flip.any()
+
+
+def test_a_supervised_view_is_what_its_fields_say():
+    n = 20000
+    config = RandomResizedCrop(
+        size=32,
+        scale=(0.2, 0.9),
+        ratio=(0.5, 2.0),
+        flip=0.3,
+        jitter=0.6,
+        brightness=0.1,
+        contrast=0.2,
+        saturation=0.3,
+        hue=0.05,
+        grey=0.25,
+        blur=0.7,
+        solarize=0.15,
+    )
+    params = config.plan().sample(draws_of(n), sizes_of(n))
+    drawn = {"blur": params.sigma > 0}
+    drawn |= {name: getattr(params, name) for name in ("flip", "jitter", "grey", "solarize")}
+    for name, rows in drawn.items():
+        assert abs(rows.double().mean().item() - getattr(config, name)) < 0.015, name
+    spread = (params.factors.amax((0, 1)) - params.factors.amin((0, 1))) / 2
+    strengths = torch.tensor([0.1, 0.2, 0.3, 0.05])
+    torch.testing.assert_close(spread, strengths, atol=0.002, rtol=0)
+    (view,) = config.plan().views
+    assert (view.size, view.scale, view.ratio) == (32, (0.2, 0.9), (0.5, 2.0))
 
 
 def test_empty_plan_is_refused():

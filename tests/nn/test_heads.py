@@ -3,7 +3,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitrail.nn.heads import ProjectionHead, PrototypeHead, WeightNormLinear, unit_norm
+from vitrail.nn.heads import (
+    ProjectionHead,
+    PrototypeHead,
+    WeightNormLinear,
+    linear_head,
+    unit_norm,
+)
 
 
 def test_parameter_names_and_shapes_are_the_official_ones() -> None:
@@ -29,6 +35,15 @@ def test_initialisation() -> None:
         assert not head.mlp[i].bias.any()
     assert (head.last_layer.weight_g == 1).all()
     assert head.last_layer.weight_v.abs().max() <= 1 / 8
+
+
+def test_a_linear_head_starts_small_and_without_a_bias() -> None:
+    torch.manual_seed(0)
+    head = linear_head(300, 200)
+    assert head.weight.shape == (200, 300)
+    assert abs(head.weight.std().item() - 0.02) < 1e-3
+    assert abs(head.weight.mean().item()) < 5e-4
+    assert not head.bias.any()
 
 
 def test_projection_is_the_formula() -> None:

@@ -13,6 +13,7 @@ from vitrail.optim import Config as Optim
 from vitrail.recipes.config import differences, from_dict, override, to_dict
 from vitrail.recipes.recipe import Recipe
 from vitrail.recipes.registry import get_recipe
+from vitrail.run import require_same
 
 # beartype looks at random items of a tuple, also of those that a strategy builds.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
@@ -138,6 +139,17 @@ def test_what_a_config_lacks_is_named():
     del plain["data"], plain["epochs"]
     with pytest.raises(ValueError, match="the configuration lacks data, epochs"):
         from_dict(Recipe, plain)
+
+
+def test_a_run_from_before_a_field_came_goes_on(tmp_path):
+    recipe = get_recipe("mae_digits")
+    saved = to_dict(recipe)
+    del saved["objective"]["views"]["blur"], saved["guard_every"]
+    assert from_dict(Recipe, saved) == recipe
+    require_same(tmp_path, saved, recipe)
+    saved["objective"]["views"]["flip"] = 0.5
+    with pytest.raises(ValueError, match=r"edited .* \(objective\.views\.flip: 0\.5 -> 0\.0\)"):
+        require_same(tmp_path, saved, recipe)
 
 
 def test_an_unknown_recipe_gets_the_nearest_name():

@@ -254,16 +254,40 @@ class MultiCrop:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """The one view of supervised training: crop and flip, no colours changed."""
+    """The one view of supervised training: crop and flip, colours not changed unless asked for.
+
+    Fields are those of `View`; where jitter is above 0, its strengths are DINO's.
+    """
 
     size: int = 224
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    jitter: float = 0.0
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grey: float = 0.0
+    blur: float = 0.0
+    solarize: float = 0.0
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
     def plan(self) -> ViewPlan:
         """The plan of one view. ValueError names a field out of range."""
-        view = View(self.size, self.scale, self.ratio, self.flip, jitter=0, grey=0, blur=0)
+        view = View(
+            size=self.size,
+            scale=self.scale,
+            ratio=self.ratio,
+            flip=self.flip,
+            jitter=self.jitter,
+            brightness=self.brightness,
+            contrast=self.contrast,
+            saturation=self.saturation,
+            hue=self.hue,
+            grey=self.grey,
+            blur=self.blur,
+            solarize=self.solarize,
+        )
         return ViewPlan((view,), self.mean, self.std)

@@ -1,7 +1,7 @@
 """Heads that join a backbone's pooled features to a loss.
 
-Parameter names and initialisation are those of the official DINO head (facebookresearch/dino
-7c446df, vision_transformer.DINOHead), without batch norm.
+Parameter names and initialisation of the projections are those of the official DINO head
+(facebookresearch/dino 7c446df, vision_transformer.DINOHead), without batch norm.
 
 Shape legend: B rows · D features · Z bottleneck · K prototypes.
 """
@@ -20,6 +20,13 @@ def unit_norm(x: Float[Tensor, "*B Z"]) -> Float[Tensor, "*B Z"]:
     """Rows divided by their Euclidean norm, in float32 whatever comes in; zero rows stay zero."""
     with torch.autocast(x.device.type, enabled=False):
         return F.normalize(x.float(), dim=-1, eps=NORM_EPS)
+
+
+def linear_head(in_dim: int, n_classes: int) -> nn.Linear:
+    """Features to logits. Weights are drawn with a deviation of 0.02 (as timm's), biases are 0."""
+    head = nn.Linear(in_dim, n_classes)
+    _initialise(head)
+    return head
 
 
 class ProjectionHead(nn.Module):
@@ -95,6 +102,10 @@ def _projection(in_dim: int, hidden_dim: int, bottleneck_dim: int) -> nn.Sequent
     )
     for layer in mlp:
         if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+            _initialise(layer)
     return mlp
+
+
+def _initialise(layer: nn.Linear) -> None:
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)

@@ -28,11 +28,10 @@ SPLIT = 1 / 1024
 
 
 class Clusters(NamedTuple):
-    """labels: int64 [N], the nearest centroid. inertia: mean squared distance to it."""
+    """labels: int64 [N], the nearest centroid."""
 
     labels: Int[Tensor, " N"]
     centroids: Float[Tensor, "K P"]
-    inertia: Float[Tensor, ""]
 
 
 def whiten(features: Float[Tensor, "N D"], dim: int, device: torch.device) -> Float[Tensor, "N P"]:
@@ -82,8 +81,7 @@ def kmeans(
         size_K = torch.bincount(labels_N, minlength=k)
         sums_KP = torch.zeros_like(centroids_KP).index_add_(0, labels_N, x)
         centroids_KP = split_empty(sums_KP / size_K.clamp(min=1)[:, None], size_K, random)
-    labels_N, distance_N = nearest(x, centroids_KP)
-    return Clusters(labels_N, centroids_KP, distance_N.double().mean().to(x.dtype))
+    return Clusters(nearest(x, centroids_KP)[0], centroids_KP)
 
 
 def nearest(

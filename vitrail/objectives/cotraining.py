@@ -26,12 +26,13 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
 from vitrail.data.batch import Batch
 from vitrail.data.views import MultiCrop, ViewPlan
 from vitrail.nn.collectives import all_mean
+from vitrail.nn.heads import linear_head
 from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
 from vitrail.objectives.network import Network
 from vitrail.objectives.param_groups import decay_groups
@@ -116,10 +117,7 @@ class CoTraining(Objective):
 
 def classifier(backbone: Backbone, n_labels: int) -> Network:
     """Pooled features -> one logit a label."""
-    head = nn.Linear(backbone.embed_dim, n_labels)
-    nn.init.trunc_normal_(head.weight, std=0.02)
-    nn.init.zeros_(head.bias)
-    return Network(backbone, head)
+    return Network(backbone, linear_head(backbone.embed_dim, n_labels))
 
 
 def entropy(p: Float[Tensor, " K"]) -> Float[Tensor, ""]:

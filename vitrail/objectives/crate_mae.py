@@ -108,15 +108,9 @@ class CRATEMAE(Objective):
         (encoded_BND,) = self.backbone.encode([self.backbone.assemble(shown_BHWD)])
         return encoded_BND[:, 0], self.decoder(encoded_BND), hidden_BN
 
-    @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Pictures]:
-        images = batch.views[0][: masked.SHOWN]
-        draws = batch.draws.narrow(0, len(images))
-        _, predicted_BNK, hidden_BN = self.reconstruct(images, draws)
         patch_size, norm_pix = self.backbone.patch_size, self.config.norm_pix
-        return masked.reconstructions(
-            images, predicted_BNK, hidden_BN, self.plan, patch_size, norm_pix
-        )
+        return masked.pictures(batch, self.reconstruct, self.plan, patch_size, norm_pix)
 
     def param_groups(self) -> list[ParamGroup]:
         own: ParamGroup = {"params": [self.mask_token]}

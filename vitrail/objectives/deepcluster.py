@@ -31,7 +31,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
@@ -39,7 +38,8 @@ from torch import Tensor, nn
 from vitrail.backbones.contract import Backbone
 from vitrail.data.batch import Batch
 from vitrail.data.views import RandomResizedCrop, ViewPlan
-from vitrail.nn.collectives import of_first_rank, rank, sum_over_ranks, world_size
+from vitrail.nn.classification import UNLABELLED, classify
+from vitrail.nn.collectives import of_first_rank, rank
 from vitrail.nn.kmeans import kmeans, whiten
 from vitrail.nn.random import philox
 from vitrail.objectives.contract import EmbedAll, MakeBackbone, Objective, ParamGroup
@@ -47,7 +47,6 @@ from vitrail.objectives.network import Network
 from vitrail.objectives.param_groups import decay_groups
 from vitrail.schedules import Horizon
 
-UNGROUPED = -1
 HEAD_STD = 0.01
 
 
@@ -81,7 +80,7 @@ class Config:
 class DeepCluster(Objective):
     # Exact when every sample has a pseudo-label, as all have that the epoch's order draws.
     batch_coupled: ClassVar[bool] = False
-    pseudo_labels: Tensor  # int64 [N], UNGROUPED for images that could not be read
+    pseudo_labels: Tensor  # int64 [N], UNLABELLED for images that could not be read
     nmi: Tensor  # scalar, of these pseudo-labels and those of the epoch before, if there was one
 
     def __init__(
@@ -97,16 +96,11 @@ class DeepCluster(Objective):
         self.plan = config.views.plan()
         backbone = make_backbone(config.drop_path)
         self.network = Network(backbone, nn.Linear(backbone.embed_dim, config.n_clusters))
-        self.register_buffer("pseudo_labels", torch.full((n_samples,), UNGROUPED))
+        self.register_buffer("pseudo_labels", torch.full((n_samples,), UNLABELLED))
         self.register_buffer("nmi", torch.tensor(0.0))
 
-    @property
-    def groups(self) -> Int[Tensor, " N"]:
-        return self.pseudo_labels
-
-    @property
-    def epoch_length(self) -> float:
-        return self.config.reassign
+    def views(self) -> ViewPlan:
+        return self.plan
 
     def before_epoch(self, epoch: int, seed: int, embed: EmbedAll) -> list[nn.Parameter]:
         """Clusters on rank 0, so that all ranks have the same.
@@ -123,7 +117,7 @@ class DeepCluster(Objective):
                 f"(others could not be read, or the run diverged), fewer than n_clusters, {k}; "
                 "set it to less, or mend the images"
             )
-        labels_N = torch.full_like(self.pseudo_labels, UNGROUPED)
+        labels_N = torch.full_like(self.pseudo_labels, UNLABELLED)
         if rank() == 0:
             random = philox(seed, "kmeans", epoch)
             labels_N[known_N] = self.cluster(features_ND[known_N], random)
@@ -131,6 +125,17 @@ class DeepCluster(Objective):
         self.nmi.fill_(agreement(self.pseudo_labels, labels_N))
         self.pseudo_labels.copy_(labels_N)
         return self.reset_head(philox(seed, "deepcluster head", epoch))
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        label_B = self.pseudo_labels[batch.index]
+        pooled_BD, logits_BK = self.network(batch.views, batch.draws)
+        loss, accuracy = classify(logits_BK, label_B)
+        return {
+            "loss": loss,
+            "features": pooled_BD.detach(),
+            "accuracy": accuracy,  # of the pseudo-labels
+            "nmi": self.nmi.clone(),  # 0 in the first epoch
+        }
 
     @torch.no_grad()
     def cluster(
@@ -149,28 +154,16 @@ class DeepCluster(Objective):
         head.bias.zero_()
         return list(head.parameters())
 
-    def views(self) -> ViewPlan:
-        return self.plan
-
-    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        label_B = self.pseudo_labels[batch.index]
-        pooled_BD, logits_BK = self.network(batch.views, batch.draws)
-        with torch.autocast(logits_BK.device.type, enabled=False):
-            total = F.cross_entropy(
-                logits_BK.float(), label_B, ignore_index=UNGROUPED, reduction="sum"
-            )
-        # The ranks' losses are averaged afterwards, so each divides by the mean count of a rank.
-        labelled = sum_over_ranks((label_B != UNGROUPED).sum()).clamp(min=1) / world_size()
-        correct = (logits_BK.detach().argmax(-1) == label_B).sum()
-        return {
-            "loss": total / labelled,
-            "features": pooled_BD.detach(),
-            "accuracy": correct / labelled,  # of the pseudo-labels
-            "nmi": self.nmi.clone(),  # 0 in the first epoch
-        }
-
     def param_groups(self) -> list[ParamGroup]:
         return decay_groups(self.network)
+
+    @property
+    def groups(self) -> Int[Tensor, " N"]:
+        return self.pseudo_labels
+
+    @property
+    def epoch_length(self) -> float:
+        return self.config.reassign
 
     @property
     def chance_loss(self) -> float:
@@ -188,7 +181,7 @@ def agreement(before: Int[Tensor, " N"], now: Int[Tensor, " N"]) -> float:
     As in the paper's figure 2b, but I(A; B) is over the mean of the two entropies (scikit-learn's
     default), where there it is over their geometric mean.
     """
-    both = ((before != UNGROUPED) & (now != UNGROUPED)).cpu()
+    both = ((before != UNLABELLED) & (now != UNLABELLED)).cpu()
     if not both.any():
         return 0.0
     a, b = before.cpu()[both].numpy(), now.cpu()[both].numpy()

@@ -114,15 +114,9 @@ class MAE(Objective):
         )
         return class_B1D[:, 0], predicted_BNK, hidden_BN
 
-    @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Pictures]:
-        images = batch.views[0][: masked.SHOWN]
-        draws = batch.draws.narrow(0, len(images))
-        _, predicted_BNK, hidden_BN = self.reconstruct(images, draws)
         patch_size, norm_pix = self.backbone.patch_size, self.config.norm_pix
-        return masked.reconstructions(
-            images, predicted_BNK, hidden_BN, self.plan, patch_size, norm_pix
-        )
+        return masked.pictures(batch, self.reconstruct, self.plan, patch_size, norm_pix)
 
     def param_groups(self) -> list[ParamGroup]:
         return [*decay_groups(self.backbone), *decay_groups(self.decoder)]

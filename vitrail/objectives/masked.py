@@ -4,19 +4,26 @@ Shape legend: B images · C channels · S pixels a side · P patch size in pixel
 image · K = P² C values of a patch · G×G the grid of learned positions.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vitrail.backbones.contract import Backbone, MaskableBackbone
 from vitrail.backbones.decoder import patchify, sincos_positions, unpatchify
+from vitrail.data.batch import Batch
 from vitrail.data.views import ViewPlan
 from vitrail.nn.masking import count_visible, patch_statistics
+from vitrail.nn.random import Draws
 from vitrail.objectives.contract import Pictures
 
 SHOWN = 8  # images of a batch that are drawn
 COLUMNS = ("image", "visible", "reconstruction", "with the visible")
 GREY = 0.5  # of hidden patches in a picture
+
+# images [B C S S], draws -> class token [B D], prediction [B N K], which patches were hidden [B N]
+Reconstruct = Callable[[Tensor, Draws], tuple[Tensor, Tensor, Tensor]]
 
 
 def require_ratio(name: str, mask_ratio: float) -> None:
@@ -71,6 +78,16 @@ def targets(
         return patches_BNK
     mean_BN1, std_BN1 = patch_statistics(patches_BNK)
     return (patches_BNK - mean_BN1) / std_BN1
+
+
+@torch.no_grad()
+def pictures(
+    batch: Batch, reconstruct: Reconstruct, plan: ViewPlan, patch_size: int, norm_pix: bool
+) -> dict[str, Pictures]:
+    """`reconstructions` of the batch's first images, hidden as in training."""
+    images = batch.views[0][:SHOWN]
+    _, predicted_BNK, hidden_BN = reconstruct(images, batch.draws.narrow(0, len(images)))
+    return reconstructions(images, predicted_BNK, hidden_BN, plan, patch_size, norm_pix)
 
 
 def reconstructions(

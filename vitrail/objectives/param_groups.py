@@ -16,18 +16,16 @@ def decay_groups(module: nn.Module, freeze_steps: int = 0) -> list[ParamGroup]:
         module: whose parameters.
         freeze_steps: their gradients are dropped while step < freeze_steps.
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    named = {
-        f"{path}.{name}".lstrip(".")
-        for path, backbone in module.named_modules()
+    exempt = {
+        backbone.get_parameter(name)
+        for backbone in module.modules()
         if isinstance(backbone, Backbone)
         for name in backbone.no_weight_decay()
     }
-    for name, param in module.named_parameters():
-        if param.requires_grad:
-            is_free = param.ndim <= 1 or name.endswith("bias") or name in named
-            (free if is_free else decayed).append(param)
+    params = [p for p in module.parameters() if p.requires_grad]
+    exempt |= {p for p in params if p.ndim <= 1}
+    decayed = [p for p in params if p not in exempt]
+    free = [p for p in params if p in exempt]
     groups: list[ParamGroup] = [
         {"params": decayed, "freeze_steps": freeze_steps},
         {"params": free, "wd_scale": 0.0, "freeze_steps": freeze_steps},

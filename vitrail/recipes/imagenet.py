@@ -3,6 +3,8 @@
 Facts from the papers, the official code at the commits named in the objectives, and its logs.
 """
 
+from dataclasses import replace
+
 from vitrail.data.views import MultiCrop, RandomResizedCrop
 from vitrail.objectives import dino, simdino, supervised
 from vitrail.optim import Config as Optim
@@ -91,6 +93,19 @@ def crate_base_in1k() -> Recipe:
 def crate_large_in1k() -> Recipe:
     """CRATE-L/16, supervised, 150 epochs at batch 2048. Published: top-1 71.3. Not yet run."""
     return _crate("large")
+
+
+def crate_small_book_in1k() -> Recipe:
+    """CRATE-S/16, supervised, with the augmentations of the book's section 7.3.5. Not yet run.
+
+    "Flips, Gaussian blurs, solarization, etc.", where the training code only crops and flips, which
+    is what `crate_small_in1k` does. The book leaves their probabilities open, refers to DINO for
+    those of its section 7.2, and names colour jitter there. These are DINO's: jitter and grey of
+    every view, blur and solarization as often as in the mean of its two global views.
+    """
+    views = RandomResizedCrop(size=224, jitter=0.8, grey=0.2, blur=0.55, solarize=0.1)
+    objective = supervised.Config(views=views)
+    return replace(_crate("small"), name="crate_small_book_in1k", objective=objective)
 
 
 def _crate(size: str) -> Recipe:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from vitrail.recipes import digits, fashion, imagenet
+from vitrail.recipes import digits, emoji, fashion, imagenet
 from vitrail.recipes.config import suggest
 from vitrail.recipes.recipe import Recipe
 
@@ -13,6 +13,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "crate_mae_digits": digits.crate_mae_digits,
     "swav_digits": digits.swav_digits,
     "cotraining_digits": digits.cotraining_digits,
+    "crate_digits_supervised": digits.crate_digits_supervised,
+    "clip_emoji": emoji.clip_emoji,
     "simdino_vits_fashion": fashion.simdino_vits_fashion,
     "dino_vits_fashion": fashion.dino_vits_fashion,
     "crate_fashion_supervised": fashion.crate_fashion_supervised,
@@ -21,6 +23,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "simdino_vitl16_in1k": imagenet.simdino_vitl16_in1k,
     "crate_tiny_in1k": imagenet.crate_tiny_in1k,
     "crate_small_in1k": imagenet.crate_small_in1k,
+    "crate_small_book_in1k": imagenet.crate_small_book_in1k,
     "crate_base_in1k": imagenet.crate_base_in1k,
     "crate_large_in1k": imagenet.crate_large_in1k,
 }
