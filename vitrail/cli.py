@@ -1,5 +1,6 @@
 """The commands; what they do lives elsewhere."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -16,9 +17,16 @@ from vitrail.assemble import fair_workers
 from vitrail.backbones.registry import BACKBONES, describe
 from vitrail.data.sources import SOURCES
 from vitrail.distributed import choose_device
+from vitrail.evals.coco import CocoPlace
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
+from vitrail.evals.finetune import Finetune
+from vitrail.evals.knn import K
+from vitrail.evals.maskcut import MaskCut
+from vitrail.evals.material import Settings
+from vitrail.evals.metrics import Metric
 from vitrail.evals.protocols import PROTOCOLS
+from vitrail.evals.video import saliency_video
 from vitrail.export import Format, export
 from vitrail.objectives.registry import OBJECTIVES
 from vitrail.recipes.config import suggest
@@ -69,21 +77,57 @@ def resume(arguments: list[str]) -> None:
 
 
 def evaluate_(arguments: list[str]) -> None:
-    """Measure an encoder: vitrail evaluate RUN|WEIGHTS [--data SPEC] [--protocols knn ...]"""
+    """Measure an encoder: vitrail evaluate RUN|WEIGHTS [--data SPEC ...] [--protocols knn ...]"""
 
     def command(
         path: Path_,
-        data: str | None = None,
+        data: tuple[str, ...] = (),
         protocols: tuple[str, ...] | None = None,
         out: Path | None = None,
+        k: tuple[int, ...] = (K,),
+        metric: Metric = "accuracy",
+        draws: int = Settings.draws,
+        seed: int = Settings.seed,
+        last_blocks: int = Settings.last_blocks,
+        finetune: Finetune = Finetune(),  # noqa: B008 (frozen)
+        maskcut: MaskCut = MaskCut(),  # noqa: B008 (frozen)
+        coco: CocoPlace = CocoPlace(),  # noqa: B008 (frozen)
+        templates: tuple[str, ...] = Settings.templates,
         device: str = "auto",
         workers: int | None = None,
     ) -> None:
+        """Measures an encoder.
+
+        Args:
+            data: one SPEC or several; the first is measured whole, and the accuracies on all of
+                them make a transfer table. By default the run's own.
+            protocols: see `vitrail list protocols`; by default all but the optional ones.
+            out: where evaluation.json and figures/ go; by default into the run.
+            k: neighbours of k-NN; the first is what `knn` reports, all are listed.
+            metric: what accuracies are; mean_per_class averages over the test classes.
+            draws: of the 10 labelled images per class.
+            seed: of draws, probes and fine-tuning; the 1 % and 10 % subsets have their own.
+            last_blocks: whose class tokens linear_sweep may look at.
+            templates: of the prompts that zeroshot makes of a class's name, in the place of {}.
+        """
+        settings = Settings(
+            k=k[0] if k else K,
+            more_k=tuple(k[1:]),
+            metric=metric,
+            draws=draws,
+            seed=seed,
+            last_blocks=last_blocks,
+            finetune=finetune,
+            maskcut=maskcut,
+            coco=coco,
+            templates=templates,
+        )
         evaluate(
             path,
             data=data,
             protocols=protocols,
             out=out,
+            settings=settings,
             device=str(choose_device(device)),
             workers=fair_workers() if workers is None else workers,
         )
@@ -92,12 +136,64 @@ def evaluate_(arguments: list[str]) -> None:
 
 
 def report(arguments: list[str]) -> None:
-    """Make a run's page of pictures: vitrail report RUN"""
+    """Make a page of one run, or of several side by side: vitrail report RUN [RUN ...]"""
 
-    def command(run: Path_) -> None:
-        print(build_report(run))
+    def command(
+        run: Path_,
+        more: Annotated[tuple[Path, ...], tyro.conf.Positional] = (),
+        out: Path | None = None,
+    ) -> None:
+        """Writes a page.
+
+        Args:
+            more: runs to show beside it.
+            out: the page; by default RUN/report.html, which several runs do not have.
+        """
+        print(build_report(run) if out is None and not more else build_report(run, *more, out=out))
 
     tyro.cli(command, prog="vitrail report", args=arguments)
+
+
+def saliency(arguments: list[str]) -> None:
+    """Draw what it looks at in a video: vitrail saliency RUN|WEIGHTS --frames FOLDER --out FILE"""
+
+    def command(
+        path: Path_,
+        frames: Path,
+        out: Path,
+        size: int | None = None,
+        head: int | None = None,
+        fps: float | None = None,
+        device: str = "auto",
+    ) -> None:
+        """Draws the last layer's maps of a moving picture beside it.
+
+        Args:
+            frames: a folder of images, or an animated GIF, WebP or PNG.
+            out: FILE.gif or FILE.webp.
+            size: pixels of a frame's short side; by default the encoder's own.
+            head: one head's map, from 1; by default the average.
+            fps: frames a second; by default as the file says, else 12.5.
+        """
+        written = saliency_video(
+            path,
+            frames,
+            out,
+            size=size,
+            head=head,
+            fps=fps,
+            device=str(choose_device(device)),
+        )
+        for id, reason in written.skipped:
+            print(f"skipped {json.dumps(id)}: {reason}", file=sys.stderr)
+        if written.cut:
+            print(
+                "the frames after these are left out: choose a smaller --size or fewer of them",
+                file=sys.stderr,
+            )
+        print(f"{written.path}: {written.frames} frames")
+
+    tyro.cli(command, prog="vitrail saliency", args=arguments)
 
 
 def embed_(arguments: list[str]) -> None:
@@ -165,6 +261,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "resume": resume,
     "evaluate": evaluate_,
     "report": report,
+    "saliency": saliency,
     "embed": embed_,
     "export": export_,
     "list": list_,

@@ -74,7 +74,9 @@ def test_supervised_needs_labels(places):
     outcome = vitrail(
         "pretrain", "crate_fashion_supervised", "--out", "run", "--steps", 1, *changes.split()
     )
-    assert_refused(outcome, "'supervised' needs labels", "another objective", "a source with classes")
+    assert_refused(
+        outcome, "'supervised' needs labels", "another objective", "a source with classes"
+    )
     assert not Path("run").exists()
 
 

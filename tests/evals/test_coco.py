@@ -258,3 +258,25 @@ def test_a_file_that_is_not_cocos_is_refused(tmp_path, content, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"there is no file .*x\.json"):
         open_coco(tmp_path, "x.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("bbox", None, "no bbox"),
+        ("iscrowd", None, "no iscrowd"),
+        ("bbox", [1, 2], "instead of"),
+        ("bbox", "1234", "instead of"),
+        ("segmentation", "zz", "neither polygons nor run lengths"),
+        ("segmentation", [[1, 2]], "neither polygons nor run lengths"),
+        ("segmentation", [], "neither polygons nor run lengths"),
+    ],
+)
+def test_a_damaged_object_is_named(tmp_path, field, value, words):
+    write_scenes(tmp_path, 1)
+    path = tmp_path / "annotations.json"
+    truth = json.loads(path.read_text())
+    truth["annotations"][0][field] = value
+    path.write_text(json.dumps(truth))
+    with pytest.raises(ValueError, match=f"its object 0.*{words}"):
+        open_coco(tmp_path)

@@ -7,10 +7,12 @@ from synthetic_runs import image_folder, tiny_encoder
 
 from vitrail.data.sources import open_source
 from vitrail.encoder import Encoder
-from vitrail.evals.evaluate import evaluate, percent
+from vitrail.evals.evaluate import evaluate
 from vitrail.evals.features import features, raw_side
 from vitrail.evals.knn import knn_accuracy
-from vitrail.evals.protocols import PROTOCOLS, Settings
+from vitrail.evals.material import Settings
+from vitrail.evals.protocols import PROTOCOLS
+from vitrail.evals.tables import percent
 
 
 def perturbed(encoder):
@@ -93,7 +95,7 @@ def test_unlabelled_data_give_pictures_and_say_so(tmp_path, capsys):
     spec = f"folder:{root}"
     tiny_encoder(spec, channels=3).save(tmp_path / "run")
     results = evaluate(tmp_path / "run")
-    assert set(results["figures"]) == {"neighbours", "saliency", "pca", "xray"}
+    assert set(results["figures"]) == {"map", "neighbours", "saliency", "pca", "xray"}
     assert not {"knn", "linear", "linear_10_per_class"} & set(results)
     assert "has no labels: no accuracies" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"knn: .*has no labels"):

@@ -5,7 +5,15 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from vitrail.evals.knn import knn_accuracy, knn_predict, neighbours, vote
+from vitrail.evals import knn
+from vitrail.evals.knn import (
+    GROUP,
+    _top_k_of_groups,
+    knn_accuracy,
+    knn_predict,
+    neighbours,
+    vote,
+)
 
 
 def clusters(n, seed, d=16, classes=5, noise=1.5):
@@ -91,14 +99,13 @@ def test_zero_features_are_far_from_everything_and_stay_finite():
 def test_no_matrix_grows_with_queries_times_bank(monkeypatch):
     """The largest similarity matrix is a chunk's, whatever the sizes."""
     largest = []
-    matmul = torch.Tensor.__matmul__
+    mm = torch.mm
 
-    def watched(a, b):
-        product = matmul(a, b)
-        largest.append(product.numel())
-        return product
+    def watched(a, b, *, out):
+        largest.append(out.numel())
+        return mm(a, b, out=out)
 
-    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    monkeypatch.setattr(torch, "mm", watched)
     bank, queries = clusters(3000, 6, d=4)[0], clusters(2000, 7, d=4)[0]
     tracemalloc.start()
     neighbours(bank, queries, 5, query_chunk=64, bank_chunk=128)
@@ -153,3 +160,24 @@ def test_bad_settings_are_named():
         knn_predict(bank, labels, bank, 0)
     with pytest.raises(ValueError, match=r"tau = -1"):
         knn_predict(bank, labels, bank, 3, -1.0)
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_groups_keep_the_order_of_equal_values(k):
+    """Few distinct values in many columns: nearly everything is a tie."""
+    values = torch.from_numpy(np.random.default_rng(13).integers(0, 4, size=(50, 64 * GROUP)))
+    values = values.float()
+    best, columns = _top_k_of_groups(values, k)
+    expected, order = values.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(best, expected[:, :k])
+    assert torch.equal(columns, order[:, :k])
+
+
+def test_a_bank_of_many_chunks_and_blocks_of_queries(monkeypatch):
+    bank, _ = clusters(5000, 14)
+    queries, _ = clusters(300, 15)
+    cosine = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, bank)]
+    expected = np.argsort(-(cosine[0].astype(float) @ cosine[1].T), axis=1, kind="stable")[:, :6]
+    monkeypatch.setattr(knn, "QUERY_BLOCK", 70)
+    _, index = neighbours(bank, queries, 6, query_chunk=32, bank_chunk=1001)
+    assert (index == expected).mean() > 0.999  # float32 may exchange two that are nearly equal

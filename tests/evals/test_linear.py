@@ -32,17 +32,14 @@ def test_the_probe_reaches_the_optimum_of_sklearn(noise):
     features, labels = clusters(2000, 0, noise=noise)
     test, test_labels = clusters(1000, 1, noise=noise)
     l2 = 1e-3
-    config = Probe(epochs=100, batch_size=256, lrs=(0.1,), l2=l2, held_out=0.1)
+    config = Probe(epochs=100, min_steps=0, batch_size=256, lrs=(0.1,), l2=l2, held_out=0.1)
     head = fit_probe(features, labels, config)
-    # The same rows, standardised the same way.
-    order = linear.philox(0, "probe_held_out", 0).permutation(len(labels))[200:]
-    rows, row_labels = features[order], labels[order]
-    scaler = StandardScaler().fit(rows)
-    standard = scaler.transform(rows)
-    peer = LogisticRegression(C=1 / (l2 * len(rows)), tol=1e-8, max_iter=10000)
-    peer.fit(standard, row_labels)
-    best = objective(peer.coef_, peer.intercept_, standard, row_labels, l2)
-    ours = objective(head.weight.numpy(), head.bias.numpy(), standard, row_labels, l2)
+    scaler = StandardScaler().fit(features)
+    standard = scaler.transform(features)
+    peer = LogisticRegression(C=1 / (l2 * len(features)), tol=1e-8, max_iter=10000)
+    peer.fit(standard, labels)
+    best = objective(peer.coef_, peer.intercept_, standard, labels, l2)
+    ours = objective(head.weight.numpy(), head.bias.numpy(), standard, labels, l2)
     assert best <= ours * (1 + 1e-6)
     assert ours < best * 1.01
     agreement = head.logits(torch.from_numpy(test)).argmax(1).numpy()
@@ -54,23 +51,25 @@ def test_the_probe_reaches_the_optimum_of_sklearn(noise):
 def test_the_sweep_passes_over_rates_that_hardly_move():
     """On separable data every rate classifies all held-out rows; only the loss tells."""
     features, labels = clusters(500, 2, noise=0.2)
-    head = fit_probe(features, labels, Probe(epochs=10, batch_size=50))
+    head = fit_probe(features, labels, Probe(epochs=10, min_steps=0, batch_size=50))
     assert head.lr > 1e-3
     assert head.held_out_loss < 0.1
 
 
 def test_the_classifiers_of_a_sweep_do_not_see_each_other():
     features, labels = clusters(500, 2)
-    together = fit_probe(features, labels, Probe(epochs=3, lrs=(1e-5, 1e-2)))
+    together = fit_probe(features, labels, Probe(epochs=3, min_steps=0, lrs=(1e-5, 1e-2)))
     assert together.lr == 1e-2
-    alone = fit_probe(features, labels, Probe(epochs=3, lrs=(1e-2,)))
+    alone = fit_probe(features, labels, Probe(epochs=3, min_steps=0, lrs=(1e-2,)))
     torch.testing.assert_close(together.weight, alone.weight, rtol=1e-4, atol=1e-6)
 
 
 def test_the_probe_is_a_function_of_its_seed():
     features, labels = clusters(300, 3)
-    first, again = (fit_probe(features, labels, Probe(epochs=2, seed=4)) for _ in range(2))
-    other = fit_probe(features, labels, Probe(epochs=2, seed=5))
+    first, again = (
+        fit_probe(features, labels, Probe(epochs=2, min_steps=0, seed=4)) for _ in range(2)
+    )
+    other = fit_probe(features, labels, Probe(epochs=2, min_steps=0, seed=5))
     assert torch.equal(first.weight, again.weight)
     assert not torch.equal(first.weight, other.weight)
 
@@ -78,7 +77,9 @@ def test_the_probe_is_a_function_of_its_seed():
 def test_constant_columns_do_no_harm():
     features, labels = clusters(300, 4)
     features[:, 0] = 3.0
-    assert np.isfinite(fit_probe(features, labels, Probe(epochs=1)).weight.numpy()).all()
+    assert np.isfinite(
+        fit_probe(features, labels, Probe(epochs=1, min_steps=0)).weight.numpy()
+    ).all()
     assert linear_accuracy(features, labels, features, labels) > 0.5
 
 
@@ -86,7 +87,7 @@ def test_full_linear_equals_sklearn_at_the_chosen_c():
     features, labels = clusters(300, 5)
     test, test_labels = clusters(300, 6)
     scaler = StandardScaler().fit(features)
-    c = choose_c(scaler.transform(features), labels)
+    c, _ = choose_c(scaler.transform(features), labels)
     peer = LogisticRegression(C=c, max_iter=10000, tol=1e-8)
     peer.fit(scaler.transform(features), labels)
     assert linear_accuracy(features, labels, test, test_labels) == pytest.approx(
@@ -98,7 +99,7 @@ def test_c_is_chosen_on_train_rows_alone(monkeypatch):
     features, labels = clusters(200, 7)
     test, test_labels = clusters(100, 8)
     seen = []
-    monkeypatch.setattr(linear, "choose_c", lambda f, y, s: seen.append(f.shape) or 1.0)
+    monkeypatch.setattr(linear, "choose_c", lambda f, y, s: seen.append(f.shape) or (1.0, 0.0))
     linear_accuracy(features, labels, test, test_labels)
     assert seen == [(200, 12)]
 
@@ -109,14 +110,14 @@ def test_noise_asks_for_a_stronger_penalty_than_signal():
     noise = rng.normal(size=(120, 30)).astype(np.float32)
     signal = noise.copy()
     signal[:, 0] += 20 * labels
-    assert choose_c(noise, labels) < choose_c(signal, labels)
+    assert choose_c(noise, labels)[0] < choose_c(signal, labels)[0]
 
 
 def test_rotating_onto_the_span_changes_no_prediction(monkeypatch):
     """More features than rows: the answer is that of the fit in all the dimensions."""
     features, labels = clusters(40, 9, d=200)
     test, test_labels = clusters(200, 10, d=200)
-    monkeypatch.setattr(linear, "choose_c", lambda f, y, s: 0.1)
+    monkeypatch.setattr(linear, "choose_c", lambda f, y, s: (0.1, 0.0))
     scaler = StandardScaler().fit(features)
     peer = LogisticRegression(C=0.1, max_iter=10000, tol=1e-8)
     peer.fit(scaler.transform(features), labels)
@@ -152,9 +153,12 @@ def test_large_data_go_to_the_probe(monkeypatch):
     test, test_labels = clusters(300, 14)
     logistic = linear_accuracy(features, labels, test, test_labels)
     monkeypatch.setattr(linear, "LOGISTIC_MAX_ROWS", 100)
+    monkeypatch.setattr(linear, "Probe", lambda seed: Probe(min_steps=100, seed=seed))
     probe = linear_accuracy(features, labels, test, test_labels)
     assert probe == pytest.approx(logistic, abs=0.05)
-    assert probe == probe_accuracy(features, labels, test, test_labels, Probe(seed=0))
+    assert probe == probe_accuracy(
+        features, labels, test, test_labels, Probe(min_steps=100, seed=0)
+    )
 
 
 @pytest.mark.parametrize("evaluate", [linear_accuracy, linear_k_per_class])

@@ -13,7 +13,7 @@ import vitrail
 from vitrail.encoder import Encoder
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
-from vitrail.evals.protocols import Settings
+from vitrail.evals.material import Settings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -3,8 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from vitrail.nn.random import Draws
@@ -22,6 +23,13 @@ class Sample:
     label: int | None
     text: str | None
     id: str
+
+
+class Mask(NamedTuple):
+    """What is an object in an image, at the image's size; `ignored` pixels do not count."""
+
+    foreground: Bool[Tensor, "H W"]
+    ignored: Bool[Tensor, "H W"]
 
 
 class BadSampleError(Exception):
@@ -44,6 +52,7 @@ class Source(ABC):
     channels: int  # of every image read
     classes: Sequence[str] | None  # label names, None if the source has no labels
     captioned: bool = False  # every sample that can be read has a text
+    masked: bool = False  # and has a mask
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -62,6 +71,13 @@ class Source(ABC):
 
     def text(self, index: int) -> str | None:
         """The sample's caption, without decoding it; None where there is none."""
+        return None
+
+    def mask(self, index: int) -> Mask | None:
+        """The sample's objects as people have marked them, None where they have not.
+
+        Raises BadSampleError, as `read`.
+        """
         return None
 
     def picture(self, index: int) -> str:

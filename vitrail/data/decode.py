@@ -5,6 +5,8 @@ import logging
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,19 +41,31 @@ def decode_file(
 ) -> UInt8[Tensor, "{channels} H W"]:
     """Decodes an image file, as `from_pil` describes. Of several frames the first is taken.
 
-    The size is checked from the header, before any pixel is decoded.
+    Raises:
+        BadSampleError, OSError, MemoryError: as `open_image`.
+    """
+    with open_image(path, str(path) if id is None else id) as image:
+        pixels_CHW = from_pil(image, channels)
+    return pixels_CHW
+
+
+@contextmanager
+def open_image(path: Path | str, id: str) -> Iterator[Image.Image]:
+    """An image file, opened for what is done within; whatever that meets is told in plain words.
+
+    Of the pixels nothing is decoded yet: `check_pixels` comes before them.
 
     Raises:
-        BadSampleError: with `id` (default: the path) and the reason in plain words.
+        BadSampleError: with `id` and the reason.
         OSError, MemoryError: the machine failed (MACHINE_ERRNOS); of the file nothing is known.
     """
-    id = str(path) if id is None else id
     try:
         _check_status(path)
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on files; what matters raises
             with Image.open(file, formats=FORMATS) as image:
-                return from_pil(image, channels)
+                yield image
+        return
     except UnusablePixelsError as error:
         reason = str(error)
     except UnidentifiedImageError:
@@ -84,11 +98,7 @@ def from_pil(image: Image.Image, channels: int) -> UInt8[Tensor, "{channels} H W
     """
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}; image files give 1 (grey) or 3 (RGB)")
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UnusablePixelsError(
-            f"it has {width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}"
-        )
+    check_pixels(image)
     image.load()
     try:
         image = ImageOps.exif_transpose(image)
@@ -99,6 +109,15 @@ def from_pil(image: Image.Image, channels: int) -> UInt8[Tensor, "{channels} H W
     image = _opaque(_eight_bits(image)).convert("L" if channels == 1 else "RGB")
     pixels_HWC = np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+
+def check_pixels(image: Image.Image) -> None:
+    """UnusablePixelsError where there are more than MAX_PIXELS, by what the header says."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnusablePixelsError(
+            f"it has {width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}"
+        )
 
 
 def _check_status(path: Path | str) -> None:

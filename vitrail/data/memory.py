@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from vitrail.data.batch import Sample, Source
+from vitrail.data.batch import Mask, Sample, Source
 from vitrail.nn.random import philox
 
 
@@ -78,6 +78,7 @@ class Subset(Source):
         self.channels = source.channels
         self.classes = source.classes
         self.captioned = source.captioned
+        self.masked = source.masked
         self._source = source
         self._indices = [int(index) for index in indices]
 
@@ -95,6 +96,9 @@ class Subset(Source):
 
     def text(self, index: int) -> str | None:
         return self._source.text(self._indices[index])
+
+    def mask(self, index: int) -> Mask | None:
+        return self._source.mask(self._indices[index])
 
     def picture(self, index: int) -> str:
         return self._source.picture(self._indices[index])

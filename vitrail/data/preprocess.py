@@ -58,6 +58,30 @@ class Preprocess:
                 out[start : start + len(same_NCHW)] = resized_MSS.unflatten(0, same_NCHW.shape[:2])
         return out.div_(255).clamp_(0, 1).sub_(mean).div_(std)
 
+    def stretched(
+        self, image: UInt8[Tensor, "_ _ _"], size: tuple[int, int]
+    ) -> Float[Tensor, "C H W"]:
+        """The whole of an image, nothing cut off, resized to (height, width) and normalised.
+
+        For who looks at places in the image; its shape is that of `size`. Same filter as above.
+        Raises ValueError if the channels do not fit.
+        """
+        if len(image) != len(self.mean):
+            raise ValueError(
+                f"preprocess: the image has {len(image)} channels, but mean has {len(self.mean)}; "
+                f"open it with channels={len(self.mean)}"
+            )
+        device = image.device
+        mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (self.mean, self.std))
+        sides = []
+        for old, new in zip(image.shape[1:], size, strict=True):
+            none, no = torch.tensor(0), torch.tensor(False)
+            along = taps(torch.tensor(old), torch.tensor(new), none, no, new)
+            sides.append(Taps(along.position.to(device), along.weight.to(device)))
+        with torch.no_grad(), full_precision(device):
+            resized_CHW = resample_one(image, *sides)
+        return resized_CHW.div_(255).clamp_(0, 1).sub_(mean).div_(std)
+
     def _resized(self, image: UInt8[Tensor, "C H W"]) -> Float[Tensor, "C S S"]:
         short = min(image.shape[1:])
         windows, sides = [], []

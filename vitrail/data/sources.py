@@ -11,6 +11,7 @@ from vitrail.data.emoji import open_emoji
 from vitrail.data.fashion_mnist import open_fashion_mnist
 from vitrail.data.folder import open_folder
 from vitrail.data.pairs import open_pairs
+from vitrail.data.voc import open_voc
 
 Split = Literal["train", "test"]
 
@@ -61,6 +62,12 @@ SOURCES: dict[str, SourceKind] = {
         open_pairs,
         takes_path=True,
     ),
+    "voc": SourceKind(
+        "voc:DIR",
+        "PASCAL VOC's images that have masks of their objects (JPEGImages, SegmentationClass, ...)",
+        open_voc,
+        takes_path=True,
+    ),
 }
 
 
@@ -68,8 +75,8 @@ def open_source(spec: str, split: str = "train", channels: int | None = None) ->
     """Opens what a spec names.
 
     Args:
-        spec: `digits[:scattered]`, `emoji[:subgroups][:DIR]`, `fashion-mnist[:DIR]`, `folder:DIR`
-            or `pairs:FILE`.
+        spec: `digits[:scattered]`, `emoji[:subgroups][:DIR]`, `fashion-mnist[:DIR]`, `folder:DIR`,
+            `pairs:FILE` or `voc:DIR`.
         split: "train" or "test".
         channels: of every image; None means the source's own number (3 for files).
 

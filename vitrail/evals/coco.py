@@ -36,6 +36,7 @@ Array = np.ndarray
 OBJECT = 1  # the one category of predictions
 MEASURES = {"AP": 0, "AP50": 1, "AP75": 2}  # where COCOeval's summary has them
 KINDS = {"box": "bbox", "mask": "segm"}
+NEEDED = ("id", "image_id", "bbox", "area", "iscrowd", "segmentation")  # of every object
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def open_coco(
         annotations, images: the file and the folder, within root.
 
     Raises:
-        ValueError: no such file, one that is not COCO's "instances", no images in it, or an image
-            name that leads out of the folder.
+        ValueError: no such file, one that is not COCO's "instances", no images in it, an object
+            that lacks what the evaluator needs, or an image name that leads out of the folder.
     """
     path = Path(root).expanduser() / annotations
     try:
@@ -118,7 +119,27 @@ def open_coco(
             raise ValueError(f"coco: {path} names the image {name!r}, outside of its folder")
         if not all(isinstance(length, int) and length > 0 for length in size):
             raise ValueError(f"coco: {path} gives {name!r} the size {size}")
+    for at, row in enumerate(truth["annotations"]):
+        if wrong := _fault(row):
+            raise ValueError(f"coco: {path}: its object {at} (counted from 0) has {wrong}")
     return CocoFolder(Path(root).expanduser() / images, listed, truth)
+
+
+def _fault(row: Mapping[str, Any]) -> str:
+    """What is wrong with an annotated object, or nothing."""
+    if missing := [name for name in NEEDED if row.get(name) is None]:
+        return f"no {', no '.join(missing)}"
+    if not _are_numbers(row["bbox"], 4):
+        return f"the bbox {row['bbox']!r} instead of [x, y, width, height]"
+    shape = row["segmentation"]
+    outlines = isinstance(shape, list) and shape and all(_are_numbers(o, 6) for o in shape)
+    lengths = isinstance(shape, dict) and {"size", "counts"} <= shape.keys()
+    return "" if outlines or lengths else "a segmentation that is neither polygons nor run lengths"
+
+
+def _are_numbers(values: Any, least: int) -> bool:
+    listed = isinstance(values, list) and len(values) >= least
+    return listed and all(isinstance(value, (int, float)) for value in values)
 
 
 def evaluate_maskcut(

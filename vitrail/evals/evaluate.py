@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -14,26 +14,42 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from vitrail.backbones.contract import TokenBackbone
-from vitrail.data.batch import NoTestSplitError, Source
-from vitrail.data.memory import Subset, hold_out
+from vitrail.data.batch import Source
+from vitrail.data.memory import Subset
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.sources import open_source
 from vitrail.durable import write_atomically
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.evals.features import Embed, collect, raw_pixels, raw_side
-from vitrail.evals.protocols import KINDS, PROTOCOLS, Material, Settings, Split
-from vitrail.nn.effective_rank import effective_rank
-from vitrail.nn.random import philox
+from vitrail.evals.material import KINDS, Material, Settings, Split
+from vitrail.evals.protocols import PROTOCOLS
+from vitrail.evals.rank import rank_numbers
+from vitrail.evals.splits import open_splits, require_labels
+from vitrail.evals.tables import accuracy_names, rank_line, results_table, transfer_table
+from vitrail.text_encoder import TextEncoder, has_text
 
-RANK_ROWS = 2048  # of the test features, for the effective rank
+
+@dataclass(frozen=True)
+class _Bench:
+    """What all sources of one call are measured with. named: the protocols asked for."""
+
+    encoder: Encoder
+    text: TextEncoder | None
+    named: Sequence[str] | None
+    settings: Settings
+    figures: Path
+    device: str
+    workers: int
+    console: Console
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def evaluate(
     path: str | Path,
-    data: str | None = None,
+    data: str | Sequence[str] | None = None,
     protocols: Sequence[str] | None = None,
     *,
     out: str | Path | None = None,
@@ -51,8 +67,10 @@ def evaluate(
     Args:
         path: a run folder, or an encoder.safetensors with its encoder.json.
         data: a source SPEC; the run's own where not given. Without a test split, a fifth is held
-            out.
-        protocols: keys of PROTOCOLS; where not given, all that the data and the backbone allow.
+            out. Or several: the first is measured as one alone is, and the accuracies of the others
+            go to "transfer" in evaluation.json, by SPEC.
+        protocols: keys of PROTOCOLS; where not given, all that the data and the backbone allow, but
+            for the optional ones.
         out: the folder to write to; the run's where not given, or PATH.evaluation for other
             people's weights.
 
@@ -63,53 +81,95 @@ def evaluate(
         ValueError: a path, SPEC or protocol that does not fit, and labels where there are none.
     """
     started = time.perf_counter()
-    console = Console(quiet=quiet, stderr=False)
     settings = settings or Settings()
     require_known(protocols)
     encoder = Encoder.load(path, device)
     out = Path(out) if out is not None else _home(Path(path))
-    spec = data or encoder.info.get("data")
-    if spec is None:
+    console = Console(quiet=quiet, stderr=False)
+    text = _text_side(Path(path), device)
+    bench = _Bench(encoder, text, protocols, settings, out / "figures", device, workers, console)
+    first, *others = _specs(path, data, encoder)
+    splits = {spec: open_splits(spec, encoder.channels) for spec in (first, *others)}
+    for spec in others:
+        require_labels(splits[spec][0], ["--data with several sources"])
+    before = _earlier(out / "evaluation.json", encoder, settings)
+    fresh, facts = _measure(bench, *splits[first], transfer=False)
+    results = _kept(before, first) | fresh
+    results["figures"] = _figures(out)
+    results |= facts | {"data": first}
+    transfer = before.get("transfer", {})
+    for spec in others:
+        numbers, facts = _measure(bench, *splits[spec], transfer=True)
+        transfer[spec] = transfer.get(spec, {}) | numbers | facts
+    results |= {
+        "weights": _identity(encoder)[0],
+        "step": _identity(encoder)[1],
+        "settings": _plain(settings),
+        "hardware": hardware(device),
+        "seconds": round(time.perf_counter() - started, 1),
+        "vitrail": version("vitrail"),
+    }
+    if transfer:
+        results["transfer"] = transfer
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "evaluation.json", json.dumps(results, indent=2) + "\n")
+    _show(bench, results, fresh, bool(others))
+    return results
+
+
+def _show(bench: _Bench, results: dict[str, Any], fresh: dict[str, Any], several: bool) -> None:
+    if accuracy_names(results):
+        bench.console.print(results_table(results))
+    if several:
+        bench.console.print(transfer_table(results))
+    if "features" in results:
+        bench.say(rank_line(results["features"]))
+    for name, numbers in fresh.items():
+        if table := PROTOCOLS[name].table:
+            bench.console.print(table(numbers))
+
+
+def _specs(path: str | Path, data: str | Sequence[str] | None, encoder: Encoder) -> list[str]:
+    specs = [data] if isinstance(data, str) else list(dict.fromkeys(data or ()))
+    specs = specs or [spec for spec in [encoder.info.get("data")] if spec is not None]
+    if not specs:
         raise ValueError(f"{path} does not say what it was trained on; name the data with --data")
-    train, test = open_splits(spec, encoder.channels)
-    names, notes = _choose(protocols, encoder, train)
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    numeric = any(PROTOCOLS[name].labels for name in names)
+    return specs
+
+
+def _measure(
+    bench: _Bench, train: Source, test: Source, *, transfer: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(results of protocols, facts about data and features) of one source."""
+    encoder = bench.encoder
+    names, notes = _choose(bench, train)
+    if transfer:
+        names = [name for name in names if PROTOCOLS[name].labels and PROTOCOLS[name].numbers]
+    for note in [] if transfer else notes:
+        bench.say(note)
+    numeric = any(PROTOCOLS[name].labels or PROTOCOLS[name].compares for name in names)
     whole = any(PROTOCOLS[name].features for name in names)
     kinds = KINDS if numeric else KINDS[-1:]
     embeds = _embeds(encoder, kinds, len(train) + len(test)) if whole else {}
     material = Material(
         encoder=encoder,
-        train=_split(train, encoder.preprocess, embeds, workers),
-        test=_split(test, encoder.preprocess, embeds, workers),
-        settings=settings,
-        figures=out / "figures",
-        device=device,
+        train=_split(train, encoder.preprocess, embeds, bench.workers),
+        test=_split(test, encoder.preprocess, embeds, bench.workers),
+        settings=bench.settings,
+        figures=bench.figures,
+        device=bench.device,
+        workers=bench.workers,
+        text=bench.text,
     )
-    fresh = _run(names, material, explicit=protocols is not None, console=console)
-    results = _kept(out / "evaluation.json", spec, encoder, settings) | fresh
-    results["figures"] = _figures(out)
-    results |= _features(material) | {
-        "data": spec,
+    facts: dict[str, Any] = {}
+    if whole:
+        facts["features"] = rank_numbers(material.test.features, bench.settings.seed)
+    facts |= {
         "n_train": len(material.train.index),
         "n_test": len(material.test.index),
         "held_out": isinstance(test, Subset),  # the data have no test split of their own
-        "weights": _identity(encoder)[0],
-        "step": _identity(encoder)[1],
-        "settings": asdict(settings),
-        "hardware": hardware(device),
-        "seconds": round(time.perf_counter() - started, 1),
-        "vitrail": version("vitrail"),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "evaluation.json", json.dumps(results, indent=2) + "\n")
-    if any(name in results for name, protocol in PROTOCOLS.items() if protocol.labels):
-        console.print(results_table(results))
-    for name, numbers in fresh.items():
-        if table := PROTOCOLS[name].table:
-            console.print(table(numbers))
-    return results
+    return _run(names, material, explicit=bench.named is not None, bench=bench), facts
 
 
 def require_known(protocols: Sequence[str] | None) -> None:
@@ -121,15 +181,6 @@ def require_known(protocols: Sequence[str] | None) -> None:
             raise ValueError(f"unknown protocol {name!r}; {hint}There are: {', '.join(PROTOCOLS)}")
 
 
-def open_splits(spec: str, channels: int) -> tuple[Source, Source]:
-    """The train and test splits of a SPEC; a fifth is held out where there is no test split."""
-    train = open_source(spec, "train", channels=channels)
-    try:
-        return train, open_source(spec, "test", channels=channels)
-    except NoTestSplitError:
-        return hold_out(train)
-
-
 def _home(path: Path) -> Path:
     """A run's own folder; for other people's weights one beside them, which may be in a cache."""
     folder = path if path.is_dir() else path.parent
@@ -139,26 +190,26 @@ def _home(path: Path) -> Path:
     return path.with_name(f"{path.name}.evaluation")
 
 
-def _choose(
-    protocols: Sequence[str] | None, encoder: Encoder, train: Source
-) -> tuple[list[str], list[str]]:
+def _text_side(path: Path, device: str) -> TextEncoder | None:
+    folder = path if path.is_dir() else path.parent
+    return TextEncoder.load(folder, device) if has_text(folder) else None
+
+
+def _choose(bench: _Bench, train: Source) -> tuple[list[str], list[str]]:
     """The protocols to run, and why the others are left out."""
-    unlabelled = train.classes is None
-    if protocols is not None:
-        wrong = [name for name in protocols if PROTOCOLS[name].labels and unlabelled]
-        if wrong:
-            others = ", ".join(name for name, p in PROTOCOLS.items() if not p.labels)
-            raise ValueError(
-                f"{', '.join(wrong)}: {train.spec} has no labels, so there is no accuracy to "
-                f"measure; ask for others ({others}), or name labelled data with --data"
-            )
-        return list(dict.fromkeys(protocols)), []
-    names, notes = list(PROTOCOLS), []
-    if unlabelled:
+    if bench.named is not None:
+        require_labels(train, [name for name in bench.named if PROTOCOLS[name].labels])
+        return list(dict.fromkeys(bench.named)), []
+    names, notes = [name for name, protocol in PROTOCOLS.items() if not protocol.optional], []
+    if train.classes is None:
         names = [name for name in names if not PROTOCOLS[name].labels]
         notes.append(f"{train.spec} has no labels: no accuracies")
-    if not isinstance(encoder.backbone, TokenBackbone):
-        names = [name for name in names if name not in ("saliency", "pca")]
+    if bench.text is None:  # as with most runs: nothing worth a note
+        names = [name for name in names if name not in ("zeroshot", "retrieval")]
+    if not train.masked:
+        names.remove("jaccard")
+    if not isinstance(bench.encoder.backbone, TokenBackbone):
+        names = [name for name in names if name not in ("saliency", "pca", "jaccard")]
         notes.append("the backbone has no tokens: no saliency and no PCA pictures")
     return names, notes
 
@@ -181,7 +232,7 @@ def _split(source: Source, preprocess: Preprocess, embeds: dict[str, Embed], wor
 
 
 def _run(
-    names: Sequence[str], material: Material, *, explicit: bool, console: Console
+    names: Sequence[str], material: Material, *, explicit: bool, bench: _Bench
 ) -> dict[str, Any]:
     results = {}
     for name in names:
@@ -191,25 +242,34 @@ def _run(
             # Asked for by name, it is an error; otherwise the rest is still worth having.
             if explicit:
                 raise
-            console.print(
-                f"{name} is left out: {error}", markup=False, highlight=False, soft_wrap=True
-            )
+            bench.say(f"{name} is left out: {error}")
             continue
         if result is not None:
             results[name] = result
     return results
 
 
-def _kept(path: Path, spec: str, encoder: Encoder, settings: Settings) -> dict[str, Any]:
-    """Earlier results of the same data, weights and settings."""
+def _earlier(path: Path, encoder: Encoder, settings: Settings) -> dict[str, Any]:
+    """What was written before of the same weights with the same settings."""
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-        before = (old["data"], old["weights"], old["step"], old["settings"])
+        before = (old["weights"], old["step"], old["settings"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    if before != (spec, *_identity(encoder), asdict(settings)):
+    return old if before == (*_identity(encoder), _plain(settings)) else {}
+
+
+def _kept(before: dict[str, Any], spec: str) -> dict[str, Any]:
+    """Earlier results on the same data."""
+    if before.get("data") != spec:
         return {}
-    return {name: old[name] for name in (*PROTOCOLS, "features") if name in old}
+    return {name: before[name] for name in (*PROTOCOLS, "features") if name in before}
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """As it comes back from JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
+    return plain
 
 
 def _identity(encoder: Encoder) -> tuple[str | None, int | None]:
@@ -218,25 +278,7 @@ def _identity(encoder: Encoder) -> tuple[str | None, int | None]:
 
 
 def _figures(out: Path) -> dict[str, str]:
-    names = [name for name, protocol in PROTOCOLS.items() if not protocol.labels]
-    return {n: f"figures/{n}.png" for n in names if (out / "figures" / f"{n}.png").exists()}
-
-
-def _features(material: Material) -> dict[str, Any]:
-    """RankMe of the test features, and the number of dimensions it is out of."""
-    features = material.test.features
-    if "trained" not in features:
-        return {}
-    rows = philox(material.settings.seed, "rank", 0).permutation(len(material.test.index))
-    ranks = {
-        kind: round(effective_rank(torch.from_numpy(features[kind][rows[:RANK_ROWS]])), 2)
-        for kind in ("untrained", "trained")
-        if kind in features
-    }
-    numbers = {"dimensions": material.encoder.embed_dim, "effective_rank": ranks["trained"]}
-    if "untrained" in ranks:
-        numbers["effective_rank_untrained"] = ranks["untrained"]
-    return {"features": numbers}
+    return {n: f"figures/{n}.png" for n in PROTOCOLS if (out / "figures" / f"{n}.png").exists()}
 
 
 def hardware(device: str) -> str:
@@ -250,22 +292,3 @@ def hardware(device: str) -> str:
     except (OSError, StopIteration):
         pass
     return f"{model}, {os.cpu_count()} cores"
-
-
-def results_table(results: dict[str, Any]) -> Table:
-    """The numbers for a terminal, in percent."""
-    table = Table(title=f"test accuracy on {results['data']}, %", title_justify="left")
-    table.add_column("")
-    for kind in KINDS:
-        table.add_column(kind, justify="right")
-    for name, protocol in PROTOCOLS.items():
-        if name in results and protocol.labels:
-            table.add_row(name, *(percent(results[name].get(kind)) for kind in KINDS))
-    return table
-
-
-def percent(value: Any) -> str:
-    """0.914 -> "91.4"; with a standard deviation, "91.4 ± 0.6"."""
-    if isinstance(value, dict):
-        return f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
-    return "–" if value is None else f"{100 * value:.1f}"

@@ -90,19 +90,28 @@ def _text(axes: Any, x: float, y: float, text: str, size: int, colour: str) -> N
 
 
 def _drawn(cell: Cell, side: int) -> Shaped[Array, "side side 4"]:
-    picture = np.broadcast_to(cell.picture, (*cell.picture.shape[:2], 3))
-    image = Image.fromarray((picture * 255).round().astype(np.uint8))
-    shrinks = side < image.width or side % image.width
-    image = image.resize(
-        (side, side), Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
-    )
     drawn = np.full((side, side, 4), 255, dtype=np.uint8)
-    drawn[..., :3] = np.asarray(image)
+    drawn[..., :3] = np.asarray(_resized(cell.picture, side))
     if cell.frame:
         edge = np.array([int(cell.frame[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.uint8)
         for border in (np.s_[:5], np.s_[-5:], np.s_[:, :5], np.s_[:, -5:]):
             drawn[(*np.atleast_1d(np.array(border, dtype=object)), ..., np.s_[:3])] = edge
     return drawn
+
+
+def _resized(picture: Array, side: int) -> Image.Image:
+    """To side x side: in blocks where a whole factor enlarges it, smoothly else."""
+    colours = np.broadcast_to(picture, (*picture.shape[:2], 3))
+    image = Image.fromarray((colours * 255).round().astype(np.uint8))
+    shrinks = side < image.width or side % image.width
+    return image.resize(
+        (side, side), Image.Resampling.LANCZOS if shrinks else Image.Resampling.NEAREST
+    )
+
+
+def enlarge(picture: Float[Array, "H W colours"], side: int) -> Float[Array, "S S 3"]:
+    """A picture as a cell of that side shows it, in [0, 1]."""
+    return np.asarray(_resized(picture, side), dtype=np.float32) / 255
 
 
 def heat(values: Float[Array, "h w"], size: int, name: str = "magma") -> Float[Array, "H W 3"]:

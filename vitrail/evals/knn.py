@@ -5,7 +5,7 @@ cosine similarity s votes for its class with weight exp(s / tau), tau = .07. The
 majority is `tau=None`.
 
 Shape legend: N bank rows · M queries · D features · Q queries of a chunk · P bank rows of a chunk ·
-K neighbours.
+G groups of a chunk · K neighbours.
 """
 
 import warnings
@@ -16,21 +16,31 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from vitrail.data.apply import full_precision
+
 Array = np.ndarray
 
 K = 20
 TAU = 0.07
+GROUP = 32  # columns whose largest stands for them all
+QUERY_BLOCK = 65536  # queries on the device together; each block goes over the bank once
 
 
-def _checked(features: Array, name: str) -> Tensor:
-    """Unit-length float32 rows; a zero row stays zero."""
-    if not np.isfinite(features).all():
-        bad = int((~np.isfinite(features).all(axis=1)).sum())
+def _require_finite(features: Array, name: str) -> None:
+    bad = sum(
+        int((~np.isfinite(features[start : start + QUERY_BLOCK]).all(axis=1)).sum())
+        for start in range(0, len(features), QUERY_BLOCK)
+    )
+    if bad:
         raise ValueError(
             f"{name} features: {bad} of {len(features)} rows hold NaN or infinity; "
             "the encoder has diverged or its input is broken, so k-NN would mean nothing"
         )
-    return F.normalize(torch.from_numpy(np.ascontiguousarray(features)), dim=1)
+
+
+def _unit(features: Array, device: str) -> Tensor:
+    """Rows of unit length on the device; a zero row stays zero."""
+    return F.normalize(torch.from_numpy(np.ascontiguousarray(features)).to(device), dim=1)
 
 
 def _top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -47,22 +57,39 @@ def _top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, columns.gather(1, by_value)
 
 
+def _top_k_of_groups(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `_top_k`, for many columns, a multiple of GROUP; each is looked at once.
+
+    Runs of GROUP columns are ordered by their maxima. Every group before another holds an entry
+    that comes before all of the other's, so that the first k groups hold the first k entries.
+    """
+    groups_QGg = similarity.unflatten(1, (-1, GROUP))
+    if groups_QGg.shape[1] <= k:
+        return _top_k(similarity, min(k, similarity.shape[1]))
+    chosen_QK = _top_k(groups_QGg.amax(2), k)[1].sort(dim=1).values
+    members_QKg = groups_QGg.gather(1, chosen_QK[:, :, None].expand(-1, -1, GROUP))
+    values, at = _top_k(members_QKg.flatten(1), k)
+    return values, chosen_QK.gather(1, at // GROUP) * GROUP + at % GROUP
+
+
 def neighbours(
     bank: Float32[Array, "N D"],
     queries: Float32[Array, "M _"],
     k: int = K,
     *,
-    query_chunk: int = 512,
-    bank_chunk: int = 8192,
+    query_chunk: int = 1024,
+    bank_chunk: int = 16384,
     device: str = "cpu",
 ) -> tuple[Float32[Array, "M K"], Int64[Array, "M K"]]:
     """The k rows of the bank with the highest cosine similarity to each query.
 
     Exact, in float32. Equal similarities are ordered by bank index, lowest first.
 
-    Beyond a normalised copy of the inputs and the outputs (N D + M D + 3 M K numbers), memory is at
-    most about 24 * query_chunk * (bank_chunk + k) bytes plus bank_chunk * D floats on `device`,
-    whatever N and M are (100 MB with the defaults): the M x N similarities never exist.
+    Beyond inputs and outputs, memory on `device` is at most about
+    query_chunk * (5 bank_chunk + 1000 k) bytes for the similarities of one chunk to another,
+    8 D bank_chunk bytes for the chunk of the bank, and 65,536 * (8 D + 12 k) bytes for the queries:
+    350 MB with the defaults and D = 384, whatever N and M are. The M x N similarities never exist,
+    nor a copy of the bank. On the CPU it is a bank's chunk more.
 
     Args:
         k: clipped to the size of the bank, with a warning.
@@ -82,33 +109,50 @@ def neighbours(
             f"bank features have {bank.shape[1]} dimensions and queries {queries.shape[1]}: "
             "both must come from the same encoder"
         )
+    _require_finite(bank, "bank")
+    _require_finite(queries, "query")
     if k > len(bank):
         warnings.warn(f"k = {k} is clipped to the {len(bank)} samples of the bank", stacklevel=2)
         k = len(bank)
-    bank_ND, queries_MD = _checked(bank, "bank"), _checked(queries, "query")
-    similarity_MK = torch.empty(len(queries_MD), k)
-    index_MK = torch.empty(len(queries_MD), k, dtype=torch.int64)
-    for start in range(0, len(queries_MD), query_chunk):
-        rows = slice(start, start + query_chunk)
-        best = _search(bank_ND, queries_MD[rows].to(device), k, bank_chunk)
-        similarity_MK[rows], index_MK[rows] = best
-    return similarity_MK.numpy(), index_MK.numpy()
+    similarity_MK = np.empty((len(queries), k), dtype=np.float32)
+    index_MK = np.empty((len(queries), k), dtype=np.int64)
+    with torch.inference_mode(), full_precision(torch.device(device)):
+        for start in range(0, len(queries), QUERY_BLOCK):
+            rows = slice(start, start + QUERY_BLOCK)
+            best, index = _search(bank, _unit(queries[rows], device), k, query_chunk, bank_chunk)
+            similarity_MK[rows], index_MK[rows] = best.cpu().numpy(), index.cpu().numpy()
+    return similarity_MK, index_MK
 
 
-def _search(bank_ND: Tensor, queries_QD: Tensor, k: int, bank_chunk: int) -> tuple[Tensor, Tensor]:
-    """A running top k of one chunk of queries over the chunks of the bank."""
-    best_QK = queries_QD.new_empty(len(queries_QD), 0)
-    index_QK = best_QK.to(torch.int64)
-    for start in range(0, len(bank_ND), bank_chunk):
-        bank_PD = bank_ND[start : start + bank_chunk].to(queries_QD.device)
-        similarity_QP = queries_QD @ bank_PD.T
-        values, columns = _top_k(similarity_QP, min(k, len(bank_PD)))
-        # The running best comes first and has the lower indices: leftmost is still lowest.
-        values = torch.cat([best_QK, values], dim=1)
-        columns = torch.cat([index_QK, columns + start], dim=1)
-        best_QK, kept = _top_k(values, min(k, values.shape[1]))
-        index_QK = columns.gather(1, kept)
-    return best_QK, index_QK
+def _search(
+    bank: Array, queries: Tensor, k: int, query_chunk: int, bank_chunk: int
+) -> tuple[Tensor, Tensor]:
+    """A running top k of a block of queries over the chunks of the bank, each sent once."""
+    best_BK = queries.new_full((len(queries), k), -torch.inf)
+    index_BK = torch.zeros_like(best_BK, dtype=torch.int64)
+    width = -(-min(bank_chunk, len(bank)) // GROUP) * GROUP
+    room = queries.new_empty(min(query_chunk, len(queries)), width)  # written again for each chunk
+    for start in range(0, len(bank), bank_chunk):
+        bank_PD = _unit(bank[start : start + bank_chunk], str(queries.device))
+        for first in range(0, len(queries), query_chunk):
+            rows = slice(first, first + query_chunk)
+            similarity_QP = _similarities(queries[rows], bank_PD, room)
+            values, columns = _top_k_of_groups(similarity_QP, k)
+            # The running best comes first and has the lower indices: leftmost is still lowest.
+            values = torch.cat([best_BK[rows], values], dim=1)
+            columns = torch.cat([index_BK[rows], columns + start], dim=1)
+            best_BK[rows], kept = _top_k(values, k)
+            index_BK[rows] = columns.gather(1, kept)
+    return best_BK, index_BK
+
+
+def _similarities(queries_QD: Tensor, bank_PD: Tensor, room: Tensor) -> Tensor:
+    """All of one chunk to another, and -infinity up to a whole number of groups."""
+    n_rows, n_columns = len(queries_QD), len(bank_PD)
+    similarity_QP = room[:n_rows, : -(-n_columns // GROUP) * GROUP]
+    torch.mm(queries_QD, bank_PD.T, out=similarity_QP[:, :n_columns])
+    similarity_QP[:, n_columns:] = -torch.inf
+    return similarity_QP
 
 
 def vote(

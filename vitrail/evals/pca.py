@@ -18,7 +18,8 @@ from torch import Tensor
 
 from vitrail.encoder import Encoder, evaluating
 from vitrail.evals.features import shown
-from vitrail.evals.grid import Cell, cell_side, save_grid, upsample
+from vitrail.evals.grid import Cell, cell_side, enlarge, save_grid, upsample
+from vitrail.evals.saliency import OUTSIDE
 
 Array = np.ndarray
 
@@ -98,7 +99,8 @@ def otsu(values: Float[Array, "..."], bins: int = 256) -> float:
 
 
 def pca_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
-    """A PNG, a column an image: the image, the first component, the next three as colours."""
+    """A PNG, a column an image: the image, the first component, the foreground that it gives, and
+    in that the next three components as red, green and blue. All are of one PCA of all images."""
     components = patch_components(patch_features(encoder, images))
     pictures = shown(encoder, images)
     side = cell_side(encoder.preprocess.size)
@@ -109,6 +111,8 @@ def pca_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
         channels = [upsample(components.colours[n, ..., c], side) for c in range(3)]
         inside = upsample(components.foreground[n].astype(np.float32), side)[..., None] > 0.5
         colours = np.where(inside, np.clip(np.stack(channels, -1), 0, 1), 0.12)
-        columns.append([Cell(image_SSc), Cell(first), Cell(colours)])
+        drawn_SSc = enlarge(image_SSc, side)
+        cut = np.where(inside, drawn_SSc, OUTSIDE * drawn_SSc)
+        columns.append([Cell(image_SSc), Cell(first), Cell(cut), Cell(colours)])
     rows = [list(row) for row in zip(*columns, strict=True)]
-    return save_grid(rows, path, side=side, margin=["image", "1st", "2nd–4th"])
+    return save_grid(rows, path, side=side, margin=["image", "1st", "foreground", "2nd–4th"])

@@ -1,75 +1,36 @@
 """The table of evaluation protocols: each turns features into numbers, or images into a picture."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
-from vitrail.data.batch import BadSampleError, Source
-from vitrail.encoder import Encoder
+from vitrail.evals import accuracies
+from vitrail.evals.captions import find_pairs, name_classes, retrieval_table, zeroshot_table
+from vitrail.evals.embedding_map import draw_map
 from vitrail.evals.gallery import neighbours_figure
-from vitrail.evals.knn import TAU, K, knn_accuracy
-from vitrail.evals.linear import linear_accuracy, linear_k_per_class
+from vitrail.evals.masks import jaccard, jaccard_table
+from vitrail.evals.material import Material
+from vitrail.evals.objects import detect, detection_table, draw_objects
 from vitrail.evals.pca import pca_figure
-from vitrail.evals.saliency import saliency_figure
+from vitrail.evals.ranking import rank_test, ranking_table
+from vitrail.evals.saliency import at_size, saliency_figure
 from vitrail.evals.xray import EPS, xray
 from vitrail.evals.xray_figure import layers_figure, layers_table
-from vitrail.nn.random import philox
 
 Array = np.ndarray
-KINDS = ("raw", "untrained", "trained")
 XRAY_IMAGES = 32
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What changes the numbers. k, tau: k-NN's. draws: of the labelled subset. seed: of both draws
-    and pictures. pictures: images in each figure."""
-
-    k: int = K
-    tau: float = TAU
-    draws: int = 10
-    seed: int = 0
-    pictures: int = 8
-
-
-@dataclass(frozen=True)
-class Split:
-    """features: "raw", "untrained", "trained" -> float32 [N, D]; labels: [N], -1 where there is
-    none; index: which sample of the source each row is."""
-
-    source: Source
-    features: dict[str, Array]
-    labels: Array
-    index: Array
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a protocol works on."""
-
-    encoder: Encoder
-    train: Split
-    test: Split
-    settings: Settings
-    figures: Path
-    device: str
-
-    def chosen(self, count: int) -> list[int]:
-        """The rows of the test split that are looked at one by one: the first `count`, drawn."""
-        order = philox(self.settings.seed, "pictures", 0).permutation(len(self.test.labels))
-        return order[:count].tolist()
-
-
 class Protocol(NamedTuple):
-    """One that needs no labels draws figures/NAME.png.
+    """One that needs no labels, or gives no numbers, draws figures/NAME.png.
 
     run: gives numbers for evaluation.json, or None where there is only the figure. labels: it needs
     them, and its numbers are accuracies. features: it needs those of the whole data. table: shows
-    numbers that are not accuracies.
+    numbers that are not accuracies. optional: it runs where it is asked for by name, as it is slow.
+    numbers: it gives some. compares: it wants raw and untrained features too, though it needs no
+    labels.
     """
 
     run: Callable[[Material], Any]
@@ -77,41 +38,9 @@ class Protocol(NamedTuple):
     labels: bool
     features: bool
     table: Callable[[Any], Table] | None = None
-
-
-def _knn(m: Material) -> dict[str, float]:
-    return {kind: _knn_of(m, kind, m.settings.tau) for kind in m.train.features}
-
-
-def _knn_majority(m: Material) -> dict[str, float]:
-    return {kind: _knn_of(m, kind, None) for kind in m.train.features}
-
-
-def _knn_of(m: Material, kind: str, tau: float | None) -> float:
-    bank, queries = m.train.features[kind], m.test.features[kind]
-    k = m.settings.k
-    return knn_accuracy(bank, m.train.labels, queries, m.test.labels, k, tau, m.device)
-
-
-def _linear(m: Material) -> dict[str, float]:
-    train, test, seed = m.train, m.test, m.settings.seed
-    return {
-        kind: linear_accuracy(
-            x, train.labels, test.features[kind], test.labels, seed=seed, device=m.device
-        )
-        for kind, x in train.features.items()
-    }
-
-
-def _linear_10(m: Material) -> dict[str, dict[str, float]]:
-    train, test, s = m.train, m.test, m.settings
-    results = {}
-    for kind, x in train.features.items():
-        few = linear_k_per_class(
-            x, train.labels, test.features[kind], test.labels, k=10, draws=s.draws, seed=s.seed
-        )
-        results[kind] = {"mean": few.mean, "std": few.std}
-    return results
+    optional: bool = False
+    numbers: bool = True
+    compares: bool = False
 
 
 def _neighbours(m: Material) -> None:
@@ -129,54 +58,151 @@ def _neighbours(m: Material) -> None:
 
 
 def _saliency(m: Material) -> None:
-    saliency_figure(m.encoder, _images(m, m.settings.pictures), m.figures / "saliency.png")
+    encoder = at_size(m.encoder, m.settings.image_size, "saliency")
+    saliency_figure(encoder, m.images(m.settings.pictures), m.figures / "saliency.png")
 
 
 def _pca(m: Material) -> None:
-    pca_figure(m.encoder, _images(m, m.settings.pictures), m.figures / "pca.png")
+    encoder = at_size(m.encoder, m.settings.image_size, "pca")
+    pca_figure(encoder, m.images(m.settings.pictures), m.figures / "pca.png")
 
 
 def _xray(m: Material) -> dict[str, Any]:
-    images = _images(m, XRAY_IMAGES)
+    images = m.images(XRAY_IMAGES)
     layers = {"untrained": xray(m.encoder.untrained(), images), "trained": xray(m.encoder, images)}
     layers_figure(layers, m.figures / "xray.png")
     return {"images": len(images), "eps": EPS, **layers}
 
 
-def _images(m: Material, count: int) -> list[Any]:
-    images = []
-    for row in m.chosen(count):
-        try:
-            images.append(m.test.source.read(int(m.test.index[row])).image)
-        except BadSampleError:
-            continue
-    if not images:
-        raise ValueError(f"{m.test.source.spec}: none of the images chosen to look at can be read")
-    return images
-
-
 # name: run, help, needs labels, needs the features of all images, a table of its own
 PROTOCOLS: dict[str, Protocol] = {
     "knn": Protocol(
-        _knn, "accuracy of 20 nearest neighbours, votes weighted by exp(cos / 0.07)", True, True
+        accuracies.knn,
+        "accuracy of 20 nearest neighbours (--k), votes weighted by exp(cos / 0.07)",
+        True,
+        True,
     ),
     "knn_majority": Protocol(
-        _knn_majority, "the same with one vote each, as the book has it", True, True
+        accuracies.knn_majority, "the same with one vote each, as the book has it", True, True
     ),
     "linear": Protocol(
-        _linear, "accuracy of a linear classifier on all labelled training images", True, True
+        accuracies.linear,
+        "accuracy of a linear classifier on all labelled training images",
+        True,
+        True,
     ),
     "linear_10_per_class": Protocol(
-        _linear_10,
+        accuracies.linear_per_class,
         "the same with 10 labelled images per class, mean and std of 10 draws",
         True,
         True,
     ),
-    "neighbours": Protocol(
-        _neighbours, "picture: the nearest training images of a few test images", False, True
+    "linear_1_percent": Protocol(
+        accuracies.linear_of_share(0.01),
+        "if named: the same with 1 % of the labels, mean and std of 3 fixed subsets",
+        True,
+        True,
+        optional=True,
     ),
-    "saliency": Protocol(_saliency, "picture: what the last layer looks at", False, False),
-    "pca": Protocol(_pca, "picture: principal components of patch features", False, False),
+    "linear_10_percent": Protocol(
+        accuracies.linear_of_share(0.1), "if named: the same with 10 %", True, True, optional=True
+    ),
+    "linear_sweep": Protocol(
+        accuracies.linear_sweep,
+        "if named: as linear, of the best of several features (last class tokens, mean patch)",
+        True,
+        True,
+        optional=True,
+    ),
+    "finetune": Protocol(
+        accuracies.finetuned(1.0),
+        "if named: accuracy after training the whole encoder on all labels (--finetune.lr ...)",
+        True,
+        False,
+        optional=True,
+    ),
+    "finetune_1_percent": Protocol(
+        accuracies.finetuned(0.01),
+        "if named: the same with 1 % of the labels, mean and std of 3 fixed subsets",
+        True,
+        False,
+        optional=True,
+    ),
+    "finetune_10_percent": Protocol(
+        accuracies.finetuned(0.1), "if named: the same with 10 %", True, False, optional=True
+    ),
+    "confusion": Protocol(
+        accuracies.confusion,
+        "picture: which classes k-NN takes for which",
+        True,
+        True,
+        numbers=False,
+    ),
+    "mean_average_precision": Protocol(
+        rank_test,
+        "of the test images of the same class, ordered by similarity; also recall@k",
+        True,
+        True,
+        ranking_table,
+    ),
+    "map": Protocol(
+        draw_map,
+        "picture: all test images in a plane, coloured by class (PCA, or UMAP if installed)",
+        False,
+        True,
+        numbers=False,
+        compares=True,
+    ),
+    "neighbours": Protocol(
+        _neighbours,
+        "picture: the nearest training images of a few test images",
+        False,
+        True,
+        numbers=False,
+    ),
+    "saliency": Protocol(
+        _saliency, "picture: what the last layer looks at", False, False, numbers=False
+    ),
+    "pca": Protocol(
+        _pca, "picture: principal components of patch features", False, False, numbers=False
+    ),
+    "jaccard": Protocol(
+        jaccard,
+        "numbers and picture: saliency against the objects that are marked, of data with masks",
+        False,
+        False,
+        jaccard_table,
+    ),
+    "maskcut": Protocol(
+        draw_objects,
+        "if named: picture: objects that MaskCut finds in a few images (--maskcut.tau ...)",
+        False,
+        False,
+        optional=True,
+        numbers=False,
+    ),
+    "detection": Protocol(
+        detect,
+        "if named: AP of MaskCut's boxes and masks on annotated images (--coco.folder DIR)",
+        False,
+        False,
+        detection_table,
+        optional=True,
+    ),
+    "zeroshot": Protocol(
+        name_classes,
+        "accuracy of the nearest class name (--templates), of encoders with a text side",
+        False,
+        True,
+        zeroshot_table,
+    ),
+    "retrieval": Protocol(
+        find_pairs,
+        "numbers and picture: images found by captions and captions by images, recall@k",
+        False,
+        True,
+        retrieval_table,
+    ),
     "xray": Protocol(
         _xray,
         "numbers and picture, layer by layer: coding rate, compression, sparsity, coherence",

@@ -6,6 +6,7 @@ Source: Caron et al. 2021 (DINO), figures 1 and 3; the mask that keeps 60 % of t
 Shape legend: N images · h heads · H×W patches · S pixels a side.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ Array = np.ndarray
 
 KEEP = 0.6  # of the mass of a map
 MAX_HEADS = 6  # drawn
+OUTSIDE = 0.3  # of the brightness, where a map does not look
 
 
 def token_backbone(encoder: Encoder, protocol: str) -> TokenBackbone:
@@ -34,6 +36,33 @@ def token_backbone(encoder: Encoder, protocol: str) -> TokenBackbone:
     return encoder.backbone
 
 
+def whole_patches(encoder: Encoder, size: int, protocol: str) -> int:
+    """A size in pixels rounded down to whole patches.
+
+    Backbones with tokens take images of any such size: they resample their positions, or compute
+    them. Raises ValueError for others, and for a size below one patch.
+    """
+    patch = token_backbone(encoder, protocol).patch_size
+    if size < patch:
+        raise ValueError(
+            f"{protocol}: a size of {size} pixels is below one patch of {patch}; use {patch} or "
+            "more"
+        )
+    return size // patch * patch
+
+
+def at_size(encoder: Encoder, size: int | None, protocol: str) -> Encoder:
+    """The same encoder, looking at images of `size` pixels a side; None is its own.
+
+    The part of the image that it sees stays the same.
+    """
+    if size is None:
+        return encoder
+    side, own = whole_patches(encoder, size, protocol), encoder.preprocess
+    resize = max(side, round(side * own.resize / own.size))
+    return Encoder(encoder.backbone, replace(own, size=side, resize=resize), encoder.info)
+
+
 def token_maps(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "N h H W"]:
     """The last layer's map of every head, each summing to 1 over the patches.
 
@@ -43,9 +72,16 @@ def token_maps(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "N h H 
     Raises:
         ValueError: a backbone without tokens.
     """
-    backbone = token_backbone(encoder, "saliency")
+    return pixel_maps(encoder, encoder.preprocess(images))
+
+
+def pixel_maps(
+    encoder: Encoder, pixels: Float[Tensor, "N C S s"], protocol: str = "saliency"
+) -> Float32[Array, "N h H W"]:
+    """`token_maps` of preprocessed images, whose sides are whole patches."""
+    backbone = token_backbone(encoder, protocol)
     with evaluating(backbone):
-        maps_NhHW = backbone.token_maps(encoder.preprocess(images).to(encoder.device))
+        maps_NhHW = backbone.token_maps(pixels.to(encoder.device))
     mass = maps_NhHW.sum((2, 3), keepdim=True).clamp_min(1e-12)
     return (maps_NhHW / mass).float().cpu().numpy()
 
@@ -72,7 +108,7 @@ def saliency_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
     columns = []
     for image_SSc, maps_hHW in zip(shown(encoder, images), maps_NhHW, strict=True):
         average = maps_hHW.mean(0)
-        marked = _marked(image_SSc, mass_mask(average))
+        marked = mark(image_SSc, mass_mask(average))
         cells = [image_SSc, heat(average, side), marked, *(heat(maps_hHW[h], side) for h in heads)]
         columns.append([Cell(picture) for picture in cells])
     margin = ["image", "average", f"{KEEP:.0%} of it", *(f"head {h + 1}" for h in heads)]
@@ -80,11 +116,15 @@ def saliency_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
     return save_grid(rows, path, side=side, margin=margin)
 
 
-def _marked(
-    image_SSc: Float[Array, "S S c"], mask: Bool[Array, "H W"]
-) -> Float[Array, "S S colours"]:
-    """The image, tinted within the mask and darker without."""
-    size = image_SSc.shape[0]
-    inside = np.kron(mask, np.ones((size // mask.shape[0],) * 2))[..., None]
-    tinted = 0.6 * image_SSc + 0.4 * np.array([1.0, 0.6, 0.2])
-    return tinted * inside + 0.4 * image_SSc * (1 - inside)
+def mark(
+    image: Float[Array, "S s c"], mask: Bool[Array, "H W"], tint: float = 0.4
+) -> Float[Array, "S s colours"]:
+    """The image in [0, 1], tinted within the mask and darker without.
+
+    Args:
+        mask: of patches, or of pixels; its sides divide the image's. tint: its share, in [0, 1].
+    """
+    height, width = (a // b for a, b in zip(image.shape[:2], mask.shape, strict=True))
+    inside = np.kron(mask, np.ones((height, width)))[..., None]
+    tinted = (1 - tint) * image + tint * np.array([1.0, 0.6, 0.2])
+    return tinted * inside + OUTSIDE * image * (1 - inside)

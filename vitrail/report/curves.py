@@ -1,7 +1,7 @@
 """Curves as inline SVG, styled by the page, so that they follow its light or dark colours."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ TITLES = {
     "lr": "Learning rate",
     "weight_decay": "Weight decay",
     "grad_norm": "Gradient norm",
+    "kl": "KL divergence",
     "images_per_s": "Images per second",
     "data_wait": "Share of time waiting for data",
     "effective_rank": "Effective rank of the features",
@@ -25,89 +26,153 @@ TITLES = {
 }
 FIRST = ("loss", "lr", "grad_norm", "images_per_s")
 LEFT_OUT = ("step", "epoch", "health", "warning", "time", "seconds")
+Points = Sequence[tuple[float, float]]  # (step, value)
+Bin = tuple[float, float, float, float]  # step, lowest, mean, highest
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One measured quantity over the steps."""
+    """One measured quantity over the steps. lines: (run, class of its line) of a legend."""
 
     name: str
     title: str
     svg: Markup
+    lines: tuple[tuple[str, str], ...] = ()
 
 
 def training_curves(rows: Sequence[dict[str, Any]]) -> list[Curve]:
     """A curve for every number that the steps logged, the important ones first."""
-    names = {name for row in rows for name, value in row.items() if _is_number(value)}
-    names -= set(LEFT_OUT)
-    order = [*FIRST, *sorted(names - set(FIRST))]
-    return _curves(order, [(row.get("step", i), row) for i, row in enumerate(rows)])
+    return [
+        Curve(name, title_of(name), draw(points, title_of(name)))
+        for name, points in training_points(rows).items()
+    ]
 
 
 def health_curves(rows: Sequence[dict[str, Any]]) -> list[Curve]:
     """A curve for every vital sign."""
+    return [
+        Curve(name, title_of(name), draw(points, title_of(name)))
+        for name, points in health_points(rows).items()
+    ]
+
+
+def training_points(rows: Sequence[dict[str, Any]]) -> dict[str, Points]:
+    """(step, value) of every number that the steps logged, the important ones first."""
+    names = {name for row in rows for name, value in row.items() if _is_number(value)}
+    names -= set(LEFT_OUT)
+    order = [*FIRST, *sorted(names - set(FIRST))]
+    return _points(order, [(row.get("step", i), row) for i, row in enumerate(rows)])
+
+
+def health_points(rows: Sequence[dict[str, Any]]) -> dict[str, Points]:
+    """(step, value) of every vital sign."""
     looks = [(row.get("step", i), row["health"]) for i, row in enumerate(rows) if row.get("health")]
     looks = [(step, signs) for step, signs in looks if isinstance(signs, dict)]
-    return _curves(sorted({name for _, signs in looks for name in signs}), looks)
+    return _points(sorted({name for _, signs in looks for name in signs}), looks)
 
 
-def _curves(names: Sequence[str], rows: Sequence[tuple[Any, dict[str, Any]]]) -> list[Curve]:
-    curves = []
-    for name in names:
-        points = [
+def _points(names: Sequence[str], rows: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, Points]:
+    found = {
+        name: [
             (float(step), float(values[name]))
             for step, values in rows
             if _is_number(step) and _is_number(values.get(name))
         ]
-        if points:
-            title = TITLES.get(name, name.replace("_", " ").capitalize())
-            curves.append(Curve(name, title, draw(points, title)))
-    return curves
+        for name in names
+    }
+    return {name: points for name, points in found.items() if points}
+
+
+def title_of(name: str) -> str:
+    return TITLES.get(name, name.replace("_", " ").capitalize())
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def draw(points: Sequence[tuple[float, float]], title: str) -> Markup:
+def draw(points: Points, title: str) -> Markup:
     """A line through (step, value), with a range behind it where steps share a pixel."""
     bins = _binned(points)
-    low, high = min(b[1] for b in bins), max(b[3] for b in bins)
-    y_ticks = _ticks(low, high, 4)
-    low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
-    first, last = points[0][0], points[-1][0]
-    x_ticks = [t for t in _ticks(first, last, 5, integer=True) if first <= t <= last]
-
-    def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (step - first) / ((last - first) or 1)
-
-    def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / ((high - low) or 1)
-
-    band = [f"{x(s):.1f},{y(v):.1f}" for s, v, _, _ in bins]
-    band += [f"{x(s):.1f},{y(v):.1f}" for s, _, _, v in reversed(bins)]
-    line = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, _, v, _ in bins)
+    frame = _Frame.around([points], [b[1] for b in bins], [b[3] for b in bins])
     label = f"{title}: from {points[0][1]:.4g} to {points[-1][1]:.4g} over {len(points)} steps"
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">',
-        *(
-            f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
-            f'<text x="{LEFT - 7}" y="{y(t) + 3.5:.1f}" text-anchor="end">{short(t)}</text>'
-            for t in y_ticks
-        ),
-        *(
-            f'<text x="{x(t):.1f}" y="{HEIGHT - 7}" text-anchor="middle">{short(t)}</text>'
-            for t in x_ticks
-        ),
-        f'<polygon class="band" points="{" ".join(band)}"/>',
-        f'<polyline class="line" points="{line}"/>',
-    ]
+    band = [f"{frame.x(s)},{frame.y(v)}" for s, v, _, _ in bins]
+    band += [f"{frame.x(s)},{frame.y(v)}" for s, _, _, v in reversed(bins)]
+    shade = f'<polygon class="band" points="{" ".join(band)}"/>'
+    return frame.svg(label, [shade, _stroke(frame, bins, "line")])
+
+
+def draw_together(lines: Mapping[str, tuple[str, Points]], title: str) -> Markup:
+    """A line for each name, with the classes given beside its points; without ranges."""
+    bins = {name: _binned(points) for name, (_, points) in lines.items()}
+    means = [b[2] for line in bins.values() for b in line]
+    frame = _Frame.around([points for _, points in lines.values()], means, means)
+    ends = "; ".join(
+        f"{name} from {points[0][1]:.4g} to {points[-1][1]:.4g}"
+        for name, (_, points) in lines.items()
+    )
+    strokes = [_stroke(frame, bins[name], f"line {style}") for name, (style, _) in lines.items()]
+    return frame.svg(f"{title}: {ends}", strokes)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Axes: where a step and a value lie in the drawing."""
+
+    first: float
+    last: float
+    low: float
+    high: float
+    x_ticks: list[float]
+    y_ticks: list[float]
+
+    @classmethod
+    def around(
+        cls, lines: Sequence[Points], lows: Sequence[float], highs: Sequence[float]
+    ) -> "_Frame":
+        y_ticks = _ticks(min(lows), max(highs), 4)
+        low, high = min(*lows, y_ticks[0]), max(*highs, y_ticks[-1])
+        if low == high:  # in the middle
+            low, high = low - (abs(low) or 1.0), high + (abs(high) or 1.0)
+        first, last = min(line[0][0] for line in lines), max(line[-1][0] for line in lines)
+        x_ticks = [t for t in _ticks(first, last, 5, integer=True) if first <= t <= last]
+        return cls(first, last, low, high, x_ticks, y_ticks)
+
+    def x(self, step: float) -> str:
+        part = (step - self.first) / ((self.last - self.first) or 1)
+        return f"{LEFT + (WIDTH - LEFT - RIGHT) * part:.1f}"
+
+    def y(self, value: float) -> str:
+        part = (value - self.low) / ((self.high - self.low) or 1)
+        return f"{HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * part:.1f}"
+
+    def svg(self, label: str, strokes: Sequence[str]) -> Markup:
+        parts = [
+            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">',
+            *(
+                f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" '
+                f'y1="{self.y(t)}" y2="{self.y(t)}"/>'
+                f'<text x="{LEFT - 7}" y="{self.y(t)}" dy="3.5" text-anchor="end">{short(t)}</text>'
+                for t in self.y_ticks
+            ),
+            *(
+                f'<text x="{self.x(t)}" y="{HEIGHT - 7}" text-anchor="middle">{short(t)}</text>'
+                for t in self.x_ticks
+            ),
+        ]
+        return Markup("".join([*parts, *strokes]) + "</svg>")
+
+
+def _stroke(frame: _Frame, bins: Sequence[Bin], style: str) -> str:
     if len(bins) == 1:
-        parts.append(f'<circle class="dot" cx="{x(first):.1f}" cy="{y(bins[0][2]):.1f}" r="3"/>')
-    return Markup("".join(parts) + "</svg>")
+        x, y = frame.x(bins[0][0]), frame.y(bins[0][2])
+        line = f'<polyline class="{style}" points="{x},{y}"/>'
+        return f'{line}<circle class="dot {style}" cx="{x}" cy="{y}" r="3"/>'
+    points = " ".join(f"{frame.x(s)},{frame.y(v)}" for s, _, v, _ in bins)
+    return f'<polyline class="{style}" points="{points}"/>'
 
 
-def _binned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
+def _binned(points: Points) -> list[Bin]:
     """(step, lowest, mean, highest) of neighbouring points."""
     size = -(-len(points) // MAX_POINTS)
     bins = []

@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitrail.evals.protocols import PROTOCOLS
+
 
 @dataclass
 class RunFiles:
-    """config, description (encoder.json), evaluation: {} where there is none; rows: metrics.jsonl;
+    """name: of the folder. label: the same, or more of its path where a page has two of that name.
+
+    config, description (encoder.json), evaluation: {} where there is none; rows: metrics.jsonl;
     bad: (id, reason) of quarantined samples; pictures: name -> PNG bytes; remarks: for the reader.
     """
 
@@ -20,10 +24,18 @@ class RunFiles:
     bad: list[tuple[str, str]] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        self.label = self.label or self.name
 
 
-PICTURES = ("reconstruction", "neighbours", "retrieval", "saliency", "pca", "xray")
-PICTURE_LIMIT = 2_500_000  # bytes each, so that the page stays below 10 MB
+# In the page's order; those of other protocols follow.
+PICTURES = (
+    "reconstruction", "confusion", "neighbours", "retrieval", "saliency", "pca", "xray",
+)  # fmt: skip
+PICTURE_LIMIT = 12_000_000  # bytes of a file that is worth reading
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def read_run(run: Path) -> RunFiles:
@@ -46,14 +58,18 @@ def read_run(run: Path) -> RunFiles:
     for row in _read_lines(run / "quarantine.jsonl", files.remarks):
         reasons.setdefault(str(row.get("id")), str(row.get("reason")))
     files.bad = list(reasons.items())
-    for name in PICTURES:
+    for name in dict.fromkeys((*PICTURES, *PROTOCOLS)):
         path = run / "figures" / f"{name}.png"
         if not path.is_file():
             continue
         if path.stat().st_size > PICTURE_LIMIT:
             files.remarks.append(f"figures/{name}.png is too large for this page and is left out")
             continue
-        files.pictures[name] = path.read_bytes()
+        picture = path.read_bytes()
+        if len(picture) < 24 or not picture.startswith(SIGNATURE):
+            files.remarks.append(f"figures/{name}.png is not a PNG picture and is left out")
+            continue
+        files.pictures[name] = picture
     return files
 
 

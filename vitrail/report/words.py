@@ -1,22 +1,16 @@
 """What an encoder that learned from captions makes of words, beside what guessing gives."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
+
+from vitrail.report.measures import Row
 
 CUTS = (1, 5, 10)
 
 
-class Row(NamedTuple):
-    """trained, chance: fractions, or whatever else a damaged file holds."""
-
-    title: str
-    meaning: str
-    trained: Any
-    chance: Any
-
-
 def word_rows(evaluation: dict[str, Any]) -> list[Row]:
-    """The rows that `zeroshot` and `retrieval` of evaluation.json give, if they are there."""
+    """The rows that `zeroshot` and `retrieval` of evaluation.json give, if they are there: numbers
+    are fractions by "trained" and "chance", or whatever else a damaged file holds."""
     return [*_zeroshot(evaluation.get("zeroshot")), *_retrieval(evaluation.get("retrieval"))]
 
 
@@ -26,11 +20,11 @@ def _zeroshot(numbers: Any) -> Iterator[Row]:
     templates = numbers.get("templates")
     prompts = ", ".join(f"“{t}”" for t in templates) if isinstance(templates, list) else "its name"
     yield Row(
+        "zeroshot",
         "Class from its name, no label seen",
         f"Each test image is given the class whose name, written as {prompts}, is most similar "
         f"to it. Always naming the most frequent class: {_percent(numbers.get('majority'))}.",
-        numbers.get("accuracy"),
-        numbers.get("chance"),
+        {"trained": numbers.get("accuracy"), "chance": numbers.get("chance")},
     )
 
 
@@ -46,10 +40,10 @@ def _retrieval(numbers: Any) -> Iterator[Row]:
         for k in CUTS:
             among = "the most similar" if k == 1 else f"among the {k} most similar"
             yield Row(
+                "retrieval",
                 f"{title}, @{k}",
                 f"How often it is {among} of {found.get('candidates', 'all')} {candidates}.",
-                found.get(f"recall@{k}"),
-                found.get(f"chance@{k}"),
+                {"trained": found.get(f"recall@{k}"), "chance": found.get(f"chance@{k}")},
             )
 
 

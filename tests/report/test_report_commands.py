@@ -1,0 +1,128 @@
+"""The commands on the page: a shell and the command line take them as they are meant."""
+
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitrail import cli
+from vitrail.evals.finetune import Finetune
+from vitrail.evals.material import Settings
+from vitrail.report.again import Again, evaluate_again, quoted, report_again, train_again
+from vitrail.report.files import RunFiles
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pages import make_run
+
+ODD = [
+    "a b",
+    "it's",
+    "$(touch x)",
+    "-e",
+    "two\nlines",
+    "esc\x1b]0;x\x07",
+    "raw\udcff",
+    "é",
+    "\\n'\n",
+]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What `vitrail evaluate` would have done."""
+    calls = []
+    monkeypatch.setattr(cli, "evaluate", lambda path, **asked: calls.append((path, asked)))
+    return calls
+
+
+def files_of(settings=None, **evaluation):
+    plain = json.loads(json.dumps(dataclasses.asdict(settings or Settings())))
+    known = {"data": "digits", "settings": plain} | evaluation
+    return RunFiles("my run", description={"data": "digits"}, evaluation=known)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_shell_gives_the_name_back(name):
+    word = quoted(name)
+    assert word.isprintable()
+    said = subprocess.run(["bash", "-c", f"printf %s {word}"], capture_output=True, check=True)
+    assert said.stdout == name.encode("utf-8", "surrogateescape")
+
+
+def test_the_settings_arrive(calls):
+    settings = Settings(
+        k=5,
+        more_k=(10, 200),
+        metric="mean_per_class",
+        draws=3,
+        seed=7,
+        last_blocks=2,
+        finetune=Finetune(epochs=3.0, crop=(0.2, 0.9)),
+    )
+    command, note = evaluate_again(files_of(settings), ["knn", "finetune"])
+    assert note == ""
+    cli.main(shlex.split(command)[1:])
+    [(path, asked)] = calls
+    assert path == Path("my run")
+    assert asked["protocols"] == ("knn", "finetune")
+    assert asked["settings"] == settings
+    assert asked["data"] == ()
+
+
+def test_usual_settings_and_the_runs_own_data_are_not_said():
+    assert evaluate_again(files_of(), ["saliency"]).command == (
+        "vitrail evaluate 'my run' --protocols saliency"
+    )
+
+
+def test_other_data_are_named_and_several(calls):
+    for sources, expected in (((), ("folder:/my data",)), (("a", "b"), ("a", "b"))):
+        command = evaluate_again(files_of(data="folder:/my data"), ["knn"], sources).command
+        cli.main(shlex.split(command)[1:])
+        assert calls[-1][1]["data"] == expected
+
+
+def test_what_no_flag_says_is_told():
+    again = evaluate_again(files_of(Settings(tau=0.1, pictures=4)), ["knn"])
+    assert again.note == "No flag says tau = 0.1, pictures = 4: set in Python."
+    assert "tau" not in again.command
+
+
+def test_other_peoples_weights_are_named_not_their_folder(calls):
+    files = RunFiles("x.pth.evaluation", evaluation={"weights": "x.pth", "data": "digits"})
+    assert evaluate_again(files, ["knn"]).command == (
+        "vitrail evaluate x.pth --data digits --protocols knn"
+    )
+    files.label = "other"
+    cli.main(shlex.split(evaluate_again(files, ["knn"]).command)[1:])
+    assert calls[-1][1]["out"] == Path("other")
+
+
+@pytest.mark.parametrize("settings", [3, None, {"k": "x", "more_k": 2, "finetune": [1], "new": {}}])
+def test_damaged_settings_do_no_harm(settings):
+    again = evaluate_again(files_of() if settings is None else files_of_raw(settings), ["knn"])
+    assert again.command.startswith("vitrail evaluate 'my run' --protocols knn")
+
+
+def files_of_raw(settings):
+    return RunFiles("my run", description={"data": "d"}, evaluation={"settings": settings})
+
+
+def test_a_name_is_never_a_flag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [RunFiles("-a"), RunFiles("b")]
+    command = report_again(runs, "-cmp.html").command
+    assert command == "vitrail report ./-a b --out ./-cmp.html"
+    for files in runs:
+        make_run(tmp_path / files.name)
+    cli.main(shlex.split(command)[1:])
+    assert (tmp_path / "-cmp.html").exists()
+
+
+def test_training_again_is_what_config_says():
+    assert train_again(RunFiles("a", config={"command": "x"})) == Again("x")
+    assert train_again(RunFiles("a", config={"command": 3})) is None

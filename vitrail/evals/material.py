@@ -1,0 +1,120 @@
+"""What the protocols work on: an encoder, the features of two splits, and the settings."""
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from vitrail.data.batch import BadSampleError, Source
+from vitrail.encoder import Encoder
+from vitrail.evals.choices import LAST_BLOCKS
+from vitrail.evals.coco import CocoPlace
+from vitrail.evals.finetune import Finetune
+from vitrail.evals.knn import TAU, K, check_labels, neighbours
+from vitrail.evals.maskcut import MaskCut
+from vitrail.evals.metrics import Metric
+from vitrail.evals.zeroshot import TEMPLATES
+from vitrail.nn.random import philox
+from vitrail.text_encoder import TextEncoder
+
+Array = np.ndarray
+Layout = Literal["pca", "umap"]
+KINDS = ("raw", "untrained", "trained")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What changes the numbers.
+
+    k, tau: k-NN's. more_k: others that k-NN is counted for too. metric: what "accuracy" is, of all
+    protocols. draws: of the labelled subset. last_blocks: whose class tokens `linear_sweep` may
+    look at. finetune: of the fine-tuning protocols. seed: of draws, probes and pictures. pictures:
+    images in each figure. templates: of the prompts that `zeroshot` makes of a class's name, with
+    a {} in the place of the name. image_size: pixels a side, rounded down to whole patches, at
+    which `saliency`, `pca` and `jaccard` look at images; None is the encoder's own. map_layout: how
+    `map` brings features to a plane; "umap" needs the package umap-learn. maskcut: of `maskcut` and
+    `detection`. coco: what `detection` is measured on.
+    """
+
+    k: int = K
+    tau: float = TAU
+    draws: int = 10
+    seed: int = 0
+    pictures: int = 8
+    more_k: tuple[int, ...] = ()
+    metric: Metric = "accuracy"
+    last_blocks: int = LAST_BLOCKS
+    finetune: Finetune = field(default_factory=Finetune)
+    templates: tuple[str, ...] = TEMPLATES
+    image_size: int | None = None
+    map_layout: Layout = "pca"
+    maskcut: MaskCut = field(default_factory=MaskCut)
+    coco: CocoPlace = field(default_factory=CocoPlace)
+
+    def __post_init__(self) -> None:
+        if low := [k for k in (self.k, *self.more_k) if k < 1]:
+            raise ValueError(f"k = {low[0]}: k-NN needs at least one neighbour")
+        if self.draws < 1:
+            raise ValueError(f"draws = {self.draws}: it must be at least 1")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size = {self.image_size}: it must be at least 1 pixel")
+
+
+@dataclass(frozen=True)
+class Split:
+    """features: "raw", "untrained", "trained" -> float32 [N, D]; labels: [N], -1 where there is
+    none; index: which sample of the source each row is."""
+
+    source: Source
+    features: dict[str, Array]
+    labels: Array
+    index: Array
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a protocol works on. workers: processes that decode, for those that read images. text:
+    the encoder's text side, if it has one."""
+
+    encoder: Encoder
+    train: Split
+    test: Split
+    settings: Settings
+    figures: Path
+    device: str
+    workers: int = 0
+    text: TextEncoder | None = None
+    _nearest: dict[str, tuple[Array, Array]] = field(default_factory=dict, init=False, repr=False)
+
+    def chosen(self, count: int) -> list[int]:
+        """The rows of the test split that are looked at one by one: the first `count`, drawn."""
+        order = philox(self.settings.seed, "pictures", 0).permutation(len(self.test.labels))
+        return order[:count].tolist()
+
+    def images(self, count: int) -> list[UInt8[Tensor, "C _ _"]]:
+        """Those of `chosen` that can be read. ValueError where none can."""
+        images = []
+        for row in self.chosen(count):
+            with suppress(BadSampleError):
+                images.append(self.test.source.read(int(self.test.index[row])).image)
+        if not images:
+            raise ValueError(
+                f"{self.test.source.spec}: none of the images chosen to look at can be read"
+            )
+        return images
+
+    def nearest(self, kind: str) -> tuple[Array, Array]:
+        """(similarities, labels) of the nearest train rows of every test row, as many as any k
+        asks for; looked for once. ValueError where labels are missing."""
+        check_labels(self.train.labels, "train")
+        check_labels(self.test.labels, "test")
+        if kind not in self._nearest:
+            bank, queries = self.train.features[kind], self.test.features[kind]
+            most = max([self.settings.k, *self.settings.more_k])
+            similarity, index = neighbours(bank, queries, most, device=self.device)
+            self._nearest[kind] = similarity, self.train.labels[index]
+        return self._nearest[kind]

@@ -1,0 +1,27 @@
+"""The data that an encoder is measured on."""
+
+from collections.abc import Sequence
+
+from vitrail.data.batch import NoTestSplitError, Source
+from vitrail.data.memory import hold_out
+from vitrail.data.sources import open_source
+from vitrail.evals.protocols import PROTOCOLS
+
+
+def open_splits(spec: str, channels: int) -> tuple[Source, Source]:
+    """The train and test splits of a SPEC; a fifth is held out where there is no test split."""
+    train = open_source(spec, "train", channels=channels)
+    try:
+        return train, open_source(spec, "test", channels=channels)
+    except NoTestSplitError:
+        return hold_out(train)
+
+
+def require_labels(train: Source, wanted_by: Sequence[str]) -> None:
+    """ValueError, naming those that want them, where the source has none."""
+    if wanted_by and train.classes is None:
+        others = ", ".join(name for name, protocol in PROTOCOLS.items() if not protocol.labels)
+        raise ValueError(
+            f"{', '.join(wanted_by)}: {train.spec} has no labels, so there is no accuracy to "
+            f"measure; ask for others ({others}), or name labelled data with --data"
+        )

@@ -1,0 +1,45 @@
+"""Which samples keep their label where labels are few: functions of the labels and a seed alone."""
+
+import numpy as np
+from jaxtyping import Int64
+
+from vitrail.nn.random import philox
+
+Array = np.ndarray
+
+# The seeds of the 1 % and 10 % subsets, whatever the seed of the evaluation.
+SUBSET_SEEDS = (0, 1, 2)
+
+
+def draw_per_class(labels: Int64[Array, " N"], k: int, seed: int, draw: int) -> Int64[Array, " n"]:
+    """Indices of k rows of every class; a function of (seed, draw) and the labels alone."""
+    order = philox(seed, "linear_k_per_class", draw).permutation(len(labels))
+    classes = np.unique(labels)
+    return np.sort(np.concatenate([order[labels[order] == c][:k] for c in classes])).astype(
+        np.int64
+    )
+
+
+def draw_share(labels: Int64[Array, " N"], share: float, seed: int) -> Int64[Array, " n"]:
+    """Sorted indices of a share of every class, rounded, and at least one row of each.
+
+    A pure function of the arguments. The subset of a smaller share of the same seed is contained in
+    that of a larger one. Rows without a label (below 0) are never drawn.
+
+    Raises:
+        ValueError: a share outside (0, 1], or no labelled row.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"a share of {share} of the labels; it must be above 0 and at most 1")
+    if not (labels >= 0).any():
+        raise ValueError(f"none of the {len(labels)} rows has a label to draw")
+    order = philox(seed, "label_share", 0).permutation(len(labels))
+    by_class = np.argsort(labels[order], kind="stable")  # in the drawn order within each class
+    order = order[by_class]
+    classes, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    parts = [
+        order[start : start + max(1, round(count * share))]
+        for label, start, count in zip(classes, first, counts.tolist(), strict=True)
+        if label >= 0
+    ]
+    return np.sort(np.concatenate(parts)).astype(np.int64)

@@ -1,0 +1,68 @@
+"""The numbers of evaluation.json for a terminal."""
+
+from typing import Any
+
+from rich.table import Table
+
+from vitrail.evals.material import KINDS
+from vitrail.evals.protocols import PROTOCOLS
+
+METRICS = {"accuracy": "test accuracy", "mean_per_class": "test accuracy, mean over classes,"}
+
+
+def results_table(results: dict[str, Any]) -> Table:
+    """Accuracies in percent: a row for each protocol, with one for each k of k-NN.
+
+    Protocols with a table of their own are not in it.
+    """
+    table = Table(title=f"{_metric(results)} on {results['data']}, %", title_justify="left")
+    table.add_column("")
+    for kind in KINDS:
+        table.add_column(kind, justify="right")
+    for name in accuracy_names(results):
+        by_k = results[name].get("by_k") or {}
+        rows = {f"{name}, k = {k}": numbers for k, numbers in by_k.items()}
+        for title, numbers in (rows or {name: results[name]}).items():
+            table.add_row(title, *(percent(numbers.get(kind)) for kind in KINDS))
+    return table
+
+
+def accuracy_names(results: dict[str, Any]) -> list[str]:
+    """The protocols for `results_table`."""
+    return [name for name in _measured(results) if PROTOCOLS[name].table is None]
+
+
+def transfer_table(results: dict[str, Any]) -> Table:
+    """Accuracies of the trained encoder in percent: rows are sources, columns protocols."""
+    rows = {results["data"]: results} | results["transfer"]
+    names = [name for name in PROTOCOLS if any(name in _measured(row) for row in rows.values())]
+    title = f"transfer: {_metric(results)} of the trained encoder, %"
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for spec, numbers in rows.items():
+        table.add_row(spec, *(percent(numbers.get(name, {}).get("trained")) for name in names))
+    return table
+
+
+def rank_line(features: dict[str, Any]) -> str:
+    """RankMe in a sentence."""
+    text = f"RankMe {features['rankme']:.1f} of {features['dimensions']} dimensions"
+    before = features.get("rankme_untrained")
+    return text if before is None else f"{text} (untrained {before:.1f})"
+
+
+def percent(value: Any) -> str:
+    """0.914 -> "91.4"; with a standard deviation, "91.4 ± 0.6"."""
+    if isinstance(value, dict):
+        return f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _measured(results: dict[str, Any]) -> list[str]:
+    return [name for name, protocol in PROTOCOLS.items() if name in results and protocol.labels]
+
+
+def _metric(results: dict[str, Any]) -> str:
+    return METRICS[results["settings"]["metric"]]

@@ -1,0 +1,285 @@
+"""Runs side by side: what differs between them, and where their numbers can be compared."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitrail.evals.protocols import PROTOCOLS
+from vitrail.report.again import Again, evaluate_again, report_again, train_again, usual_settings
+from vitrail.report.facts import facts, flat, state
+from vitrail.report.files import RunFiles, read_run
+from vitrail.report.measures import (
+    MEASURES,
+    THE_SAME,
+    Cell,
+    Row,
+    accuracy_rows,
+    as_dict,
+    percent,
+    trained_cell,
+    transfer,
+)
+from vitrail.report.overlays import health_overlays, set_apart, training_overlays
+from vitrail.report.pictures import WHILE_TRAINING, Picture, Words, picture_words, pictures
+from vitrail.report.words import word_rows
+
+# The protocols that a setting of the evaluation changes; one that is not here changes all.
+TOUCHES = {
+    "k": ("confusion",),  # rows of k-NN name theirs
+    "more_k": (),
+    "tau": ("knn",),
+    "draws": ("linear_10_per_class",),
+    "last_blocks": ("linear_sweep",),
+    "finetune": ("finetune", "finetune_1_percent", "finetune_10_percent"),
+    "templates": ("zeroshot",),
+    "pictures": (),
+    "seed": ("linear", "linear_10_per_class", "linear_sweep", "finetune"),
+}
+COUNTS = {"n_train": "training images", "n_test": "test images", "held_out": "the split"}
+RANK = "RankMe"
+
+
+class Matrix(NamedTuple):
+    """A table on one source of data; a column for each run."""
+
+    data: str
+    rows: list[tuple[Row, list[Cell]]]
+    again: list[Again]
+
+
+class Gallery(NamedTuple):
+    """shown: (run, its picture or None). warning: why these are not alike."""
+
+    name: str
+    words: Words
+    warning: str
+    shown: list[tuple[str, Picture | None]]
+    again: list[Again]
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
+    """Each run with a label that no other has.
+
+    Raises:
+        ValueError: a run that is not there, or the same one twice.
+    """
+    resolved = [path.resolve() for path in paths]
+    for path in resolved:
+        if resolved.count(path) > 1:
+            raise ValueError(f"{path} is named more than once; name each run once")
+    runs = [read_run(path) for path in paths]
+    for files, path in zip(runs, resolved, strict=True):
+        files.label = _label(path, resolved)
+    return runs
+
+
+def _label(path: Path, others: Sequence[Path]) -> str:
+    """The shortest end of a path that no other has."""
+    for length in range(1, len(path.parts) + 1):
+        end = path.parts[-length:]
+        if sum(other.parts[-length:] == end for other in others) == 1:
+            return str(Path(*end))
+    return str(path)
+
+
+def comparison(runs: Sequence[RunFiles], out: Path) -> dict[str, Any]:
+    """What the page of several runs shows."""
+    galleries = _galleries(runs)  # first: what it leaves out becomes a remark
+    return {
+        "names": [files.label for files in runs],
+        "remarks": _remarks(runs),
+        "differing": _differing([dict(facts(files)) for files in runs]),
+        "same": _same([dict(facts(files)) for files in runs]),
+        "settings": _differing([dict(flat(files.config)) for files in runs], leave=("command",)),
+        "matrices": _matrices(runs),
+        "unevaluated": [files.label for files in runs if not files.evaluation],
+        "drawings": training_overlays(runs),
+        "health": health_overlays(runs),
+        "apart": set_apart(runs),
+        "galleries": galleries,
+        "counted": _counted(runs),
+        "trained_by": [again for files in runs if (again := train_again(files))],
+        "again": report_again(runs, out.name),
+    }
+
+
+def _remarks(runs: Sequence[RunFiles]) -> list[str]:
+    said = []
+    for files in runs:
+        sentences = [state(files), *files.remarks]
+        said += [f"{files.label}: {sentence}" for sentence in sentences if sentence]
+    evaluated = [files for files in runs if files.evaluation]
+    unlike = _unlike([{"data": f.evaluation.get("data")} | _settings(f) for f in evaluated])
+    unlike = {name: values for name, values in unlike.items() if TOUCHES.get(name, (name,))}
+    if unlike:
+        text = "; ".join(
+            f"{name} ({', '.join(_pairs(evaluated, values))})" for name, values in unlike.items()
+        )
+        said.append(
+            f"These runs were not evaluated alike: {text}. Numbers are not comparable where this "
+            "changes what is measured; tables are by data, and rows say what else differs."
+        )
+    return said
+
+
+def _pairs(runs: Sequence[RunFiles], values: Sequence[Any]) -> list[str]:
+    return [
+        f"{files.label}: {value if isinstance(value, str) else json.dumps(value)}"
+        for files, value in zip(runs, values, strict=True)
+    ]
+
+
+def _settings(files: RunFiles) -> dict[str, Any]:
+    """With the usual value of what an older evaluation does not say."""
+    said = as_dict(files.evaluation.get("settings"))
+    return usual_settings() | said if said else {}
+
+
+def _unlike(tables: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """name -> the values, where they are not all the same."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    columns = {name: [table.get(name) for table in tables] for name in names}
+    return {name: column for name, column in columns.items() if _several(column)}
+
+
+def _several(values: Iterable[Any]) -> bool:
+    return len({json.dumps(value, sort_keys=True, default=str) for value in values}) > 1
+
+
+def _differing(
+    tables: Sequence[dict[str, str]], leave: Sequence[str] = ()
+) -> list[tuple[str, list[Cell]]]:
+    return [
+        (name, [Cell(value if value is not None else "–") for value in column])
+        for name, column in _unlike(tables).items()
+        if name not in leave
+    ]
+
+
+def _same(tables: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
+    differs = _unlike(tables)
+    return [(name, value) for name, value in tables[0].items() if name not in differs]
+
+
+def _matrices(runs: Sequence[RunFiles]) -> list[Matrix]:
+    """A table for each source that any run was evaluated on."""
+    results = [_by_source(files) for files in runs]
+    sources = dict.fromkeys(spec for found in results for spec in found)
+    return [m for spec in sources if (m := _matrix(spec, runs, results)).rows]
+
+
+def _by_source(files: RunFiles) -> dict[str, dict[str, Any]]:
+    if not files.evaluation:
+        return {}
+    return transfer(files.evaluation) or {
+        str(files.evaluation.get("data", "unknown data")): files.evaluation
+    }
+
+
+def _matrix(
+    spec: str, runs: Sequence[RunFiles], results: Sequence[dict[str, dict[str, Any]]]
+) -> Matrix:
+    numbers = [found.get(spec, {}) for found in results]
+    tables = [
+        {row.title: row for row in _rows(n | {"settings": _settings(files)})}
+        for files, n in zip(runs, numbers, strict=True)
+    ]
+    rows: list[tuple[Row, list[Cell]]] = []
+    for title in _titles(tables):
+        found = [table.get(title) for table in tables]
+        row = next(row for row in found if row is not None)
+        here = [i for i, row in enumerate(found) if row is not None]
+        warning = _warning(row.name, [runs[i] for i in here], [numbers[i] for i in here])
+        more_k = row.k is not None and any(row.name == before.name for before, _ in rows)
+        meaning = THE_SAME if more_k else row.meaning
+        cells = [Cell("–") if row is None else _cell(row) for row in found]
+        rows.append((row._replace(meaning=meaning, warning=warning), cells))
+    again = [
+        _measured_again(files, spec, [row.name for row in table.values()])
+        for files, table in zip(runs, tables, strict=True)
+        if table
+    ]
+    return Matrix(spec, rows, again)
+
+
+def _measured_again(files: RunFiles, spec: str, names: Sequence[str]) -> Again:
+    """Other sources than the first are measured after it: alone, one would take its place."""
+    first = str(files.evaluation.get("data"))
+    sources = [] if spec == first else [first, spec]
+    protocols = [name for name in PROTOCOLS if name in names]
+    return evaluate_again(files, protocols or ["knn"], sources)
+
+
+def _titles(tables: Sequence[dict[str, Row]]) -> list[str]:
+    """Those of any table: protocols in their order, k of each from small to large."""
+    rows = {title: row for table in tables for title, row in table.items()}
+    names = [*MEASURES, *PROTOCOLS, "features"]
+    return sorted(rows, key=lambda title: (names.index(rows[title].name), rows[title].k or 0))
+
+
+def _rows(numbers: dict[str, Any]) -> list[Row]:
+    """Everything that a run has one number of, on one source."""
+    rows = accuracy_rows(numbers, name_k=True)
+    rows += word_rows(numbers)
+    if isinstance(as_dict(numbers.get("features")).get("rankme"), (int, float)):
+        text = (
+            "How many directions the features of the test images make use of, out of as many as "
+            "there are. Near 1, the encoder has collapsed."
+        )
+        rows.append(Row("features", RANK, text, numbers["features"]))
+    return rows
+
+
+def _cell(row: Row) -> Cell:
+    if row.name != "features":
+        return trained_cell(row.numbers, "chance" if "chance" in row.numbers else "untrained")
+    rank, of = row.numbers["rankme"], row.numbers.get("dimensions")
+    before = row.numbers.get("rankme_untrained")
+    width = percent(rank / of)[2] if isinstance(of, (int, float)) and of else 0.0
+    small = "" if before is None else f"untrained {before}"
+    return Cell(str(rank), f"of {of}", width, "trained", small)
+
+
+def _warning(name: str, runs: Sequence[RunFiles], numbers: Sequence[dict[str, Any]]) -> str:
+    """Why the numbers of a row are not comparable, or nothing."""
+    changed = [s for s in _unlike([_settings(files) for files in runs]) if _touches(s, name)]
+    counts = _unlike([{key: n.get(key, False) for key in COUNTS} for n in numbers])
+    unlike = [*changed, *(COUNTS[key] for key in counts)]
+    return f"Not comparable: not the same {', '.join(unlike)}." if unlike else ""
+
+
+def _touches(setting: str, name: str) -> bool:
+    if name == "features":  # a rank, which knows no metric
+        return setting == "seed"
+    return name in TOUCHES.get(setting, (name,))
+
+
+def _galleries(runs: Sequence[RunFiles]) -> list[Gallery]:
+    galleries = []
+    for name, found in pictures(runs).items():
+        by_run = {picture.run: picture for picture in found}
+        shown = [(files.label, by_run.get(files.label)) for files in runs]
+        sights = [_sight(name, files) for files in runs if files.label in by_run]
+        unlike = ", ".join(_unlike(sights))
+        again = [picture.again for picture in found if picture.again]
+        warning = f"These differ in more than the encoder: {unlike}." if unlike else ""
+        galleries.append(Gallery(name, picture_words(name), warning, shown, again))
+    return galleries
+
+
+def _sight(name: str, files: RunFiles) -> dict[str, Any]:
+    """What decides, beside the encoder, what a picture shows."""
+    if name in WHILE_TRAINING:
+        return {key: files.config.get(key) for key in ("data", "seed")}
+    decisive = ("k", "tau") if name == "confusion" else ("seed", "pictures")
+    seen = {key: _settings(files).get(key) for key in decisive}
+    return {"data": files.evaluation.get("data")} | seen
+
+
+def _counted(runs: Sequence[RunFiles]) -> list[tuple[str, list[Cell]]]:
+    warnings = [Cell(str(sum(bool(row.get("warning")) for row in f.rows))) for f in runs]
+    return [
+        ("Warnings during training", warnings),
+        ("Files left out", [Cell(str(len(files.bad))) for files in runs]),
+    ]
