@@ -50,5 +50,5 @@ def test_without_annotations_the_remedy_is_named(run):
     with pytest.raises(ValueError, match=r"--coco\.folder DIR"):
         evaluate(run, protocols=["detection"], quiet=True)
     settings = Settings(coco=CocoPlace(str(run.parent)))
-    with pytest.raises(ValueError, match="there is no file .*annotations.json"):
+    with pytest.raises(ValueError, match=r"there is no file .*annotations\.json"):
         evaluate(run, protocols=["detection"], settings=settings, quiet=True)

@@ -1,6 +1,8 @@
 """One encoder on several sources in one command."""
 
 import json
+import shutil
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from synthetic_runs import image_folder, tiny_encoder
 from vitrail.cli import evaluate_
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.finetune import Finetune
+from vitrail.evals.kept import AFFECTED
 from vitrail.evals.material import Settings
+from vitrail.evals.protocols import PROTOCOLS as ALL
 
 TWO = ["digits", "digits:scattered"]
 PROTOCOLS = ["knn", "linear_10_per_class"]
@@ -59,8 +63,27 @@ def test_transfer_numbers_are_kept_and_added_to(run, both, tmp_path):
     assert more["transfer"][TWO[1]]["knn"] == both["transfer"][TWO[1]]["knn"]
     alone = evaluate(tmp_path, "digits", ["knn"], settings=FAST, quiet=True)
     assert alone["transfer"] == more["transfer"]
-    other = evaluate(tmp_path, "digits", ["knn"], settings=Settings(draws=3), quiet=True)
+    other = evaluate(tmp_path, "digits", ["knn"], settings=replace(FAST, seed=3), quiet=True)
     assert "transfer" not in other  # of other settings
+
+
+def test_a_setting_drops_what_it_changes_and_nothing_else(run, tmp_path):
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    names = ["knn", "knn_majority"]
+    before = evaluate(tmp_path, TWO, names, settings=FAST, quiet=True)
+    warmer = replace(FAST, tau=0.5)
+    after = evaluate(tmp_path, TWO[0], ["linear"], settings=warmer, quiet=True)
+    assert "knn" not in after
+    assert "knn" not in after["transfer"][TWO[1]]
+    assert after["knn_majority"] == before["knn_majority"]
+    kept = after["transfer"][TWO[1]]["knn_majority"]
+    assert kept == before["transfer"][TWO[1]]["knn_majority"]
+
+
+def test_every_setting_that_changes_some_alone_is_one_of_the_table():
+    names = {field.name for field in fields(Settings)}
+    assert AFFECTED.keys() <= names
+    assert {name for affected in AFFECTED.values() for name in affected} <= ALL.keys()
 
 
 def test_the_table_has_a_row_for_each_source(run, capsys, monkeypatch, tmp_path):

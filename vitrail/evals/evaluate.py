@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.durable import write_atomically
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.evals.features import Embed, collect, raw_pixels, raw_side
+from vitrail.evals.kept import earlier, identity, kept, plain
 from vitrail.evals.material import KINDS, Material, Settings, Split
 from vitrail.evals.protocols import PROTOCOLS
 from vitrail.evals.rank import rank_numbers
@@ -92,9 +93,9 @@ def evaluate(
     splits = {spec: open_splits(spec, encoder.channels) for spec in (first, *others)}
     for spec in others:
         require_labels(splits[spec][0], ["--data with several sources"])
-    before = _earlier(out / "evaluation.json", encoder, settings)
+    before = earlier(out / "evaluation.json", encoder, settings)
     fresh, facts = _measure(bench, *splits[first], transfer=False)
-    results = _kept(before, first) | fresh
+    results = kept(before, first) | fresh
     results["figures"] = _figures(out)
     results |= facts | {"data": first}
     transfer = before.get("transfer", {})
@@ -102,9 +103,9 @@ def evaluate(
         numbers, facts = _measure(bench, *splits[spec], transfer=True)
         transfer[spec] = transfer.get(spec, {}) | numbers | facts
     results |= {
-        "weights": _identity(encoder)[0],
-        "step": _identity(encoder)[1],
-        "settings": _plain(settings),
+        "weights": identity(encoder)[0],
+        "step": identity(encoder)[1],
+        "settings": plain(settings),
         "hardware": hardware(device),
         "seconds": round(time.perf_counter() - started, 1),
         "vitrail": version("vitrail"),
@@ -247,34 +248,6 @@ def _run(
         if result is not None:
             results[name] = result
     return results
-
-
-def _earlier(path: Path, encoder: Encoder, settings: Settings) -> dict[str, Any]:
-    """What was written before of the same weights with the same settings."""
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-        before = (old["weights"], old["step"], old["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return old if before == (*_identity(encoder), _plain(settings)) else {}
-
-
-def _kept(before: dict[str, Any], spec: str) -> dict[str, Any]:
-    """Earlier results on the same data."""
-    if before.get("data") != spec:
-        return {}
-    return {name: before[name] for name in (*PROTOCOLS, "features") if name in before}
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """As it comes back from JSON."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return plain
-
-
-def _identity(encoder: Encoder) -> tuple[str | None, int | None]:
-    """The file of other people's weights, and the step of ours."""
-    return encoder.info.get("weights"), encoder.info.get("step")
 
 
 def _figures(out: Path) -> dict[str, str]:

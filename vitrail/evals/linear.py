@@ -76,10 +76,10 @@ def choose_c(
     for c in C_GRID:
         models = [(_fit(features[fit], labels[fit], c), held) for fit, held in splits]
         scores = [_log_likelihood(m, features[held], labels[held]) for m, held in models]
-        score = sum(scores) / len(scores)
-        if score <= best_score:
+        mean = sum(scores) / len(scores)
+        if mean <= best_score:
             break
-        best, best_score = c, score
+        best, best_score = c, mean
     return best, best_score
 
 

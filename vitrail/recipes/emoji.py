@@ -9,7 +9,17 @@ MEAN, STD = (0.837, 0.789, 0.734), (0.284, 0.286, 0.350)  # of the training pict
 
 
 def clip_emoji() -> Recipe:
-    """CLIP, ViT of width 64 with patches of 8, and a causal text transformer. Not yet run."""
+    """CLIP, ViT of width 64 with patches of 8, and a causal text transformer.
+
+    No flips: an arrow to the left is not one to the right. The held-out emoji are of other families
+    than those trained on ("woman facepalming" is not held out where "person facepalming" is not).
+
+    Measured (commit e658c0d, 2026-11-22, one thread of a shared AMD EPYC with 2 cores, 6 minutes),
+    on the 374 held out: their group is told by its name alone for 23.8 % (chance 11.1, always the
+    most frequent one 19.5), their own name is the nearest of 374 for 2.4 % (chance 0.3) and among
+    the nearest ten for 11.8 % (2.7). k-NN 57.8, linear 55.6; untrained 48.4 and 50.3, raw pixels
+    59.4 and 61.8. With crops from 0.3, drop path 0.1 and weight decay 0.2: 21.1 %, 2.4 %, 12.0 %.
+    """
     return Recipe(
         name="clip_emoji",
         objective=clip.Config(
