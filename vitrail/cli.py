@@ -17,14 +17,9 @@ from vitrail.assemble import fair_workers
 from vitrail.backbones.registry import BACKBONES, describe
 from vitrail.data.sources import SOURCES
 from vitrail.distributed import choose_device
-from vitrail.evals.coco import CocoPlace
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
-from vitrail.evals.finetune import Finetune
-from vitrail.evals.knn import K
-from vitrail.evals.maskcut import MaskCut
 from vitrail.evals.material import Settings
-from vitrail.evals.metrics import Metric
 from vitrail.evals.protocols import PROTOCOLS
 from vitrail.evals.video import saliency_video
 from vitrail.export import Format, export
@@ -84,15 +79,7 @@ def evaluate_(arguments: list[str]) -> None:
         data: tuple[str, ...] = (),
         protocols: tuple[str, ...] | None = None,
         out: Path | None = None,
-        k: tuple[int, ...] = (K,),
-        metric: Metric = "accuracy",
-        draws: int = Settings.draws,
-        seed: int = Settings.seed,
-        last_blocks: int = Settings.last_blocks,
-        finetune: Finetune = Finetune(),  # noqa: B008 (frozen)
-        maskcut: MaskCut = MaskCut(),  # noqa: B008 (frozen)
-        coco: CocoPlace = CocoPlace(),  # noqa: B008 (frozen)
-        templates: tuple[str, ...] = Settings.templates,
+        settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings(),  # noqa: B008 (frozen)
         device: str = "auto",
         workers: int | None = None,
     ) -> None:
@@ -103,25 +90,7 @@ def evaluate_(arguments: list[str]) -> None:
                 them make a transfer table. By default the run's own.
             protocols: see `vitrail list protocols`; by default all but the optional ones.
             out: where evaluation.json and figures/ go; by default into the run.
-            k: neighbours of k-NN; the first is what `knn` reports, all are listed.
-            metric: what accuracies are; mean_per_class averages over the test classes.
-            draws: of the 10 labelled images per class.
-            seed: of draws, probes and fine-tuning; the 1 % and 10 % subsets have their own.
-            last_blocks: whose class tokens linear_sweep may look at.
-            templates: of the prompts that zeroshot makes of a class's name, in the place of {}.
         """
-        settings = Settings(
-            k=k[0] if k else K,
-            more_k=tuple(k[1:]),
-            metric=metric,
-            draws=draws,
-            seed=seed,
-            last_blocks=last_blocks,
-            finetune=finetune,
-            maskcut=maskcut,
-            coco=coco,
-            templates=templates,
-        )
         evaluate(
             path,
             data=data,

@@ -112,7 +112,7 @@ def test_out_holds_a_run_already(tmp_path):
         (["pretrain", "simdino_digit", "--out", "x"], ["not a recipe", "'simdino_digits'"]),
         (
             ["pretrain", "zzz", "--out", "x"],
-            ["'zzz' is not a recipe", "there are: cotraining_digits"],
+            ["'zzz' is not a recipe", "there are: clip_emoji"],
         ),
         (["list", "backbone"], ["'backbone' cannot be listed", "'backbones'"]),
         (["resume", "/no/such/run"], ["/no/such/run holds no run", "vitrail pretrain"]),

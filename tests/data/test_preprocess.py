@@ -66,3 +66,18 @@ def test_refuses_by_name(args, named):
 def test_refuses_other_channels():
     with pytest.raises(ValueError, match="image 1 has 1 channels, but mean has 3"):
         Preprocess(4, 4, MEAN, STD)([torch.zeros(c, 5, 5, dtype=torch.uint8) for c in (3, 1)])
+
+
+@pytest.mark.parametrize(("shape", "size"), [((100, 150), (32, 48)), ((40, 30), (96, 96))])
+def test_stretched_is_the_whole_image_as_pillow_resizes_it(shape, size):
+    pixels = waves(*shape)
+    found = Preprocess(8, 9, MEAN, STD).stretched(torch.from_numpy(pixels).permute(2, 0, 1), size)
+    theirs = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC)
+    expected = (np.asarray(theirs) / 255 - MEAN) / STD
+    assert found.shape == (3, *size)
+    np.testing.assert_allclose(found.permute(1, 2, 0), expected, atol=1.5 / 255 / min(STD))
+
+
+def test_stretched_refuses_other_channels():
+    with pytest.raises(ValueError, match="the image has 1 channels, but mean has 3"):
+        Preprocess(8, 8, MEAN, STD).stretched(torch.zeros(1, 4, 4, dtype=torch.uint8), (8, 8))

@@ -39,7 +39,7 @@ def test_unknown_spec_names_the_nearest():
         open_source("qqq")
     with pytest.raises(ValueError, match="split is 'valid'"):
         open_source("digits", "valid")
-    assert set(SOURCES) == {"digits", "emoji", "fashion-mnist", "folder", "pairs"}
+    assert set(SOURCES) == {"digits", "emoji", "fashion-mnist", "folder", "pairs", "voc"}
 
 
 def test_resolved_specs_mean_the_same_from_anywhere(tmp_path, monkeypatch):

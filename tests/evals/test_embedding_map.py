@@ -65,11 +65,17 @@ def test_umap_is_given_a_seed_and_no_more_neighbours_than_there_are(monkeypatch)
 
 def test_thumbnails_lie_apart():
     plane = np.random.default_rng(0).normal(size=(500, 2))
-    rows = spread(plane, np.zeros(500, dtype=np.int64))
+    rows = spread(plane)
     unit = embedding_map._unit(plane)[rows]
     distances = np.abs(unit[:, None] - unit[None]).max(2)
     assert len(rows) == embedding_map.THUMBNAILS
     assert distances[~np.eye(len(rows), dtype=bool)].min() > embedding_map.THUMBNAIL
+
+
+def test_images_of_the_same_place_are_shown_once():
+    plane = np.repeat([[0.0, 0.0], [1.0, 0.0], [0.5, 1.0]], 20, axis=0)
+    rows = spread(plane)
+    assert sorted(row // 20 for row in rows) == [0, 1, 2]
 
 
 def colours_of(path):

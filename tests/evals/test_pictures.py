@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from vitrail.data.sources import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.grid import Cell, cell_side, heat, save_grid
 from vitrail.evals.pca import otsu, patch_components, patch_features, pca_figure
-from vitrail.evals.saliency import mass_mask, saliency_figure, token_maps
+from vitrail.evals.saliency import at_size, mark, mass_mask, saliency_figure, token_maps
 
 
 class Flat(Backbone):
@@ -56,7 +58,30 @@ def test_token_maps_are_the_backbones_scaled_to_one(images):
 
 
 @pytest.mark.parametrize("name", ["vit_nano_patch4_28", "crate_nano_patch4_28"])
-@pytest.mark.parametrize(("draw", "rows"), [(saliency_figure, 5), (pca_figure, 3)])
+def test_maps_at_another_size_see_the_same_part_of_the_image(images, name):
+    encoder = tiny_encoder("digits:scattered", name=name)
+    cropped = Encoder(encoder.backbone, replace(encoder.preprocess, resize=36), encoder.info)
+    larger = at_size(cropped, 59, "saliency")  # rounded down to 56: 14 patches
+    assert (larger.preprocess.size, larger.preprocess.resize) == (56, 72)
+    assert token_maps(larger, images).shape == (4, 2, 14, 14)
+    assert at_size(cropped, None, "pca") is cropped
+    own = cropped.preprocess(images)
+    again = torch.nn.functional.avg_pool2d(larger.preprocess(images), 2)
+    assert (own - again).abs().mean() < 0.1 * own.std()
+
+
+def test_a_mask_marks_pixels():
+    image = np.full((4, 6, 1), 0.5)
+    mask = np.array([[True, False, False], [False, False, True]])
+    drawn = mark(image, mask, 0.0)
+    np.testing.assert_allclose(drawn[:2, :2], 0.5)
+    np.testing.assert_allclose(drawn[2:, 4:], 0.5)
+    assert drawn[:2, 2:].max() < 0.2
+    assert mark(image, mask).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("name", ["vit_nano_patch4_28", "crate_nano_patch4_28"])
+@pytest.mark.parametrize(("draw", "rows"), [(saliency_figure, 5), (pca_figure, 4)])
 def test_figures_are_the_same_picture_each_time(tmp_path, images, name, draw, rows):
     encoder = tiny_encoder("digits:scattered", name=name)
     first = draw(encoder, images, tmp_path / "a.png").read_bytes()
@@ -109,6 +134,8 @@ def test_backbones_without_patches_are_refused_by_name():
     image = torch.zeros(1, 8, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match="saliency: backbone flat has no tokens"):
         token_maps(encoder, [image])
+    with pytest.raises(ValueError, match="saliency: backbone flat has no tokens"):
+        at_size(encoder, 480, "saliency")
     with pytest.raises(ValueError, match="pca: backbone flat has no patch features"):
         patch_features(encoder, [image])
 

@@ -46,7 +46,9 @@ def test_equal_similarities_count_together():
     labels = rng.integers(3, size=40)
     found = rank_classes(features, labels)
     expected = by_sklearn(features, labels)
-    assert found.mean_average_precision == pytest.approx(np.mean(list(expected.values())), abs=1e-12)
+    assert found.mean_average_precision == pytest.approx(
+        np.mean(list(expected.values())), abs=1e-12
+    )
 
 
 def test_average_precision_by_hand():
@@ -98,5 +100,5 @@ def test_what_cannot_be_ranked_is_refused(features, labels, message):
 def test_the_table_shows_percentages():
     recall = {f"recall@{k}": {"raw": 0.5, "trained": 1.0} for k in (1, 5, 10)}
     table = ranking_table({"raw": 0.25, "trained": 0.75, "chance": 0.1} | recall)
-    assert [list(column.cells)[0] for column in table.columns] == ["mAP", "25.0", "75.0"]
+    assert [next(iter(column.cells)) for column in table.columns] == ["mAP", "25.0", "75.0"]
     assert "10.0" in str(table.title)

@@ -161,7 +161,8 @@ def test_several_k_and_the_mean_over_classes(run, tmp_path):
 
 
 def test_the_command_takes_them_all(run, tmp_path):
-    words = [run, "--data", *TWO, "--protocols", "knn", "finetune", "--k", "5", "10", "--out"]
+    words = [run, "--data", *TWO, "--protocols", "knn", "finetune", "--k", "5", "--more-k", "10"]
+    words += ["--out"]
     words += [tmp_path, "--metric", "mean_per_class", "--device", "cpu", "--workers", "0"]
     words += ["--finetune.epochs", "0", "--finetune.min-steps", "1", "--finetune.batch-size", "8"]
     evaluate_(list(map(str, words)))

@@ -14,7 +14,7 @@ from PIL import Image
 from vitrail.report.build import build_report
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pages import write_metrics
+from pages import Elements, write_metrics
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -101,7 +101,9 @@ def test_it_loads_without_a_complaint_a_request_or_a_script(pages, tmp_path):
     done = chromium(page, tmp_path, "--dump-dom")
     assert "CONSOLE" not in done.stderr, done.stderr
     assert "ERR_NAME_NOT_RESOLVED" not in done.stderr
-    assert not re.search(r"<script|<[^>]*\sonerror=", done.stdout)
+    for tag, attributes in Elements(done.stdout).found:
+        assert tag != "script"
+        assert not any(name.startswith("on") for name in attributes)
     assert len(re.findall("<img", done.stdout)) == n_runs * len(FIGURES)
     assert "<title>owned" not in done.stdout
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", done.stdout)
@@ -113,9 +115,13 @@ def test_figures_are_decoded_and_fit(pages, tmp_path, width, scheme):
     if n_runs == 7:
         pytest.skip("looks as three do")
     shot = tmp_path / "shot.png"
-    size, colours = f"--window-size={width},9000", f"--blink-settings=preferredColorScheme={scheme}"
+    height = 6000 if width > 600 else 9000
+    size, colours = (
+        f"--window-size={width},{height}",
+        f"--blink-settings=preferredColorScheme={scheme}",
+    )
     chromium(page, tmp_path / "profile", f"--screenshot={shot}", size, colours)
-    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(np.int16)
     assert pixels.shape[1] == width
     figures = (abs(pixels - COLOUR).max(-1) < 12).sum()
     assert figures > 0.95 * n_runs * 2 * 60 * 300  # the two that fit everywhere, unscaled

@@ -12,7 +12,7 @@ import pytest
 from vitrail import cli
 from vitrail.evals.finetune import Finetune
 from vitrail.evals.material import Settings
-from vitrail.report.again import Again, evaluate_again, quoted, report_again, train_again
+from vitrail.report.again import evaluate_again, quoted, report_again, train_again
 from vitrail.report.files import RunFiles
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -62,9 +62,10 @@ def test_the_settings_arrive(calls):
         seed=7,
         last_blocks=2,
         finetune=Finetune(epochs=3.0, crop=(0.2, 0.9)),
+        templates=("a photo of {}", "{}"),
+        maskcut=dataclasses.replace(Settings().maskcut, tau=0.3),
     )
-    command, note = evaluate_again(files_of(settings), ["knn", "finetune"])
-    assert note == ""
+    command = evaluate_again(files_of(settings), ["knn", "finetune"])
     cli.main(shlex.split(command)[1:])
     [(path, asked)] = calls
     assert path == Path("my run")
@@ -74,38 +75,32 @@ def test_the_settings_arrive(calls):
 
 
 def test_usual_settings_and_the_runs_own_data_are_not_said():
-    assert evaluate_again(files_of(), ["saliency"]).command == (
+    assert evaluate_again(files_of(), ["saliency"]) == (
         "vitrail evaluate 'my run' --protocols saliency"
     )
 
 
 def test_other_data_are_named_and_several(calls):
     for sources, expected in (((), ("folder:/my data",)), (("a", "b"), ("a", "b"))):
-        command = evaluate_again(files_of(data="folder:/my data"), ["knn"], sources).command
+        command = evaluate_again(files_of(data="folder:/my data"), ["knn"], sources)
         cli.main(shlex.split(command)[1:])
         assert calls[-1][1]["data"] == expected
 
 
-def test_what_no_flag_says_is_told():
-    again = evaluate_again(files_of(Settings(tau=0.1, pictures=4)), ["knn"])
-    assert again.note == "No flag says tau = 0.1, pictures = 4: set in Python."
-    assert "tau" not in again.command
-
-
 def test_other_peoples_weights_are_named_not_their_folder(calls):
     files = RunFiles("x.pth.evaluation", evaluation={"weights": "x.pth", "data": "digits"})
-    assert evaluate_again(files, ["knn"]).command == (
+    assert evaluate_again(files, ["knn"]) == (
         "vitrail evaluate x.pth --data digits --protocols knn"
     )
     files.label = "other"
-    cli.main(shlex.split(evaluate_again(files, ["knn"]).command)[1:])
+    cli.main(shlex.split(evaluate_again(files, ["knn"]))[1:])
     assert calls[-1][1]["out"] == Path("other")
 
 
 @pytest.mark.parametrize("settings", [3, None, {"k": "x", "more_k": 2, "finetune": [1], "new": {}}])
 def test_damaged_settings_do_no_harm(settings):
     again = evaluate_again(files_of() if settings is None else files_of_raw(settings), ["knn"])
-    assert again.command.startswith("vitrail evaluate 'my run' --protocols knn")
+    assert again.startswith("vitrail evaluate 'my run' --protocols knn")
 
 
 def files_of_raw(settings):
@@ -115,7 +110,7 @@ def files_of_raw(settings):
 def test_a_name_is_never_a_flag(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = [RunFiles("-a"), RunFiles("b")]
-    command = report_again(runs, "-cmp.html").command
+    command = report_again(runs, "-cmp.html")
     assert command == "vitrail report ./-a b --out ./-cmp.html"
     for files in runs:
         make_run(tmp_path / files.name)
@@ -124,5 +119,5 @@ def test_a_name_is_never_a_flag(tmp_path, monkeypatch):
 
 
 def test_training_again_is_what_config_says():
-    assert train_again(RunFiles("a", config={"command": "x"})) == Again("x")
+    assert train_again(RunFiles("a", config={"command": "x"})) == "x"
     assert train_again(RunFiles("a", config={"command": 3})) is None

@@ -68,9 +68,7 @@ def umap_plane(features: Float32[Array, "N D"], seed: int) -> Float64[Array, "N 
     try:
         import umap
     except ImportError as error:
-        raise ValueError(
-            "map: map_layout 'umap' needs UMAP: pip install 'vitrail[umap]'"
-        ) from error
+        raise ValueError("map: map_layout 'umap' needs UMAP: pip install umap-learn") from error
     if len(features) < 4:
         raise ValueError(f"map: there are {len(features)} images; UMAP needs at least 4")
     reducer = umap.UMAP(
@@ -92,7 +90,7 @@ def draw_map(m: Material) -> None:
             notes[kind] = f"{share:.0%} of the variance"
     classes = m.test.source.classes or []
     labels = m.test.labels[rows]
-    chosen = {kind: spread(plane, labels) for kind, plane in planes.items()}
+    chosen = {kind: spread(plane) for kind, plane in planes.items()}
     pictures = _pictures(m, rows, {at for points in chosen.values() for at in points})
     names = [str(name) for name in classes]
     map_figure(planes, notes, labels, names, chosen, pictures, m.figures / "map.png")
@@ -143,7 +141,7 @@ def map_figure(
     return save_png(figure, path)
 
 
-def spread(plane: Float64[Array, "N 2"], labels: Int64[Array, " N"]) -> list[int]:
+def spread(plane: Float64[Array, "N 2"]) -> list[int]:
     """Up to THUMBNAILS rows, each as far from those before as can be, none over another's image."""
     unit = _unit(plane)
     apart = 1.3 * THUMBNAIL

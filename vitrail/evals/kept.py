@@ -9,7 +9,7 @@ from vitrail.encoder import Encoder
 from vitrail.evals.material import Settings
 from vitrail.evals.protocols import PROTOCOLS
 
-# What a setting changes; those that are not named change all.
+# The protocols whose numbers or pictures a setting changes. One that is not here changes all.
 AFFECTED: dict[str, tuple[str, ...]] = {
     "k": ("knn", "knn_majority", "confusion"),
     "more_k": ("knn", "knn_majority"),
@@ -22,6 +22,7 @@ AFFECTED: dict[str, tuple[str, ...]] = {
     "maskcut": ("maskcut", "detection"),
     "coco": ("detection",),
     "templates": ("zeroshot",),
+    "pictures": (),
 }
 
 

@@ -30,36 +30,47 @@ KINDS = ("raw", "untrained", "trained")
 class Settings:
     """What changes the numbers.
 
-    k, tau: k-NN's. more_k: others that k-NN is counted for too. metric: what "accuracy" is, of all
-    protocols. draws: of the labelled subset. last_blocks: whose class tokens `linear_sweep` may
-    look at. finetune: of the fine-tuning protocols. seed: of draws, probes and pictures. pictures:
-    images in each figure. templates: of the prompts that `zeroshot` makes of a class's name, with
-    a {} in the place of the name. image_size: pixels a side, rounded down to whole patches, at
-    which `saliency`, `pca` and `jaccard` look at images; None is the encoder's own. map_layout: how
-    `map` brings features to a plane; "umap" needs the package umap-learn. maskcut: of `maskcut` and
-    `detection`. coco: what `detection` is measured on.
+    Attributes:
+        k: neighbours of k-NN.
+        more_k: others that k-NN is counted for too.
+        tau: temperature of its votes.
+        metric: what accuracies are; mean_per_class averages over the test classes.
+        draws: of the 10 labelled images per class.
+        last_blocks: whose class tokens `linear_sweep` may look at.
+        finetune: of the fine-tuning protocols.
+        templates: of the prompts that `zeroshot` makes of a class's name, in the place of {}.
+        maskcut: of `maskcut` and `detection`.
+        coco: what `detection` is measured on.
+        image_size: pixels a side, rounded down to whole patches, at which `saliency`, `pca` and
+            `jaccard` look at images; None is the encoder's own.
+        map_layout: how `map` brings features to a plane; umap needs the package umap-learn.
+        pictures: images in each figure.
+        seed: of draws, probes, fine-tuning and pictures; the 1 % and 10 % subsets have their own.
     """
 
     k: int = K
-    tau: float = TAU
-    draws: int = 10
-    seed: int = 0
-    pictures: int = 8
     more_k: tuple[int, ...] = ()
+    tau: float = TAU
     metric: Metric = "accuracy"
+    draws: int = 10
     last_blocks: int = LAST_BLOCKS
     finetune: Finetune = field(default_factory=Finetune)
     templates: tuple[str, ...] = TEMPLATES
-    image_size: int | None = None
-    map_layout: Layout = "pca"
     maskcut: MaskCut = field(default_factory=MaskCut)
     coco: CocoPlace = field(default_factory=CocoPlace)
+    image_size: int | None = None
+    map_layout: Layout = "pca"
+    pictures: int = 8
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if low := [k for k in (self.k, *self.more_k) if k < 1]:
             raise ValueError(f"k = {low[0]}: k-NN needs at least one neighbour")
-        if self.draws < 1:
-            raise ValueError(f"draws = {self.draws}: it must be at least 1")
+        for name in ("draws", "pictures", "last_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: it must be at least 1")
+        if not self.tau > 0:
+            raise ValueError(f"tau = {self.tau}: it must be above 0")
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size = {self.image_size}: it must be at least 1 pixel")
 

@@ -140,10 +140,11 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "mean_average_precision": Protocol(
         rank_test,
-        "of the test images of the same class, ordered by similarity; also recall@k",
+        "if named: of test images of one's own class, ordered by similarity; also recall@k",
         True,
         True,
         ranking_table,
+        optional=True,  # it orders all pairs of test images
     ),
     "map": Protocol(
         draw_map,

@@ -4,23 +4,13 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 from vitrail.evals.material import Settings
 from vitrail.report.files import RunFiles
 
-FLAGS = ("metric", "draws", "seed", "last_blocks")  # of `vitrail evaluate`, beside --k
-SAID_BY_K = ("k", "more_k")
 
-
-class Again(NamedTuple):
-    """note: what the command does not say, or nothing."""
-
-    command: str
-    note: str = ""
-
-
-def evaluate_again(files: RunFiles, protocols: Sequence[str], sources: Sequence[str] = ()) -> Again:
+def evaluate_again(files: RunFiles, protocols: Sequence[str], sources: Sequence[str] = ()) -> str:
     """`vitrail evaluate` as it has to be called in the folder that holds the run.
 
     Args:
@@ -32,24 +22,22 @@ def evaluate_again(files: RunFiles, protocols: Sequence[str], sources: Sequence[
     words = ["vitrail", "evaluate", as_path(str(weights) if foreign else files.label)]
     if sources or (isinstance(data, str) and data != files.description.get("data")):
         words += ["--data", *(sources or [str(data)])]
-    flags, unsaid = _settings(known.get("settings"))
-    words += ["--protocols", *protocols, *flags]
+    words += ["--protocols", *protocols, *_settings(known.get("settings"))]
     if foreign and files.label != f"{weights}.evaluation":
         words += ["--out", as_path(files.label)]
-    note = f"No flag says {', '.join(unsaid)}: set in Python." if unsaid else ""
-    return Again(" ".join(map(quoted, words)), note)
+    return " ".join(map(quoted, words))
 
 
-def train_again(files: RunFiles) -> Again | None:
+def train_again(files: RunFiles) -> str | None:
     """What config.json says; None where it says nothing."""
     command = files.config.get("command")
-    return Again(command) if isinstance(command, str) else None
+    return command if isinstance(command, str) else None
 
 
-def report_again(runs: Sequence[RunFiles], out: str | None = None) -> Again:
+def report_again(runs: Sequence[RunFiles], out: str | None = None) -> str:
     """`vitrail report` in the folder that holds the runs."""
     words = ["vitrail", "report", *(as_path(files.label) for files in runs)]
-    return Again(" ".join(map(quoted, words + (["--out", as_path(out)] if out else []))))
+    return " ".join(map(quoted, words + (["--out", as_path(out)] if out else [])))
 
 
 def as_path(name: str) -> str:
@@ -82,33 +70,21 @@ def usual_settings() -> dict[str, Any]:
     return usual
 
 
-def _settings(settings: Any) -> tuple[list[str], list[str]]:
-    """(flags for what differs from the defaults, what differs and has no flag)."""
-    if not isinstance(settings, dict):
-        return [], []
+def _settings(settings: Any) -> list[str]:
+    """Flags for what differs from the defaults; of a version with others, for what is known."""
     usual = usual_settings()
     flags: list[str] = []
-    unsaid: list[str] = []
-    if any(settings.get(name, usual[name]) != usual[name] for name in SAID_BY_K):
-        more = settings.get("more_k")
-        many = more if isinstance(more, list) else []
-        flags += ["--k", *map(str, [settings.get("k", usual["k"]), *many])]
-    for name, value in settings.items():
-        if name in SAID_BY_K or value == usual.get(name):
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        if name not in usual or value == usual[name]:
             continue
-        if name == "finetune" and isinstance(value, dict):
-            flags += _finetune(value, usual["finetune"])
-        elif name in FLAGS:
-            flags += [f"--{name.replace('_', '-')}", str(value)]
+        if isinstance(value, dict) and isinstance(usual[name], dict):
+            for inner, part in value.items():
+                flags += [] if part == usual[name].get(inner) else _flag(f"{name}.{inner}", part)
         else:
-            unsaid.append(f"{name} = {json.dumps(value)}")
-    return flags, unsaid
-
-
-def _finetune(settings: dict[str, Any], usual: dict[str, Any]) -> list[str]:
-    flags = []
-    for name, value in settings.items():
-        if value != usual.get(name):
-            many = value if isinstance(value, list) else [value]
-            flags += [f"--finetune.{name.replace('_', '-')}", *map(str, many)]
+            flags += _flag(name, value)
     return flags
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    many = value if isinstance(value, list) else [value]
+    return [f"--{name.replace('_', '-')}", *map(str, many)]

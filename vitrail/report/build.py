@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitrail.durable import write_atomically
-from vitrail.report.again import Again, evaluate_again, report_again, train_again
+from vitrail.report.again import evaluate_again, report_again, train_again
 from vitrail.report.compare import comparison, read_runs
 from vitrail.report.curves import health_curves, training_curves
 from vitrail.report.facts import data_note, facts, flat, rank, state, visible
@@ -135,7 +135,7 @@ def _tables(files: RunFiles) -> dict[str, Any]:
         "by_words": BY_WORDS,
         "listed": [(entry, evaluate_again(files, [entry.name])) for entry in listed(known)],
     }
-    again: dict[str, Again] = {
+    again: dict[str, str] = {
         "accuracies": evaluate_again(files, _names(row.name for row in accuracies)),
         "words": evaluate_again(files, _names(row.name for row in words)),
         "transfer": evaluate_again(files, protocols, list(transfer(known))),

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitrail.evals.kept import AFFECTED
 from vitrail.evals.protocols import PROTOCOLS
-from vitrail.report.again import Again, evaluate_again, report_again, train_again, usual_settings
+from vitrail.report.again import evaluate_again, report_again, train_again, usual_settings
 from vitrail.report.facts import facts, flat, state
 from vitrail.report.files import RunFiles, read_run
 from vitrail.report.measures import (
@@ -24,18 +25,20 @@ from vitrail.report.overlays import health_overlays, set_apart, training_overlay
 from vitrail.report.pictures import WHILE_TRAINING, Picture, Words, picture_words, pictures
 from vitrail.report.words import word_rows
 
-# The protocols that a setting of the evaluation changes; one that is not here changes all.
-TOUCHES = {
+# The protocols whose rows a setting of the evaluation changes; one that is not here changes all.
+TOUCHES = AFFECTED | {
     "k": ("confusion",),  # rows of k-NN name theirs
     "more_k": (),
-    "tau": ("knn",),
-    "draws": ("linear_10_per_class",),
-    "last_blocks": ("linear_sweep",),
-    "finetune": ("finetune", "finetune_1_percent", "finetune_10_percent"),
-    "templates": ("zeroshot",),
-    "pictures": (),
     "seed": ("linear", "linear_10_per_class", "linear_sweep", "finetune"),
 }
+# What a picture is drawn with, where it is not SIGHT.
+SIGHTS = {
+    "confusion": ("k", "tau"),
+    "map": ("seed", "map_layout"),
+    "maskcut": ("seed", "pictures", "maskcut"),
+    "neighbours": ("seed", "pictures"),
+}
+SIGHT = ("seed", "pictures", "image_size")
 COUNTS = {"n_train": "training images", "n_test": "test images", "held_out": "the split"}
 RANK = "RankMe"
 
@@ -45,7 +48,7 @@ class Matrix(NamedTuple):
 
     data: str
     rows: list[tuple[Row, list[Cell]]]
-    again: list[Again]
+    again: list[str]
 
 
 class Gallery(NamedTuple):
@@ -55,7 +58,7 @@ class Gallery(NamedTuple):
     words: Words
     warning: str
     shown: list[tuple[str, Picture | None]]
-    again: list[Again]
+    again: list[str]
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
@@ -203,7 +206,7 @@ def _matrix(
     return Matrix(spec, rows, again)
 
 
-def _measured_again(files: RunFiles, spec: str, names: Sequence[str]) -> Again:
+def _measured_again(files: RunFiles, spec: str, names: Sequence[str]) -> str:
     """Other sources than the first are measured after it: alone, one would take its place."""
     first = str(files.evaluation.get("data"))
     sources = [] if spec == first else [first, spec]
@@ -272,8 +275,7 @@ def _sight(name: str, files: RunFiles) -> dict[str, Any]:
     """What decides, beside the encoder, what a picture shows."""
     if name in WHILE_TRAINING:
         return {key: files.config.get(key) for key in ("data", "seed")}
-    decisive = ("k", "tau") if name == "confusion" else ("seed", "pictures")
-    seen = {key: _settings(files).get(key) for key in decisive}
+    seen = {key: _settings(files).get(key) for key in SIGHTS.get(name, SIGHT)}
     return {"data": files.evaluation.get("data")} | seen
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from vitrail.report.again import Again, evaluate_again, train_again
+from vitrail.report.again import evaluate_again, train_again
 from vitrail.report.files import RunFiles
 from vitrail.report.measures import describe
 
@@ -64,9 +64,33 @@ PICTURE_WORDS: dict[str, Words] = {
     "pca": Words(
         "What it tells apart",
         "a grid of test images",
-        "Principal components of the features of all patches in these images. The first "
-        "separates the foreground; the next three are drawn in it as red, green and blue: patches "
-        "of like colour have like features.",
+        "Principal components of the features of all patches in these images. The first, in the "
+        "second row, separates the foreground, in the third; the next three are drawn in it as "
+        "red, green and blue: patches of like colour have like features, in whichever image.",
+    ),
+    "jaccard": Words(
+        "Where it looks, and what is marked",
+        "a grid of test images",
+        "The patches that hold 60 % of the last layer's map, of the best head and of the average, "
+        "over the objects that people have marked.",
+    ),
+    "map": Words(
+        "Where the images lie",
+        "three maps of points",
+        "Each point is a test image, brought from its features to a plane: of raw pixels, of the "
+        "untrained encoder and of the trained one. Colours are classes, where they are known.",
+    ),
+    "maskcut": Words(
+        "Objects it finds by itself",
+        "a grid of test images",
+        "Objects that MaskCut separates by the last layer's keys, without any label: the graph of "
+        "an image's patches is cut where they are least alike.",
+    ),
+    "detection": Words(
+        "Objects found, and objects marked",
+        "a grid of annotated images",
+        "Objects that MaskCut separates without any label, above those that people have marked. A "
+        "marked object has the colour of the found one that it shares most with; white: none.",
     ),
     "xray": Words(
         "Layer by layer",
@@ -88,7 +112,7 @@ class Picture(NamedTuple):
     uri: str
     width: int
     height: int
-    again: Again | None
+    again: str | None
 
     @property
     def scrolls(self) -> bool:
