@@ -19,6 +19,7 @@ from vitrail.journal import say
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.registry import build_objective
 from vitrail.optim import build_optimizer
+from vitrail.recipes.config import kind
 from vitrail.recipes.recipe import Recipe
 from vitrail.schedules import Horizon
 
@@ -70,6 +71,9 @@ def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
             recipe.objective, make_backbone, horizon, n_classes, len(source), captions_of(source)
         )
     _require_splittable(recipe, ranks, objective)
+    _require_labels(recipe, source)
+    if weights is not None and objective.text_side is not None and ranks.is_main:
+        say("its text side, and the maps into the joint space, start anew")
     objective.to(ranks.device)
     frozen = head_warmup_steps(recipe, horizon)
     groups = freeze_backbones(objective.param_groups(), objective, frozen)
@@ -186,4 +190,17 @@ def _require_splittable(recipe: Recipe, ranks: Ranks, objective: Objective) -> N
         raise ValueError(
             f"batch_size is {recipe.batch_size}, but {method} needs at least "
             f"{objective.min_batch_size}: with fewer images nothing keeps its features apart"
+        )
+
+
+def _require_labels(recipe: Recipe, source: Source) -> None:
+    """Refuses slices of a batch whose shares of labels differ: their mean is another loss."""
+    if recipe.accumulate == 1 or kind(type(recipe.objective)) != "supervised":
+        return
+    missing = sum(source.label(index) is None for index in range(len(source)))
+    if missing:
+        raise ValueError(
+            f"accumulate is {recipe.accumulate}, but {missing} of {len(source)} samples have no "
+            "label, so that slices of a batch would count unequally; leave these out, use more "
+            "ranks, or a smaller batch_size"
         )

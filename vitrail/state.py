@@ -11,7 +11,7 @@ from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.recipes.config import kind, to_dict
 from vitrail.recipes.recipe import Recipe
 from vitrail.run import require_same
-from vitrail.text_encoder import TextEncoder
+from vitrail.text_encoder import TextEncoder, has_text
 
 
 def restore(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> int:
@@ -57,7 +57,7 @@ def export(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
     if recipe.init_from is not None:
         info["init_from"] = recipe.init_from
     if parts.objective.text_side is not None:
-        TextEncoder(*parts.objective.text_side).save(run)
+        TextEncoder(*parts.objective.text_side, step=step).save(run)
     Encoder(parts.objective.encoder, preprocess_of(recipe, parts.plan), info).save(run)
 
 
@@ -67,5 +67,6 @@ def require_exported(run: Path, recipe: Recipe, parts: Parts, step: int) -> None
         described = json.loads((run / DESCRIPTION).read_text(encoding="utf-8"))["step"]
     except (OSError, ValueError, KeyError, TypeError):
         described = None
-    if described != step or not (run / WEIGHTS).exists():
+    silent = parts.objective.text_side is not None and not has_text(run)
+    if described != step or silent or not (run / WEIGHTS).exists():
         export(run, recipe, parts, step)

@@ -31,9 +31,11 @@ class TextEncoder:
     >>> text.transform(["a red fox"]) @ text.place(encoder.transform(images)).T  # cosines
     """
 
-    def __init__(self, space: JointSpace, tokenizer: Tokenizer):
+    def __init__(self, space: JointSpace, tokenizer: Tokenizer, step: int | None = None):
+        """Args: step: of the run, as the encoder beside it has it in its `info`."""
         self.space = space
         self.tokenizer = tokenizer
+        self.step = step
 
     @classmethod
     def load(cls, run: str | Path, device: str = "cpu") -> "TextEncoder":
@@ -46,21 +48,24 @@ class TextEncoder:
         folder = path if path.is_dir() else path.parent
         if not has_text(folder):
             raise ValueError(
-                f"{folder} knows no captions: it holds no {WEIGHTS} and {DESCRIPTION}, which runs "
-                "of the objective 'clip' write"
+                f"{path} knows no captions: it holds no {WEIGHTS} and {DESCRIPTION}, which runs of "
+                "the objective 'clip' write"
             )
+        weights = _read_weights(folder / WEIGHTS)
         try:
             info = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             tokenizer = Tokenizer(json.dumps(info["tokenizer"]))
+            _require_fitting(info["space"], weights, tokenizer)
             with torch.device("meta"):  # nothing is drawn: the weights come from the file
                 space = JointSpace(**info["space"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{folder / DESCRIPTION} does not describe a text encoder ({error}); restore it, "
-                f"or write it again with `vitrail resume {folder}`"
+                f"or remove it and write it again with `vitrail resume {folder}`"
             ) from error
-        space.load_state_dict(_read(folder / WEIGHTS, space), assign=True)
-        return cls(space.to(device).eval(), tokenizer)
+        _require_matching(space, weights, folder / WEIGHTS)
+        space.load_state_dict(weights, assign=True)
+        return cls(space.to(device).eval(), tokenizer, info.get("step"))
 
     def save(self, folder: str | Path) -> Path:
         """Writes text.safetensors and text.json, each whole or not at all.
@@ -70,7 +75,8 @@ class TextEncoder:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        info = {"space": self.space.config, "tokenizer": json.loads(self.tokenizer.to_json())}
+        info: dict[str, Any] = {"space": self.space.config, "step": self.step}
+        info["tokenizer"] = json.loads(self.tokenizer.to_json())
         state = {k: v.detach().cpu().contiguous() for k, v in self.space.state_dict().items()}
         write_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
         write_atomically(folder / DESCRIPTION, json.dumps(info) + "\n")
@@ -82,7 +88,9 @@ class TextEncoder:
         return self.space.dim
 
     def transform(self, texts: Sequence[str], batch_size: int = 256) -> Float32[Array, "N Z"]:
-        """Unit vectors of captions."""
+        """Unit vectors of captions. ValueError for one string in the place of several."""
+        if isinstance(texts, str):
+            raise ValueError(f"transform takes a list of captions; write [{texts!r}]")
         parts = [np.zeros((0, self.dim), dtype=np.float32)]
         for start in range(0, len(texts), batch_size):
             sequences = self.tokenizer.encode(
@@ -93,7 +101,16 @@ class TextEncoder:
         return np.concatenate(parts)
 
     def place(self, features: Float32[Array, "N D"]) -> Float32[Array, "N Z"]:
-        """Unit vectors of images, from the encoder's features of them."""
+        """Unit vectors of images, from the encoder's features of them.
+
+        Raises:
+            ValueError: features of another width, which are another encoder's.
+        """
+        if features.shape[1] != self.space.config["image_dim"]:
+            raise ValueError(
+                f"features have {features.shape[1]} dimensions and the text side was trained with "
+                f"{self.space.config['image_dim']}: they are of another encoder"
+            )
         weight = self.space.image_projection.weight
         with torch.inference_mode():
             return self.space.images(torch.from_numpy(features).to(weight)).cpu().numpy()
@@ -104,20 +121,42 @@ def has_text(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file() and (folder / DESCRIPTION).is_file()
 
 
-def _read(path: Path, space: JointSpace) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
-        weights = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}); restore it"
         ) from error
-    expected: dict[str, Any] = {k: v.shape for k, v in space.state_dict().items()}
-    wrong = sorted(k for k in expected.keys() ^ weights.keys()) + sorted(
-        k for k in expected.keys() & weights.keys() if expected[k] != weights[k].shape
+
+
+def _require_fitting(
+    config: dict[str, Any], weights: dict[str, Tensor], tokenizer: Tokenizer
+) -> None:
+    """Raises ValueError for sizes that no space can be built with, before it is tried."""
+    sizes = {name: value for name, value in config.items() if name != "kind"}
+    wrong = [name for name, value in sizes.items() if type(value) is not int or value < 1]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {sizes[wrong[0]]!r}; it must be a number of at least 1")
+    if config["width"] % config["heads"]:
+        raise ValueError(f"width {config['width']} is not a multiple of heads {config['heads']}")
+    layers = {name.split(".")[2] for name in weights if name.startswith("text.blocks.")}
+    if config["depth"] != len(layers):
+        raise ValueError(f"depth is {config['depth']}, and its weights have {len(layers)} layers")
+    if tokenizer.vocabulary > config["vocabulary"]:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocabulary} tokens and the text tower knows "
+            f"{config['vocabulary']}"
+        )
+
+
+def _require_matching(space: JointSpace, weights: dict[str, Tensor], path: Path) -> None:
+    expected = {name: value.shape for name, value in space.state_dict().items()}
+    wrong = sorted(expected.keys() ^ weights.keys()) + sorted(
+        name for name in expected.keys() & weights.keys() if expected[name] != weights[name].shape
     )
     if wrong:
         raise ValueError(
             f"{path} is not what {DESCRIPTION} beside it describes (see {', '.join(wrong[:6])}); "
             "put back the two files of one run"
         )
-    return weights

@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from vitrail.assemble import captions_of
 from vitrail.data.batch import BadSampleError, NoTestSplitError
 from vitrail.data.loader import Loader
 from vitrail.data.memory import hold_out
 from vitrail.data.pairs import COLUMNS, unique_ids
 from vitrail.data.quarantine import Quarantine
 from vitrail.data.sources import open_source
+from vitrail.data.tokens import Tokenizer
 from vitrail.data.views import MultiCrop
 
 ROWS = [
@@ -23,6 +25,9 @@ ROWS = [
     {"path": "sub/b.png", "caption": "žluťoučký kůň\nin two lines", "label": "9", "split": "val"},
     {"path": "c.png", "caption": "  a dog ", "label": "9", "split": "train"},
 ]
+
+
+NO_CAPTION = "its row has no caption, or one of half characters"
 
 
 def put(folder, *names: str) -> None:
@@ -173,12 +178,13 @@ def test_bad_rows_are_bad_samples(tmp_path):
     ]
     source = open_source(write(tmp_path / "t.jsonl", rows))
     assert source.text(0) is None
-    assert reason(source, 0) == ("a.png", "its row has no caption")
-    assert reason(source, 1) == ("a.png#2", "its row has no caption")
+    assert reason(source, 0) == ("a.png", NO_CAPTION)
+    assert reason(source, 1) == ("a.png#2", NO_CAPTION)
     assert "no such file" in reason(source, 2)[1]
     assert "damaged" in reason(source, 3)[1]
     assert reason(source, 4) == ("(no path)", "its row has no path of an image")
-    assert "surrogate" in reason(source, 5)[1]
+    assert reason(source, 5)[1] == NO_CAPTION
+    assert source.text(5) is None  # no tokenizer learns from it
     assert "damaged" in reason(source, 6)[1]
     assert "not a file" in reason(source, 7)[1]
     assert source.read(8).text == "good"
@@ -328,3 +334,16 @@ def test_captions_of_one_image_are_held_out_together(tmp_path):
     pictures = [{side.picture(i) for i in range(len(side))} for side in (train, test)]
     assert not pictures[0] & pictures[1]
     assert (len(train), len(test)) == (16, 8)
+
+
+def test_half_a_character_is_no_caption_to_learn_from(tmp_path):
+    rows = [{"path": "a.png", "caption": "\ud800"}, {"path": "b.png", "caption": "a hen"}]
+    source = open_source(write(tmp_path / "pairs.jsonl", rows))
+    assert captions_of(source) == ["a hen"]
+    Tokenizer.train(captions_of(source), 258)
+
+
+def test_two_ways_to_write_a_path_are_one_picture(tmp_path):
+    rows = [{"path": p, "caption": "a hen"} for p in ("a.png", "./a.png", "x/../a.png", "b.png")]
+    source = open_source(write(tmp_path / "pairs.csv", rows))
+    assert len({source.picture(i) for i in range(4)}) == 2

@@ -114,13 +114,31 @@ def test_recall_is_that_of_a_sorted_list(seed, monkeypatch):
         assert found[name]["candidates"] == len(candidates)
 
 
-def test_a_collapsed_space_finds_nothing():
-    same = np.ones((6, 4), dtype=np.float32)
-    names = [str(i) for i in range(6)]
-    found = retrieval(same, same, names, names, ks=(1, 5))
-    assert found["image_to_text"]["recall@1"] == 0
-    assert found["image_to_text"]["recall@5"] == 0
-    assert found["text_to_image"]["median_rank"] == 6
+@pytest.mark.parametrize("count", [5, 13, 100])
+def test_a_collapsed_space_finds_nothing(count):
+    # The last bits of equal products differ by where they stand in the matrix.
+    same = np.repeat(unit(np.random.default_rng(count).normal(size=(1, 64))), count, axis=0)
+    names = [str(i) for i in range(count)]
+    found = retrieval(same, same, names, names, ks=(1, count - 1))
+    for way in found.values():
+        assert way["recall@1"] == way[f"recall@{count - 1}"] == 0
+        assert way["median_rank"] == count
+
+
+def test_vectors_that_are_not_finite_are_refused():
+    broken = unit(np.ones((3, 3)))
+    broken[1, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        retrieval(broken, unit(np.ones((3, 3))), list("abc"), list("abc"))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        zeroshot(TEXT, broken, np.zeros(3, dtype=np.int64), CLASSES, TEMPLATES)
+
+
+def test_one_endless_caption_costs_no_more_than_itself():
+    eye = np.eye(4, dtype=np.float32)
+    captions = ["a", "a\0", "b" * 10**7, "c"]  # as an array of strings: 160 MB
+    found = retrieval(eye, eye, list("wxyz"), captions)
+    assert found["image_to_text"]["candidates"] == 4
 
 
 def test_own_captions_are_found():

@@ -44,6 +44,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {
         "digits": "digits:scattered",
         "emoji": f"pairs:{root / 'pairs.csv'}",
+        "pairs": f"pairs:{root / 'pairs.csv'}",
         "fashion-mnist": f"fashion-mnist:{fashion}",
         "folder": f"folder:{root / 'imagenet' / 'train'}",
     }

@@ -1,6 +1,7 @@
 """CLIP from a table of pairs to words: killed and resumed, exported, evaluated, and refused."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -106,9 +107,6 @@ def test_a_damaged_text_side_is_named(trained, tmp_path):
     for name in ("text.safetensors", "text.json"):
         (tmp_path / name).write_bytes((trained / name).read_bytes())
     TextEncoder.load(tmp_path)
-    (tmp_path / "text.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"text\.json does not describe a text encoder"):
-        TextEncoder.load(tmp_path)
     info = json.loads((trained / "text.json").read_text())
     info["space"]["dim"] = 8
     (tmp_path / "text.json").write_text(json.dumps(info))
@@ -119,6 +117,74 @@ def test_a_damaged_text_side_is_named(trained, tmp_path):
         TextEncoder.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"tokenizer": {}},
+        {"tokenizer": None},
+        {"space": {"depth": 20_000}},
+        {"space": {"width": -4}},
+        {"space": {"heads": 0}},
+        {"space": {"heads": 7}},
+        {"space": {"vocabulary": 9}},
+        {"space": {"kind": "sideways"}},
+    ],
+)
+def test_no_description_is_believed(trained, tmp_path, damage):
+    shutil.copy(trained / "text.safetensors", tmp_path)
+    info = json.loads((trained / "text.json").read_text())
+    for key, value in damage.items():
+        info[key] = info[key] | value if key == "space" else value
+    (tmp_path / "text.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"text\.json does not describe a text encoder"):
+        TextEncoder.load(tmp_path)
+
+
+def test_brackets_without_end_are_no_description(trained, tmp_path):
+    shutil.copy(trained / "text.safetensors", tmp_path)
+    (tmp_path / "text.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"text\.json does not describe a text encoder"):
+        TextEncoder.load(tmp_path)
+
+
+def test_sides_of_two_steps_are_told_apart(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    info = json.loads((trained / "text.json").read_text()) | {"step": 7}
+    (tmp_path / "run" / "text.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"text side is of step 7 and its encoder of step 90"):
+        evaluate(tmp_path / "run", protocols=["zeroshot"], quiet=True)
+    # What needs no words is not held up by them.
+    (tmp_path / "run" / "text.json").write_text("{}")
+    assert evaluate(tmp_path / "run", protocols=["knn"], quiet=True)["knn"]["trained"] > 0
+
+
+def test_a_lost_text_side_is_written_again(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "text.json").unlink()
+    api.resume(tmp_path / "run")
+    assert (tmp_path / "run" / "text.json").read_bytes() == (trained / "text.json").read_bytes()
+
+
+def test_what_was_trained_on_is_not_measured(tmp_path):
+    pairs = write_pairs(tmp_path)
+    rows = [line.rpartition(",")[0] for line in pairs.read_text().splitlines()]
+    pairs.write_text("\n".join(rows) + "\n")
+    run = api.start(recipe_of(str(pairs), steps=1), tmp_path / "run")
+    for name in ("zeroshot", "retrieval"):
+        with pytest.raises(ValueError, match=r"trained on these very captions; .*'split'"):
+            evaluate(run, protocols=[name], quiet=True)
+
+
+def test_what_does_not_fit_is_told(trained):
+    text = TextEncoder.load(trained)
+    with pytest.raises(ValueError, match="a list of captions"):
+        text.transform("a red field")
+    with pytest.raises(ValueError, match=r"5 dimensions .* trained with 32"):
+        text.place(np.zeros((2, 5), np.float32))
+    with pytest.raises(ValueError, match=r"^nowhere knows no captions"):
+        TextEncoder.load("nowhere")
+
+
 def test_a_run_without_words_says_so(tmp_path):
     run = api.start(runs.tiny_recipe("simdino", steps=1), tmp_path / "run")
     assert not (run / "text.json").exists()
@@ -127,3 +193,15 @@ def test_a_run_without_words_says_so(tmp_path):
     for name in ("zeroshot", "retrieval"):
         with pytest.raises(ValueError, match=rf"{name}: the encoder has no text side"):
             evaluate(run, protocols=[name], quiet=True)
+
+
+def test_slices_of_unequal_labels_are_refused(tmp_path):
+    from vitrail.recipes.config import override
+    from vitrail.recipes.registry import get_recipe
+
+    pairs = write_pairs(tmp_path)
+    pairs.write_text(pairs.read_text().replace(",black,", ",,"))
+    changes = {"data": f"pairs:{pairs}", "channels": 1, "accumulate": 2, "device": "cpu"}
+    recipe = override(get_recipe("crate_digits_supervised"), changes)
+    with pytest.raises(ValueError, match=r"accumulate is 2, but 16 of 64 samples have no label"):
+        api.start(recipe, tmp_path / "run")

@@ -44,8 +44,8 @@ def open_emoji(rest: str, split: Literal["train", "test"], channels: int | None)
     Each fully-qualified emoji that the font has a picture for, but for variants of skin tone.
     Classes: Unicode's nine groups ("Food & Drink"); with `subgroups` its hundred subgroups
     ("food fruit"), of which some are in one split alone. Both have the same splits: a fifth of
-    each group is for testing, and families of near-duplicates (`emoji_list.family_key`; pictures
-    that are equal) are never parted. An id is the name. Drawing takes seconds; it is done once for
+    each group is for testing, and families by name (`emoji_list.family_key`), and equal
+    pictures, are never parted. An id is the name. Drawing takes seconds; it is done once for
     both splits, and the result (23 MB) kept.
 
     Raises:

@@ -1,6 +1,7 @@
 """Images and captions by a table of paths: CSV, TSV, JSON lines or Parquet."""
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,11 +55,9 @@ class PairsSource(Source):
     def read(self, index: int) -> Sample:
         id, text = self.id(index), self.text(index)
         if text is None:
-            raise BadSampleError(id, "its row has no caption")
+            raise BadSampleError(id, "its row has no caption, or one of half characters")
         if not self._rows.paths[index]:
             raise BadSampleError(id, "its row has no path of an image")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise BadSampleError(id, "its caption holds half a character (a lone surrogate)")
         image = decode_file(self._root / self._rows.paths[index], self.channels, id)
         return Sample(image, self.label(index), text, id)
 
@@ -73,7 +72,7 @@ class PairsSource(Source):
         return self._rows.captions[index]
 
     def picture(self, index: int) -> str:
-        return self._rows.paths[index]
+        return os.path.normpath(self._rows.paths[index])
 
     def fingerprint(self) -> str:
         """Of paths, captions and labels. The files are not looked at: a table may name millions."""
@@ -134,10 +133,16 @@ def open_pairs(rest: str, split: Literal["train", "test"], channels: int | None)
         raise ValueError(f"{spec}: {error}") from error
     rows = Rows(
         tuple(paths[i] for i in chosen),
-        tuple(captions[i].strip() or None for i in chosen),
+        tuple(_usable(captions[i]) for i in chosen),
         None if labels is None else tuple(labels[i] for i in chosen),
     )
     return PairsSource(spec, path.parent, rows, classes, channels or 3)
+
+
+def _usable(caption: str) -> str | None:
+    """None where it is blank, or holds half a character (a lone surrogate), which is no text."""
+    halved = any("\ud800" <= letter <= "\udfff" for letter in caption)
+    return None if halved else caption.strip() or None
 
 
 def _check_file(spec: str, rest: str, path: Path) -> None:

@@ -27,9 +27,12 @@ class Tokenizer:
     """Text -> token numbers. Equal captions train equal tokenizers, in every process."""
 
     def __init__(self, json: str):
-        """Args: json: what `to_json` gave."""
+        """Args: json: what `to_json` gave. ValueError where it is not."""
         self._json = json
-        self._model = Model.from_str(json)
+        try:
+            self._model = Model.from_str(json)
+        except Exception as error:  # the library's own are of no narrower class
+            raise ValueError(f"this is no tokenizer: {error}") from error
         # A caption that spells <end> is spelled out: nobody ends a caption from within.
         self._model.encode_special_tokens = True
 

@@ -254,9 +254,10 @@ class MultiCrop:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """The one view of supervised training: crop and flip, colours not changed unless asked for.
+    """One view: crop and flip, colours not changed unless asked for.
 
-    Fields are those of `View`; where jitter is above 0, its strengths are DINO's.
+    For methods that compare an image with something else than itself: labels, captions, its own
+    pixels. Fields are those of `View`; where jitter or blur is above 0, its strengths are DINO's.
     """
 
     size: int = 224

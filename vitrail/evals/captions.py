@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from vitrail.data.memory import Subset
 from vitrail.evals.features import shown
 from vitrail.evals.grid import RIGHT, Cell, cell_side, save_grid
 from vitrail.evals.material import Material, Split
@@ -52,6 +53,12 @@ def _text_side(m: Material, protocol: str) -> TextEncoder:
             f"{protocol}: the encoder has no text side; it is for runs of the objective 'clip'. "
             "Leave it out of --protocols"
         )
+    source = m.test.source
+    if isinstance(source, Subset) and source.spec == m.encoder.info.get("data"):
+        raise ValueError(
+            f"{protocol}: {source.spec} has no test split of its own, so the encoder was trained "
+            "on these very captions; give the table a column 'split', or name other data by --data"
+        )
     return m.text
 
 
@@ -78,9 +85,9 @@ def _picture(m: Material, split: Split, row: int) -> Array:
 def zeroshot_table(numbers: dict[str, Any]) -> Table:
     """For a terminal, in percent."""
     table = Table(title="classes told by their names alone, %", title_justify="left")
-    for name in ("accuracy", "mean_per_class", "majority", "chance"):
-        table.add_column(name.replace("_", " "), justify="right")
     names = ("accuracy", "mean_per_class", "majority", "chance")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
     table.add_row(*(f"{100 * numbers[name]:.1f}" for name in names))
     return table
 

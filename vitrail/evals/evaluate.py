@@ -30,6 +30,8 @@ from vitrail.evals.splits import open_splits, require_labels
 from vitrail.evals.tables import accuracy_names, rank_line, results_table, transfer_table
 from vitrail.text_encoder import TextEncoder, has_text
 
+OF_WORDS = {"zeroshot", "retrieval"}  # protocols of encoders with a text side
+
 
 @dataclass(frozen=True)
 class _Bench:
@@ -87,7 +89,7 @@ def evaluate(
     encoder = Encoder.load(path, device)
     out = Path(out) if out is not None else _home(Path(path))
     console = Console(quiet=quiet, stderr=False)
-    text = _text_side(Path(path), device)
+    text = _text_side(Path(path), encoder, protocols, device)
     bench = _Bench(encoder, text, protocols, settings, out / "figures", device, workers, console)
     first, *others = _specs(path, data, encoder)
     splits = {spec: open_splits(spec, encoder.channels) for spec in (first, *others)}
@@ -191,9 +193,22 @@ def _home(path: Path) -> Path:
     return path.with_name(f"{path.name}.evaluation")
 
 
-def _text_side(path: Path, device: str) -> TextEncoder | None:
+def _text_side(
+    path: Path, encoder: Encoder, protocols: Sequence[str] | None, device: str
+) -> TextEncoder | None:
+    """What is beside the encoder, where a protocol may want it."""
     folder = path if path.is_dir() else path.parent
-    return TextEncoder.load(folder, device) if has_text(folder) else None
+    wanted = protocols is None or not OF_WORDS.isdisjoint(protocols)
+    if not wanted or not has_text(folder):
+        return None
+    text = TextEncoder.load(folder, device)
+    if text.step != encoder.info.get("step"):
+        raise ValueError(
+            f"{folder}: its text side is of step {text.step} and its encoder of step "
+            f"{encoder.info.get('step')}; put back those of one step, or go on with the run by "
+            f"`vitrail resume {folder}`"
+        )
+    return text
 
 
 def _choose(bench: _Bench, train: Source) -> tuple[list[str], list[str]]:
@@ -206,7 +221,7 @@ def _choose(bench: _Bench, train: Source) -> tuple[list[str], list[str]]:
         names = [name for name in names if not PROTOCOLS[name].labels]
         notes.append(f"{train.spec} has no labels: no accuracies")
     if bench.text is None:  # as with most runs: nothing worth a note
-        names = [name for name in names if name not in ("zeroshot", "retrieval")]
+        names = [name for name in names if name not in OF_WORDS]
     if not train.masked:
         names.remove("jaccard")
     if not isinstance(bench.encoder.backbone, TokenBackbone):

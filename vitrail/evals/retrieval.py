@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int64
 Array = np.ndarray
 
 KS = (1, 5, 10)
+TIED = 1e-6  # cosines that differ by less are as near: float32 knows no better
 CHUNK = 2**24  # similarities held at once, 64 MiB of float32
 
 
@@ -42,14 +43,31 @@ def retrieval(
     """
     if not len(images):
         raise ValueError("retrieval: there are no pairs of an image and a caption")
-    image_at, image_of = np.unique(np.array(pictures), return_index=True, return_inverse=True)[1:]
-    text_at, text_of = np.unique(np.array(captions), return_index=True, return_inverse=True)[1:]
+    require_finite("retrieval", images, texts)
+    image_at, image_of = _numbered(pictures)
+    text_at, text_of = _numbered(captions)
     pairs = np.unique(np.stack([image_of, text_of], axis=1), axis=0)
     images_IZ, texts_CZ = images[image_at], texts[text_at]
     return {
         "image_to_text": _recalls(images_IZ, texts_CZ, pairs, ks),
         "text_to_image": _recalls(texts_CZ, images_IZ, pairs[:, ::-1], ks),
     }
+
+
+def require_finite(protocol: str, *vectors: Array) -> None:
+    """Raises ValueError for vectors that hold NaN or infinity."""
+    if not all(np.isfinite(part).all() for part in vectors):
+        raise ValueError(
+            f"{protocol}: some vectors of images or captions hold NaN or infinity; the encoder has "
+            "diverged, so the numbers would mean nothing"
+        )
+
+
+def _numbered(names: Sequence[str]) -> tuple[Int64[Array, " different"], Int64[Array, " N"]]:
+    """(where each different name comes first, the number of each row's name)."""
+    number: dict[str, int] = {}
+    rows = np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
+    return np.unique(rows, return_index=True)[1], rows
 
 
 def _recalls(
@@ -81,8 +99,9 @@ def first_ranks(
         right = similarity[query, candidate]
         best = np.full(len(similarity), -np.inf, dtype=similarity.dtype)
         np.maximum.at(best, query, right)
-        as_near = (similarity >= best[:, None]).sum(axis=1)
-        own = np.bincount(query, weights=right >= best[query], minlength=len(similarity))
+        level = best - TIED
+        as_near = (similarity >= level[:, None]).sum(axis=1)
+        own = np.bincount(query, weights=right >= level[query], minlength=len(similarity))
         ranks[start : start + rows] = as_near - own.astype(np.int64)
     return ranks
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from vitrail.evals.retrieval import require_finite
 from vitrail.text_encoder import TextEncoder
 
 Array = np.ndarray
@@ -49,6 +50,7 @@ def zeroshot(
             "two classes or more, and at least one image with a label"
         )
     names = class_vectors(text, classes, templates)
+    require_finite("zeroshot", images, names)
     truth = labels[labelled]
     right = (images[labelled] @ names.T).argmax(axis=1) == truth
     counts = np.bincount(truth, minlength=len(classes))

@@ -12,7 +12,8 @@ Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 2.3 and Figure 3;
 all captions and its own captions with all images, so that S is never held whole.
 
 Departures: the tokenizer is learned from the run's captions; a caption is cut to `context` tokens
-from its end; captions are not padded.
+from its end; captions are not padded. Equal captions of different images stay negatives, as
+published.
 
 Shape legend: B samples of this slice · G of the global batch · D features · Z of the joint space.
 """
@@ -24,7 +25,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
@@ -39,6 +40,7 @@ from vitrail.schedules import Horizon
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MAX_SCALE = 100.0  # of 1/τ
+LEARNED_FROM = 1_000_000  # captions, at most, of the tokenizer: a minute; all ranks learn it
 
 
 def _views() -> RandomResizedCrop:
@@ -99,7 +101,8 @@ class CLIP(Objective):
         super().__init__()
         self.config = config
         self.plan = config.views.plan()
-        self.tokenizer = Tokenizer.train(captions, config.vocabulary)
+        every = -(-len(captions) // LEARNED_FROM)
+        self.tokenizer = Tokenizer.train(captions[::every], config.vocabulary)
         self.backbone = make_backbone(config.drop_path)
         self.space = JointSpace(
             self.backbone.embed_dim,
@@ -122,7 +125,7 @@ class CLIP(Objective):
         image_BZ = self.space.images(features.pooled)
         text_BZ = self.space.captions(self.tokenizer.encode(batch.text, self.config.context))
         scale = self.log_scale.exp()
-        loss, found = info_nce(image_BZ, text_BZ, scale)
+        loss, found = info_nce(image_BZ, text_BZ, scale, batch.index)
         return {
             "loss": loss,
             "features": features.pooled.detach(),
@@ -151,11 +154,21 @@ class CLIP(Objective):
         return torch.frombuffer(bytearray(self.tokenizer.to_json().encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.tokenizer = Tokenizer(bytes(state.cpu().tolist()).decode())
+        tokenizer = Tokenizer(bytes(state.cpu().tolist()).decode())
+        if tokenizer.vocabulary != self.tokenizer.vocabulary:
+            raise ValueError(
+                f"clip: the checkpoint's tokenizer has {tokenizer.vocabulary} tokens and this "
+                f"release of `tokenizers` learns {self.tokenizer.vocabulary} from the same "
+                "captions; go on with the release that the run began with"
+            )
+        self.tokenizer = tokenizer
 
 
 def info_nce(
-    image: Float[Tensor, "B Z"], text: Float[Tensor, "B Z"], scale: Float[Tensor, ""]
+    image: Float[Tensor, "B Z"],
+    text: Float[Tensor, "B Z"],
+    scale: Float[Tensor, ""],
+    index: Int[Tensor, " B"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The loss of this rank's share of the global batch, and how many images find their caption.
 
@@ -163,6 +176,8 @@ def info_nce(
         image, text: float32 unit vectors; rows of the same number belong together. Every rank has
             as many.
         scale: 1/τ.
+        index: which pair of the source each row is. The same pair a second time, where one epoch
+            ends and the next begins within a batch, is no negative of itself.
 
     Returns:
         the loss, whose mean over ranks is that of one process with all rows, in nats; and the
@@ -171,8 +186,10 @@ def info_nce(
     with torch.autocast(image.device.type, enabled=False):
         all_images_GZ, all_texts_GZ = all_gather(image), all_gather(text)
         own_B = rank() * len(image) + torch.arange(len(image), device=image.device)
-        image_logits_BG = scale * image @ all_texts_GZ.T
-        text_logits_BG = scale * text @ all_images_GZ.T
+        again_BG = index[:, None] == all_gather(index)
+        again_BG.scatter_(1, own_B[:, None], False)
+        image_logits_BG = (scale * image @ all_texts_GZ.T).masked_fill(again_BG, -torch.inf)
+        text_logits_BG = (scale * text @ all_images_GZ.T).masked_fill(again_BG, -torch.inf)
         loss = F.cross_entropy(image_logits_BG, own_B) + F.cross_entropy(text_logits_BG, own_B)
     found = (image_logits_BG.detach().argmax(1) == own_B).float().mean()
     return loss / 2, found

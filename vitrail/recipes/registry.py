@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from vitrail.recipes import digits, emoji, fashion, imagenet
+from vitrail.recipes import captions, digits, fashion, imagenet
 from vitrail.recipes.config import suggest
 from vitrail.recipes.recipe import Recipe
 
@@ -14,7 +14,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "swav_digits": digits.swav_digits,
     "cotraining_digits": digits.cotraining_digits,
     "crate_digits_supervised": digits.crate_digits_supervised,
-    "clip_emoji": emoji.clip_emoji,
+    "clip_emoji": captions.clip_emoji,
+    "clip_vits16_pairs": captions.clip_vits16_pairs,
     "simdino_vits_fashion": fashion.simdino_vits_fashion,
     "dino_vits_fashion": fashion.dino_vits_fashion,
     "crate_fashion_supervised": fashion.crate_fashion_supervised,

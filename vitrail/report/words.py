@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from vitrail.evals.retrieval import KS
 from vitrail.report.measures import Row
-
-CUTS = (1, 5, 10)
 
 
 def word_rows(evaluation: dict[str, Any]) -> list[Row]:
@@ -37,7 +36,7 @@ def _retrieval(numbers: Any) -> Iterator[Row]:
         found = numbers.get(way) if isinstance(numbers, dict) else None
         if not isinstance(found, dict):
             continue
-        for k in CUTS:
+        for k in KS:
             among = "the most similar" if k == 1 else f"among the {k} most similar"
             yield Row(
                 "retrieval",

@@ -1,4 +1,7 @@
-"""Recipes on Noto Color Emoji: 1,496 pictures of 64x64 with their Unicode names, 374 held out."""
+"""Recipes on images with captions: your own pairs, and Noto Color Emoji with their Unicode names.
+
+Of the emoji, 64x64 pixels each, 1,496 are for training and 374 held out.
+"""
 
 from vitrail.data.views import RandomResizedCrop
 from vitrail.objectives import clip
@@ -45,4 +48,31 @@ def clip_emoji() -> Recipe:
             weight_decay=0.1,
             weight_decay_end=None,
         ),
+    )
+
+
+def clip_vits16_pairs() -> Recipe:
+    """CLIP, ViT-S/16 at 224 pixels, on a table of your own photographs. Not yet run.
+
+    Optimizer and temperature are CLIP's (Radford et al. 2021, table 18), its schedule for a batch
+    of 1,024 instead of 32,768.
+    """
+    return Recipe(
+        name="clip_vits16_pairs",
+        objective=clip.Config(),
+        backbone="vit_small_patch16_224",
+        data="pairs:pairs.csv",
+        batch_size=1024,
+        epochs=32,
+        optim=Optim(
+            lr=5e-4,
+            lr_per_256=False,
+            warmup_epochs=1,
+            min_lr=0.0,
+            weight_decay=0.2,
+            weight_decay_end=None,
+            betas=(0.9, 0.98),
+            clip=1.0,
+        ),
+        precision="bf16",
     )
