@@ -69,6 +69,7 @@ ALSO = {
     "linear_10_per_class": ["fewer than the 10"],
     "mean_average_precision": ["another of its class"],
     "map": ["at least 3"],
+    "parts": ["no class has 4"],
     "jaccard": ["no masks"],
     "detection": ["annotated objects"],
     "zeroshot": ["text"],

@@ -11,7 +11,13 @@ from vitrail.data.preprocess import Preprocess
 from vitrail.data.sources import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.grid import Cell, cell_side, heat, save_grid
-from vitrail.evals.pca import otsu, patch_components, patch_features, pca_figure
+from vitrail.evals.pca import (
+    otsu,
+    parts_figure,
+    patch_components,
+    patch_features,
+    pca_figure,
+)
 from vitrail.evals.saliency import at_size, mark, mass_mask, saliency_figure, token_maps
 
 
@@ -156,3 +162,26 @@ def test_heat_is_brightest_at_the_peak():
     y, x = np.unravel_index(drawn.argmax(), drawn.shape)
     assert (y // 10, x // 10) == (1, 2)
     assert np.isfinite(heat(values * 0, 8)).all()
+
+
+def test_parts_of_a_group_know_nothing_of_other_groups(tmp_path, monkeypatch):
+    encoder = tiny_encoder("x")
+    drawn = []
+
+    def look(rows, path, **kwargs):
+        drawn.append(rows)
+        return path
+
+    monkeypatch.setattr("vitrail.evals.pca.save_grid", look)
+    generator = torch.Generator().manual_seed(0)
+    groups = {
+        name: list(torch.randint(0, 256, (3, 1, 28, 28), generator=generator, dtype=torch.uint8))
+        for name in ("a", "b")
+    }
+    parts_figure(encoder, groups, tmp_path / "both.png")
+    parts_figure(encoder, {"b": groups["b"]}, tmp_path / "one.png")
+    both, one = drawn
+    assert (len(both), len(both[0]), len(one[0])) == (3, 4, 2)
+    for of_two, alone in zip(both, one, strict=True):
+        for a, b in zip(of_two[2:], alone, strict=True):
+            np.testing.assert_array_equal(a.picture, b.picture)

@@ -31,6 +31,7 @@ from vitrail.evals.tables import accuracy_names, rank_line, results_table, trans
 from vitrail.text_encoder import TextEncoder, has_text
 
 OF_WORDS = {"zeroshot", "retrieval"}  # protocols of encoders with a text side
+OF_TOKENS = {"saliency", "pca", "parts", "jaccard"}
 
 
 @dataclass(frozen=True)
@@ -222,10 +223,12 @@ def _choose(bench: _Bench, train: Source) -> tuple[list[str], list[str]]:
         notes.append(f"{train.spec} has no labels: no accuracies")
     if bench.text is None:  # as with most runs: nothing worth a note
         names = [name for name in names if name not in OF_WORDS]
+    elif not train.captioned:
+        names.remove("retrieval")
     if not train.masked:
         names.remove("jaccard")
     if not isinstance(bench.encoder.backbone, TokenBackbone):
-        names = [name for name in names if name not in ("saliency", "pca", "jaccard")]
+        names = [name for name in names if name not in OF_TOKENS]
         notes.append("the backbone has no tokens: no saliency and no PCA pictures")
     return names, notes
 

@@ -17,7 +17,7 @@ AFFECTED: dict[str, tuple[str, ...]] = {
     "draws": ("linear_10_per_class",),
     "last_blocks": ("linear_sweep",),
     "finetune": ("finetune", "finetune_1_percent", "finetune_10_percent"),
-    "image_size": ("saliency", "pca", "jaccard"),
+    "image_size": ("saliency", "pca", "parts", "jaccard"),
     "map_layout": ("map",),
     "maskcut": ("maskcut", "detection"),
     "coco": ("detection",),

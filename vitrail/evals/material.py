@@ -1,7 +1,9 @@
 """What the protocols work on: an encoder, the features of two splits, and the settings."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -108,15 +110,36 @@ class Material:
 
     def images(self, count: int) -> list[UInt8[Tensor, "C _ _"]]:
         """Those of `chosen` that can be read. ValueError where none can."""
-        images = []
-        for row in self.chosen(count):
-            with suppress(BadSampleError):
-                images.append(self.test.source.read(int(self.test.index[row])).image)
+        images = list(self._read(self.chosen(count)))
         if not images:
             raise ValueError(
                 f"{self.test.source.spec}: none of the images chosen to look at can be read"
             )
         return images
+
+    def by_class(self, classes: int, each: int) -> dict[str, list[UInt8[Tensor, "C _ _"]]]:
+        """So many test images of each of the first classes that have them, drawn, by name.
+
+        Raises:
+            ValueError: no class has as many.
+        """
+        source = self.test.source
+        found: dict[str, list[Tensor]] = {}
+        order = self.chosen(len(self.test.index))
+        labels = [source.label(int(self.test.index[row])) for row in order]
+        for number, name in enumerate(source.classes or ()):
+            rows = [row for row, label in zip(order, labels, strict=True) if label == number]
+            images = list(islice(self._read(rows), each)) if len(rows) >= each else []
+            if len(images) == each and len(found) < classes:
+                found[str(name)] = images
+        if not found:
+            raise ValueError(f"{source.spec}: no class has {each} test images that can be read")
+        return found
+
+    def _read(self, rows: Sequence[int]) -> Iterator[UInt8[Tensor, "C _ _"]]:
+        for row in rows:
+            with suppress(BadSampleError):
+                yield self.test.source.read(int(self.test.index[row])).image
 
     def nearest(self, kind: str) -> tuple[Array, Array]:
         """(similarities, labels) of the nearest train rows of every test row, as many as any k

@@ -102,17 +102,36 @@ def pca_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
     """A PNG, a column an image: the image, the first component, the foreground that it gives, and
     in that the next three components as red, green and blue. All are of one PCA of all images."""
     components = patch_components(patch_features(encoder, images))
-    pictures = shown(encoder, images)
     side = cell_side(encoder.preprocess.size)
     colour_map = matplotlib.colormaps["viridis"]
     columns = []
-    for n, image_SSc in enumerate(pictures):
+    for n, image_SSc in enumerate(shown(encoder, images)):
         first = colour_map(np.clip(upsample(components.first[n], side), 0, 1))[..., :3]
-        channels = [upsample(components.colours[n, ..., c], side) for c in range(3)]
-        inside = upsample(components.foreground[n].astype(np.float32), side)[..., None] > 0.5
-        colours = np.where(inside, np.clip(np.stack(channels, -1), 0, 1), 0.12)
+        inside, colours = _parts(components, n, side)
         drawn_SSc = enlarge(image_SSc, side)
         cut = np.where(inside, drawn_SSc, OUTSIDE * drawn_SSc)
         columns.append([Cell(image_SSc), Cell(first), Cell(cut), Cell(colours)])
     rows = [list(row) for row in zip(*columns, strict=True)]
     return save_grid(rows, path, side=side, margin=["image", "1st", "foreground", "2nd–4th"])
+
+
+def parts_figure(encoder: Encoder, groups: dict[str, list[Tensor]], path: Path) -> Path:
+    """A PNG, two columns a group of as many images: the images, and beside each its parts, coloured
+    by a PCA of the group alone. Like parts of the group have like colours (DINOv2, figure 1)."""
+    side = cell_side(encoder.preprocess.size)
+    columns: list[list[Cell]] = []
+    titles = []
+    for name, images in groups.items():
+        components = patch_components(patch_features(encoder, images))
+        columns.append([Cell(image) for image in shown(encoder, images)])
+        columns.append([Cell(_parts(components, n, side)[1]) for n in range(len(images))])
+        titles += [name if len(name) <= 16 else f"{name[:15]}…", ""]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return save_grid(rows, path, side=side, columns=titles)
+
+
+def _parts(components: PatchComponents, n: int, side: int) -> tuple[Array, Array]:
+    """(the foreground of image n, [side, side, 1], and the colours in it)."""
+    channels = [upsample(components.colours[n, ..., c], side) for c in range(3)]
+    inside = upsample(components.foreground[n].astype(np.float32), side)[..., None] > 0.5
+    return inside, np.where(inside, np.clip(np.stack(channels, -1), 0, 1), 0.12)

@@ -13,7 +13,7 @@ from vitrail.evals.gallery import neighbours_figure
 from vitrail.evals.masks import jaccard, jaccard_table
 from vitrail.evals.material import Material
 from vitrail.evals.objects import detect, detection_table, draw_objects
-from vitrail.evals.pca import pca_figure
+from vitrail.evals.pca import parts_figure, pca_figure
 from vitrail.evals.ranking import rank_test, ranking_table
 from vitrail.evals.saliency import at_size, saliency_figure
 from vitrail.evals.xray import EPS, xray
@@ -21,6 +21,7 @@ from vitrail.evals.xray_figure import layers_figure, layers_table
 
 Array = np.ndarray
 XRAY_IMAGES = 32
+PARTS_CLASSES, PARTS_EACH = 4, 4  # columns and rows of the picture of parts
 
 
 class Protocol(NamedTuple):
@@ -65,6 +66,11 @@ def _saliency(m: Material) -> None:
 def _pca(m: Material) -> None:
     encoder = at_size(m.encoder, m.settings.image_size, "pca")
     pca_figure(encoder, m.images(m.settings.pictures), m.figures / "pca.png")
+
+
+def _parts(m: Material) -> None:
+    encoder = at_size(m.encoder, m.settings.image_size, "parts")
+    parts_figure(encoder, m.by_class(PARTS_CLASSES, PARTS_EACH), m.figures / "parts.png")
 
 
 def _xray(m: Material) -> dict[str, Any]:
@@ -166,6 +172,13 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "pca": Protocol(
         _pca, "picture: principal components of patch features", False, False, numbers=False
+    ),
+    "parts": Protocol(
+        _parts,
+        "picture: like parts of images of one class, by the components of their patches",
+        True,
+        False,
+        numbers=False,
     ),
     "jaccard": Protocol(
         jaccard,

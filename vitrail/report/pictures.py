@@ -68,6 +68,13 @@ PICTURE_WORDS: dict[str, Words] = {
         "second row, separates the foreground, in the third; the next three are drawn in it as "
         "red, green and blue: patches of like colour have like features, in whichever image.",
     ),
+    "parts": Words(
+        "Like parts",
+        "a grid of test images",
+        "Four images of a class, and beside each its parts: principal components of the patches of "
+        "these four images alone, the first for the foreground, the next three as red, green and "
+        "blue. Parts of one colour are alike to the encoder.",
+    ),
     "jaccard": Words(
         "Where it looks, and what is marked",
         "a grid of test images",
