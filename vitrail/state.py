@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from vitrail import checkpoint
+from vitrail import checkpoint, text_encoder
 from vitrail.assemble import Parts, preprocess_of
 from vitrail.continued import require_started
 from vitrail.distributed import Ranks
@@ -11,7 +11,7 @@ from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.recipes.config import kind, to_dict
 from vitrail.recipes.recipe import Recipe
 from vitrail.run import require_same
-from vitrail.text_encoder import TextEncoder, has_text
+from vitrail.text_encoder import TextEncoder
 
 
 def restore(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> int:
@@ -62,11 +62,19 @@ def export(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
 
 
 def require_exported(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
-    """Exports the encoder again where a kill came between the last checkpoint and its export."""
-    try:  # the description is written last
-        described = json.loads((run / DESCRIPTION).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        described = None
-    silent = parts.objective.text_side is not None and not has_text(run)
-    if described != step or silent or not (run / WEIGHTS).exists():
+    """Exports again where a kill came between the last checkpoint and its export, or files went."""
+    whole = (run / WEIGHTS).exists() and _step(run / DESCRIPTION) == step
+    if parts.objective.text_side is not None:
+        whole &= (run / text_encoder.WEIGHTS).exists()
+        whole &= _step(run / text_encoder.DESCRIPTION) == step
+    if not whole:
         export(run, recipe, parts, step)
+
+
+def _step(description: Path) -> int | None:
+    """Which is written last, and so tells what the weights beside it are of."""
+    try:
+        found: int = json.loads(description.read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found
