@@ -214,6 +214,7 @@ def test_subgroups_and_grey():
     assert fine.classes[fine.label(names(fine).index("tiger"))] == "animal mammal"
     assert 90 < len(fine.classes) < 130
     assert fine.spec == "emoji:subgroups"
+    assert (plain.metric, fine.metric) == ("accuracy", "mean_per_class")
     grey = open_source("emoji", channels=1)
     assert grey.pixels().shape[1:] == (1, 64, 64)
     weights = torch.tensor([299, 587, 114]).view(3, 1, 1)  # ITU-R 601-2 luma

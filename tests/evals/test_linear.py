@@ -6,7 +6,7 @@ from sklearn.preprocessing import StandardScaler
 
 from vitrail.evals import linear
 from vitrail.evals.linear import choose_c, draw_per_class, linear_accuracy, linear_k_per_class
-from vitrail.evals.probe import Probe, fit_probe, probe_accuracy
+from vitrail.evals.probe import Probe, fit_probe, probe_predict
 
 
 def clusters(n, seed, d=12, classes=4, noise=2.0):
@@ -156,9 +156,8 @@ def test_large_data_go_to_the_probe(monkeypatch):
     monkeypatch.setattr(linear, "Probe", lambda seed: Probe(min_steps=100, seed=seed))
     probe = linear_accuracy(features, labels, test, test_labels)
     assert probe == pytest.approx(logistic, abs=0.05)
-    assert probe == probe_accuracy(
-        features, labels, test, test_labels, Probe(min_steps=100, seed=0)
-    )
+    head = fit_probe(features, labels, Probe(min_steps=100, seed=0))
+    assert probe == (probe_predict(head, test) == test_labels).mean()
 
 
 @pytest.mark.parametrize("evaluate", [linear_accuracy, linear_k_per_class])

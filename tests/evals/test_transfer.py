@@ -16,6 +16,7 @@ from vitrail.evals.finetune import Finetune
 from vitrail.evals.kept import AFFECTED
 from vitrail.evals.material import Settings
 from vitrail.evals.protocols import PROTOCOLS as ALL
+from vitrail.evals.splits import open_splits
 
 TWO = ["digits", "digits:scattered"]
 PROTOCOLS = ["knn", "linear_10_per_class"]
@@ -158,6 +159,27 @@ def test_several_k_and_the_mean_over_classes(run, tmp_path):
     balanced = Settings(metric="mean_per_class")
     other = evaluate(run, "digits", ["knn"], settings=balanced, out=tmp_path, quiet=True)
     assert other["knn"] != evaluate(run, "digits", ["knn"], out=tmp_path, quiet=True)["knn"]
+
+
+def test_a_source_says_what_accuracy_is_on_it_unless_told(run, tmp_path, monkeypatch, capsys):
+    def splits(spec, channels):
+        train, test = open_splits(spec, channels)
+        test.metric = "mean_per_class"
+        return train, test
+
+    told = Settings(metric="mean_per_class")
+    expected = evaluate(run, "digits", ["knn"], settings=told, out=tmp_path / "told", quiet=True)
+    plain = evaluate(run, "digits", ["knn"], out=tmp_path / "plain", quiet=True)
+    monkeypatch.setattr("vitrail.evals.evaluate.open_splits", splits)
+    asked = evaluate(run, "digits", ["knn"], out=tmp_path / "asked")
+    assert asked["knn"] == expected["knn"] != plain["knn"]
+    assert (asked["metric"], plain["metric"]) == ("mean_per_class", "accuracy")
+    assert "mean over classes" in capsys.readouterr().out
+    other = Settings(metric="accuracy")
+    assert (
+        evaluate(run, "digits", ["knn"], settings=other, out=tmp_path, quiet=True)["knn"]
+        == (plain["knn"])
+    )
 
 
 def test_the_command_takes_them_all(run, tmp_path):

@@ -120,7 +120,7 @@ def test_the_metric_counts_everywhere_but_for_ranks(tmp_path):
 
 def test_what_an_older_evaluation_does_not_say_is_as_usual(tmp_path):
     a = make_run(tmp_path / "a", knn=three(0.4))
-    newer = SETTINGS | {"metric": "accuracy", "more_k": []}
+    newer = SETTINGS | {"metric": None, "more_k": []}
     b = make_run(tmp_path / "b", knn=three(0.4), settings=newer, held_out=False)
     context = shown(a, b)
     assert context["remarks"] == []

@@ -90,7 +90,7 @@ def test_what_is_no_number_is_a_dash():
 
 
 def test_the_metric_is_named(tmp_path):
-    run = make_run(tmp_path / "run", knn=THREE, settings={"metric": "mean_per_class"})
+    run = make_run(tmp_path / "run", knn=THREE, metric="mean_per_class")
     assert "Accuracy in percent, the mean over the classes," in words_of(
         build_report(run).read_text()
     )

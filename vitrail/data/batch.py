@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from vitrail.nn.random import Draws
+
+Metric = Literal["accuracy", "mean_per_class"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Source(ABC):
     channels: int  # of every image read
     classes: Sequence[str] | None  # label names, None if the source has no labels
     captioned: bool = False  # every sample that can be read has a text
+    metric: Metric = "accuracy"  # what is reported on it; the other where classes differ in size
     masked: bool = False  # and has a mask
 
     @abstractmethod

@@ -78,6 +78,7 @@ class Subset(Source):
         self.channels = source.channels
         self.classes = source.classes
         self.captioned = source.captioned
+        self.metric = source.metric
         self.masked = source.masked
         self._source = source
         self._indices = [int(index) for index in indices]

@@ -49,7 +49,7 @@ def _by_k(m: Material, tau: float | None) -> dict[str, Any]:
 
 
 def _at_k(m: Material, k: int, tau: float | None) -> dict[str, float]:
-    metric = m.settings.metric
+    metric = m.metric
     return {
         kind: score(_votes(m, kind, k, tau), m.test.labels, metric) for kind in m.train.features
     }
@@ -64,7 +64,7 @@ def linear(m: Material) -> dict[str, float]:
     """On all labels, of the pooled feature."""
     s = m.settings
     return {
-        kind: linear_accuracy(*_four(m, kind), seed=s.seed, device=m.device, metric=s.metric)
+        kind: linear_accuracy(*_four(m, kind), seed=s.seed, device=m.device, metric=m.metric)
         for kind in m.train.features
     }
 
@@ -75,7 +75,7 @@ def linear_per_class(m: Material) -> dict[str, dict[str, float]]:
     return {
         kind: _plain(
             linear_k_per_class(
-                *_four(m, kind), k=PER_CLASS, draws=s.draws, seed=s.seed, metric=s.metric
+                *_four(m, kind), k=PER_CLASS, draws=s.draws, seed=s.seed, metric=m.metric
             )
         )
         for kind in m.train.features
@@ -86,7 +86,7 @@ def linear_of_share(share: float) -> Callable[[Material], dict[str, dict[str, fl
     """On a share of the labels, with the subsets of SUBSET_SEEDS."""
 
     def run(m: Material) -> dict[str, dict[str, float]]:
-        metric = m.settings.metric
+        metric = m.metric
         return {
             kind: _plain(linear_share(*_four(m, kind), share=share, device=m.device, metric=metric))
             for kind in m.train.features
@@ -122,7 +122,7 @@ def linear_sweep(m: Material) -> dict[str, Any]:
         found = linear_predict(
             train, m.train.labels, test, choices=columns, seed=m.settings.seed, device=m.device
         )
-        result[kind] = score(found.predicted, m.test.labels, m.settings.metric)
+        result[kind] = score(found.predicted, m.test.labels, m.metric)
         chosen[kind] = f"{found.choice}, {found.setting}"
     return result | {"chosen": chosen}
 
@@ -161,7 +161,7 @@ def _finetuned(m: Material, encoder: Encoder, share: float, seed: int) -> float:
         seed=seed,
         device=m.device,
         workers=m.workers,
-        metric=m.settings.metric,
+        metric=m.metric,
     )
 
 

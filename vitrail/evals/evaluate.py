@@ -169,6 +169,7 @@ def _measure(
     if whole:
         facts["features"] = rank_numbers(material.test.features, bench.settings.seed)
     facts |= {
+        "metric": material.metric,
         "n_train": len(material.train.index),
         "n_test": len(material.test.index),
         "held_out": isinstance(test, Subset),  # the data have no test split of their own

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.registry import create_backbone
-from vitrail.data.batch import Source
+from vitrail.data.batch import Metric, Source
 from vitrail.data.loader import Loader
 from vitrail.data.memory import Subset
 from vitrail.data.quarantine import Quarantine
@@ -30,7 +30,7 @@ from vitrail.data.views import RandomResizedCrop, ViewPlan
 from vitrail.encoder import Encoder
 from vitrail.evals.features import collect
 from vitrail.evals.knn import check_labels
-from vitrail.evals.metrics import Metric, score
+from vitrail.evals.metrics import score
 from vitrail.evals.subsets import draw_share
 from vitrail.nn.random import Draws, philox
 from vitrail.schedules import cosine

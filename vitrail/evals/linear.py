@@ -19,8 +19,9 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from vitrail.data.batch import Metric
 from vitrail.evals.knn import check_labels
-from vitrail.evals.metrics import Metric, score
+from vitrail.evals.metrics import score
 from vitrail.evals.probe import EVERYTHING, Probe, fit_probe, probe_predict
 from vitrail.evals.subsets import SUBSET_SEEDS, draw_per_class, draw_share
 

@@ -11,14 +11,13 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vitrail.data.batch import BadSampleError, Source
+from vitrail.data.batch import BadSampleError, Metric, Source
 from vitrail.encoder import Encoder
 from vitrail.evals.choices import LAST_BLOCKS
 from vitrail.evals.coco import CocoPlace
 from vitrail.evals.finetune import Finetune
 from vitrail.evals.knn import TAU, K, check_labels, neighbours
 from vitrail.evals.maskcut import MaskCut
-from vitrail.evals.metrics import Metric
 from vitrail.evals.zeroshot import TEMPLATES
 from vitrail.nn.random import philox
 from vitrail.text_encoder import TextEncoder
@@ -36,7 +35,8 @@ class Settings:
         k: neighbours of k-NN.
         more_k: others that k-NN is counted for too.
         tau: temperature of its votes.
-        metric: what accuracies are; mean_per_class averages over the test classes.
+        metric: what accuracies are; mean_per_class averages over the test classes. None for what
+            the data ask for, which is accuracy for most.
         draws: of the 10 labelled images per class.
         last_blocks: whose class tokens `linear_sweep` may look at.
         finetune: of the fine-tuning protocols.
@@ -53,7 +53,7 @@ class Settings:
     k: int = K
     more_k: tuple[int, ...] = ()
     tau: float = TAU
-    metric: Metric = "accuracy"
+    metric: Metric | None = None
     draws: int = 10
     last_blocks: int = LAST_BLOCKS
     finetune: Finetune = field(default_factory=Finetune)
@@ -102,6 +102,11 @@ class Material:
     workers: int = 0
     text: TextEncoder | None = None
     _nearest: dict[str, tuple[Array, Array]] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def metric(self) -> Metric:
+        """What accuracies are."""
+        return self.settings.metric or self.test.source.metric
 
     def chosen(self, count: int) -> list[int]:
         """The rows of the test split that are looked at one by one: the first `count`, drawn."""

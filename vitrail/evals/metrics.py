@@ -1,12 +1,11 @@
 """What predicted classes are worth."""
 
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Int64
 
+from vitrail.data.batch import Metric
+
 Array = np.ndarray
-Metric = Literal["accuracy", "mean_per_class"]
 
 
 def score(

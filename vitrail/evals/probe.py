@@ -219,17 +219,3 @@ def probe_predict(head: LinearHead, features: Float32[Array, "M E"]) -> Int64[Ar
         part = torch.from_numpy(features[start : start + 8192])
         predicted.append(head.logits(part).argmax(1).numpy())
     return np.concatenate(predicted)
-
-
-def probe_accuracy(
-    train: Float32[Array, "N E"],
-    labels: Int64[Array, " N"],
-    test: Float32[Array, "M E"],
-    test_labels: Int64[Array, " M"],
-    config: Probe | None = None,
-    device: str = "cpu",
-) -> float:
-    """Test accuracy, in [0, 1], of the classifier that `fit_probe` chooses."""
-    check_labels(test_labels, "test")
-    head = fit_probe(train, labels, config, device)
-    return float((probe_predict(head, test) == test_labels).mean())

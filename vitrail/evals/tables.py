@@ -36,7 +36,9 @@ def transfer_table(results: dict[str, Any]) -> Table:
     """Accuracies of the trained encoder in percent: rows are sources, columns protocols."""
     rows = {results["data"]: results} | results["transfer"]
     names = [name for name in PROTOCOLS if any(name in _measured(row) for row in rows.values())]
-    title = f"transfer: {_metric(results)} of the trained encoder, %"
+    metrics = {_metric(row) for row in rows.values()}
+    of = metrics.pop() if len(metrics) == 1 else "test accuracy (of each source what it asks for)"
+    title = f"transfer: {of} of the trained encoder, %"
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for name in names:
@@ -65,4 +67,4 @@ def _measured(results: dict[str, Any]) -> list[str]:
 
 
 def _metric(results: dict[str, Any]) -> str:
-    return METRICS[results["settings"]["metric"]]
+    return METRICS[results["metric"]]

@@ -100,7 +100,7 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "state": state(files),
         "remarks": files.remarks,
         "evaluation": files.evaluation,
-        "per_class": as_dict(files.evaluation.get("settings")).get("metric") == "mean_per_class",
+        "per_class": files.evaluation.get("metric") == "mean_per_class",
         "data_note": data_note(files),
         **_tables(files),
         "pictures": shown,
