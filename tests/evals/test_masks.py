@@ -45,7 +45,7 @@ class Scenes(Source):
     def __len__(self):
         return len(self._marked)
 
-    def read(self, index):
+    def read(self, index, detail=None):
         if self._marked[index] == "unreadable":
             raise BadSampleError(self.id(index), "it is damaged")
         generator = torch.Generator().manual_seed(index)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8, UInt16
 from torch import Tensor
 
+from vitrail.data.detail import Detail
 from vitrail.nn.random import Draws
 
 Metric = Literal["accuracy", "mean_per_class"]
@@ -17,11 +18,12 @@ Metric = Literal["accuracy", "mean_per_class"]
 class Sample:
     """One decoded image.
 
-    image: uint8 [C, H, W]; label: class index or None; text: caption or None;
+    image: uint8 or uint16 [C, H, W], 0 to the type's largest number, which stand for 0 to 1;
+    label: class index or None; text: caption or None;
     id: what a person calls it (a path relative to the source's folder, or an index).
     """
 
-    image: UInt8[Tensor, "C H W"]
+    image: UInt8[Tensor, "C H W"] | UInt16[Tensor, "C H W"]
     label: int | None
     text: str | None
     id: str
@@ -52,6 +54,7 @@ class Source(ABC):
 
     spec: str  # what the user wrote
     channels: int  # of every image read
+    bits: Literal[8, 16] = 8  # of every pixel read: uint8 or uint16
     classes: Sequence[str] | None  # label names, None if the source has no labels
     captioned: bool = False  # every sample that can be read has a text
     metric: Metric = "accuracy"  # what is reported on it; the other where classes differ in size
@@ -61,8 +64,12 @@ class Source(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read(self, index: int) -> Sample:
-        """Decodes sample `index`. Raises BadSampleError, naming the sample and the reason."""
+    def read(self, index: int, detail: Detail | None = None) -> Sample:
+        """Decodes sample `index`. Raises BadSampleError, naming the sample and the reason.
+
+        Args:
+            detail: what will be looked at; an image that has more may come smaller. None: whole.
+        """
 
     @abstractmethod
     def id(self, index: int) -> str:
@@ -91,8 +98,15 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """Changes when the samples or their order change. A resumed run compares it."""
 
-    def pixels(self) -> UInt8[Tensor, "N C H W"] | None:
+    def pixels(self) -> UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"] | None:
         """All images as one tensor if the source lives in memory, else None."""
+        return None
+
+    def blocks(self) -> Sequence[range] | None:
+        """All samples in runs that lie together (an archive each), or None if any is as near.
+
+        Reading a few blocks at a time is then much faster than reading here and there.
+        """
         return None
 
 

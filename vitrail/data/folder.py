@@ -8,6 +8,7 @@ from typing import Literal
 
 from vitrail.data.batch import NoTestSplitError, Sample, Source
 from vitrail.data.decode import decode_file
+from vitrail.data.detail import Detail
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # subfolders, the first that exists
@@ -40,7 +41,7 @@ class FolderSource(Source):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def read(self, index: int) -> Sample:
+    def read(self, index: int, detail: Detail | None = None) -> Sample:
         path = self._root / self._paths[index]
         image = decode_file(path, self.channels, self.id(index))
         return Sample(image, self.label(index), None, self.id(index))

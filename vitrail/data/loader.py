@@ -117,7 +117,7 @@ class Loader:
             ]
 
     def _steps_of_files(self, steps: range, order: Order) -> Iterator[list[Batch]]:
-        reader = Reader(self._source, self._seed, self._quarantine.entries)
+        reader = Reader(self._source, self._seed, self._quarantine.entries, self._plan.detail)
         on_cuda = self._device.type == "cuda"
         requests = self._requests(steps, order)
         slices = read_slices(reader, requests, self._workers, pin_memory=on_cuda)

@@ -9,6 +9,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from vitrail.data.batch import Mask, Sample, Source
+from vitrail.data.detail import Detail
 from vitrail.nn.random import philox
 
 
@@ -47,7 +48,7 @@ class MemorySource(Source):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def read(self, index: int) -> Sample:
+    def read(self, index: int, detail: Detail | None = None) -> Sample:
         return Sample(self._images[index], self._labels[index], self.text(index), self.id(index))
 
     def id(self, index: int) -> str:
@@ -76,6 +77,7 @@ class Subset(Source):
     def __init__(self, source: Source, indices: Sequence[int]):
         self.spec = source.spec
         self.channels = source.channels
+        self.bits = source.bits
         self.classes = source.classes
         self.captioned = source.captioned
         self.metric = source.metric
@@ -86,8 +88,8 @@ class Subset(Source):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def read(self, index: int) -> Sample:
-        return self._source.read(self._indices[index])
+    def read(self, index: int, detail: Detail | None = None) -> Sample:
+        return self._source.read(self._indices[index], detail)
 
     def id(self, index: int) -> str:
         return self._source.id(self._indices[index])

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from vitrail.data.batch import BadSampleError, NoTestSplitError, Sample, Source
 from vitrail.data.decode import decode_file
+from vitrail.data.detail import Detail
 from vitrail.data.tables import READERS, Table, Value, read_table
 
 # Names of columns, in whatever case. A file may have one of each kind.
@@ -52,7 +53,7 @@ class PairsSource(Source):
     def __len__(self) -> int:
         return len(self._ids)
 
-    def read(self, index: int) -> Sample:
+    def read(self, index: int, detail: Detail | None = None) -> Sample:
         id, text = self.id(index), self.text(index)
         if text is None:
             raise BadSampleError(id, "its row has no caption, or one of half characters")

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vitrail.data.batch import BadSampleError, Sample, Source
+from vitrail.data.detail import Detail
 from vitrail.nn.random import philox
 
 # Images of a request. They are held at full size, 36 MB each for 12-megapixel photographs: 0.6 GB
@@ -52,8 +53,11 @@ class Slice(NamedTuple):
 class Reader(Dataset[Slice]):
     """Reads slices. A pure function of the request, but for what it remembers to be bad."""
 
-    def __init__(self, source: Source, seed: int, known_bad: Iterable[str]):
+    def __init__(
+        self, source: Source, seed: int, known_bad: Iterable[str], detail: Detail | None = None
+    ):
         self.source = source
+        self._detail = detail
         self._seed = seed
         self._known_bad = set(known_bad)
 
@@ -89,7 +93,7 @@ class Reader(Dataset[Slice]):
         if id in self._known_bad:
             return None
         try:
-            return self.source.read(index)
+            return self.source.read(index, self._detail)
         except BadSampleError as error:
             self._known_bad.add(id)
             bad.append((id, error.reason))

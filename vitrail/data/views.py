@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitrail.data.boxes import BOX_UNIFORMS, sample_boxes
+from vitrail.data.detail import Detail, Look
 from vitrail.nn.random import Draws
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -154,6 +155,11 @@ class ViewPlan:
     def resolutions(self) -> list[tuple[int, int]]:
         """(size, number of views) of each maximal run of consecutive views of equal size."""
         return [(size, len(list(run))) for size, run in groupby(view.size for view in self.views)]
+
+    @property
+    def detail(self) -> Detail:
+        """What of an image the views can show."""
+        return Detail(tuple(Look(v.size, v.scale[0], v.ratio) for v in self.views))
 
     def sample(self, draws: Draws, sizes: Int[Tensor, "B 2"]) -> ViewParams:
         """Draws the views' parameters. What a sample gets does not depend on other samples.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vitrail.data.batch import Mask, NoTestSplitError, Sample, Source
 from vitrail.data.decode import UnusablePixelsError, check_pixels, decode_file, open_image
+from vitrail.data.detail import Detail
 
 IGNORED = 255  # the border of objects, and what was too hard to mark
 LISTS = Path("ImageSets/Segmentation")
@@ -40,7 +41,7 @@ class VOCSource(Source):
     def __len__(self) -> int:
         return len(self._names)
 
-    def read(self, index: int) -> Sample:
+    def read(self, index: int, detail: Detail | None = None) -> Sample:
         id = self.id(index)
         path = self._root / "JPEGImages" / f"{id}.jpg"
         return Sample(decode_file(path, self.channels, id), None, None, id)
