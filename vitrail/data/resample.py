@@ -1,9 +1,15 @@
 """Antialiased bicubic resampling as two matrix products Wy · I · Wxᵀ, which crop and flip too.
 
 The filter is Pillow's BICUBIC (Keys 1981, a = -1/2; its support grows with the scale when shrinking
-and is clipped to the box, where the weights are normalised again). Departures from Pillow: nothing
-is rounded to 8 bits, neither between the two products nor after them, so that all devices agree to
-1e-5; and overshoot is clamped once, after both.
+and is clipped to the box, where the weights are normalised again). There are two arithmetics.
+
+*Rounded*, for the views of 8-bit images: that of torch's `interpolate(..., antialias=True)` on
+uint8, which is Pillow's up to the number of bits of a weight. Weights are 16-bit integers, and each
+of the two passes, rows first, ends in 8 bits. Here the integers are held by float32, whose sums are
+exact below 2^24: so a GPU, a batch of images and torch's own kernel give the same bits. (Where a
+box shrinks more than 4 times the sums grow longer: about one value in 10,000 may be off by 1.)
+
+*Plain* floats, for evaluation and 16-bit images: nothing is rounded, and overshoot is clamped once.
 
 Shape legend: B images · V views · C channels · H, W an image · h, w a box · S output side · K taps.
 """
@@ -12,7 +18,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8, UInt16
 from torch import Tensor
 
 _STRIP = 1024  # rows of an image turned to float at a time; bounds the memory of a huge one
@@ -34,19 +40,34 @@ def taps(
 ) -> Taps:
     """The taps of output pixels [first, first + count) when `length` pixels become `out_length`.
 
-    Computed on the CPU, where float64 exists: the distance of a tap is the sum of an exact integer
-    and a small fraction, so that the float32 weights hold for images of any size.
+    Computed in float64: the distance of a tap is the sum of an exact integer and a small fraction,
+    so that the weights hold for images of any size. They are float32.
     """
+    position_NSK, weight_NSK = _taps64(
+        length, out_length, first, flip, count, _reach(length, out_length)
+    )
+    return Taps(position_NSK, weight_NSK.float())
+
+
+def _reach(length: Tensor, out_length: Tensor) -> int:
+    """Taps on each side of an output pixel's centre, enough for all. Waits for the device."""
+    if not length.numel():
+        return 0
+    return math.ceil(2 * (length / out_length.double()).clamp(min=1).max().item())
+
+
+def _taps64(
+    length: Tensor, out_length: Tensor, first: Tensor, flip: Tensor, count: int, reach: int
+) -> Taps:
     scale_N1 = (length / out_length.double())[..., None]
-    out_NS = first[..., None] + torch.arange(count)
+    out_NS = first[..., None] + torch.arange(count, device=length.device)
     out_NS = torch.where(flip[..., None], first[..., None] * 2 + count - 1 - out_NS, out_NS)
     center_NS = (out_NS + 0.5) * scale_N1
     base_NS = center_NS.floor()
     filter_scale_N1 = scale_N1.clamp(min=1)
-    reach = math.ceil(2 * filter_scale_N1.max().item()) if length.numel() else 0
-    offset_K = torch.arange(-reach, reach + 1)
+    offset_K = torch.arange(-reach, reach + 1, device=length.device)
     distance_NSK = (offset_K + 0.5) - (center_NS - base_NS)[..., None]
-    weight_NSK = _bicubic((distance_NSK / filter_scale_N1[..., None]).float())
+    weight_NSK = _bicubic(distance_NSK / filter_scale_N1[..., None])
     position_NSK = base_NS.long()[..., None] + offset_K
     inside_NSK = (position_NSK >= 0) & (position_NSK < length[..., None, None])
     weight_NSK = weight_NSK * inside_NSK
@@ -69,7 +90,7 @@ def dense(position: Tensor, weight: Tensor, width: int) -> Float[Tensor, "*N S W
 
 
 def resample_one(
-    image: UInt8[Tensor, "C h w"],
+    image: UInt8[Tensor, "C h w"] | UInt16[Tensor, "C h w"],
     taps_y: Taps,
     taps_x: Taps,
 ) -> Float[Tensor, "C S S2"]:
@@ -81,24 +102,78 @@ def resample_one(
     return dense(*taps_y, height) @ rows_ChS
 
 
-def resample_stacked(
-    images: UInt8[Tensor, "B C H W"],
-    boxes: Int[Tensor, "V B 4"],
-    taps_y: Taps,
-    taps_x: Taps,
+class Boxes(NamedTuple):
+    """V boxes of each of B images. corner: top and left. size: height and width, in pixels.
+
+    reach: of the taps, on the host, so that a device need not be asked. flip: left-right.
+    """
+
+    corner: Int[Tensor, "V B 2"]
+    size: Int[Tensor, "V B 2"]
+    flip: Bool[Tensor, "V B"]
+    reach: int
+
+
+def resample_boxes(
+    images: UInt8[Tensor, "B C H W"] | UInt16[Tensor, "B C H W"], boxes: Boxes, side: int
 ) -> Float[Tensor, "V B C S S"]:
-    """All boxes of images of one size; the taps are of shape [V, B, S, K]. Two batched products."""
+    """All boxes of a stack of images, resized to a square. Two batched products.
+
+    What lies outside the boxes is not looked at, so that images of mixed sizes may be padded.
+
+    Returns:
+        float32: integers in [0, 255] of uint8 images; of uint16 ones values about [0, 65535].
+    """
     n_images, channels, height, width = images.shape
-    n_views, _, side, _ = taps_x.weight.shape
-    top, left = boxes[..., 0, None, None], boxes[..., 1, None, None]
-    x = Taps(torch.where(taps_x.position < 0, -1, taps_x.position + left), taps_x.weight)
-    y = Taps(torch.where(taps_y.position < 0, -1, taps_y.position + top), taps_y.weight)
+    n_views = boxes.flip.shape[0]
+    y, x = (_side_weights(boxes, axis, side, images.dtype) for axis in (0, 1))
 
     # The views of an image share its one product with Wx: their columns stand side by side.
-    wx_BVSW = dense(*x, width).transpose(0, 1)
+    wx_BVSW = dense(x.position, x.weight, width).transpose(0, 1)
     wx_BWN = wx_BVSW.reshape(n_images, n_views * side, width).transpose(1, 2)
-    rows_BMN = images.reshape(n_images, channels * height, width).float() @ wx_BWN
-    rows_BCHVS = rows_BMN.view(n_images, channels, height, n_views, side)
-    rows_VBHN = rows_BCHVS.permute(3, 0, 2, 1, 4).reshape(n_views, n_images, height, -1)
-    out_VBSN = dense(*y, height) @ rows_VBHN
+    values_BMW = images.reshape(n_images, channels * height, width).float().sub_(x.offset)
+    rows_BCHVS = (values_BMW @ wx_BWN).view(n_images, channels, height, n_views, side)
+    rows_VBHCS = rows_BCHVS.permute(3, 0, 2, 1, 4)
+    rows_VBHCS = x.finished(rows_VBHCS, x.total[:, :, None, None, :], x.unit[..., None, None, None])
+    rows_VBHN = rows_VBHCS.sub_(y.offset).reshape(n_views, n_images, height, channels * side)
+    out_VBSN = dense(y.position, y.weight, height) @ rows_VBHN
+    out_VBSN = y.finished(out_VBSN, y.total[..., None], y.unit[..., None, None])
     return out_VBSN.view(n_views, n_images, side, channels, side).transpose(2, 3)
+
+
+class _Weights(NamedTuple):
+    """Taps of one axis, counted from the image's edge.
+
+    Rounded: weights are integers, `unit` to 1, and pixels are taken `offset` lower, which keeps the
+    sums small; total: of the weights, times offset, which is added again.
+    """
+
+    position: Int[Tensor, "V B S K"]
+    weight: Float[Tensor, "V B S K"]
+    total: Float[Tensor, "V B S"]
+    unit: Float[Tensor, "V B"]
+    offset: float
+
+    def finished(self, sums: Tensor, total: Tensor, unit: Tensor) -> Tensor:
+        """Sums of a pass as pixel values."""
+        if self.offset == 0:
+            return sums
+        return ((sums + total) / unit + 0.5).floor_().clamp_(0, 255)
+
+
+def _side_weights(boxes: Boxes, axis: int, side: int, dtype: torch.dtype) -> _Weights:
+    size, first = boxes.size[..., axis], boxes.corner[..., axis, None, None]
+    zero, out = torch.zeros_like(size), torch.full_like(size, side)
+    flip = boxes.flip if axis == 1 else torch.zeros_like(boxes.flip)
+    position, weight = _taps64(size, out, zero, flip, side, boxes.reach)
+    position = torch.where(position < 0, -1, position + first)
+    if dtype != torch.uint8:
+        total = weight.new_zeros(weight.shape[:-1])
+        return _Weights(position, weight.float(), total.float(), total[..., 0].float(), 0.0)
+    # As many bits as fit 16 with a sign; then rounded away from 0.
+    bits = torch.log2((2**15 - 0.5) / weight.amax((-2, -1))).ceil().sub(1).clamp(0, 22)
+    unit = torch.exp2(bits)
+    weight = weight * unit[..., None, None]
+    weight = torch.trunc(weight + torch.copysign(torch.full_like(weight, 0.5), weight))
+    total = 128 * weight.sum(-1)
+    return _Weights(position, weight.float(), total.float(), unit.float(), 128.0)

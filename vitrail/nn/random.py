@@ -8,6 +8,7 @@ Shape legend: B samples of this slice · G samples of the global batch · V view
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,19 +16,38 @@ import torch
 from torch import Tensor
 
 
-def philox(seed: int, stream: str, step: int) -> np.random.Generator:
-    """A generator whose draws depend on the three arguments only.
+def philox(seed: int, stream: str, step: int, block: int = 0) -> np.random.Generator:
+    """A generator whose draws depend on the arguments only.
 
     Args:
         seed: the run's seed, >= 0.
         stream: what the draws are for ("views", "drop_path", ...); streams are independent.
         step: the training step, or the epoch for a sample order, >= 0.
+        block: to start at; four draws of 64 bits each are left out a block, < 2^64.
     """
     stream_key = int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")
     key = np.array([seed, stream_key], dtype=np.uint64)
     # The two low words count the draws themselves; the third sets the steps 2^128 draws apart.
-    counter = np.array([0, 0, step, 0], dtype=np.uint64)
+    counter = np.array([block, 0, step, 0], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def philox_rows(
+    seed: int, stream: str, step: int, first: int, count: int, width: int
+) -> np.ndarray:
+    """Rows [first, first + count) of the table `philox(...).random((anything, width))`.
+
+    Rows that are not asked for are not drawn: their numbers of the counter are left out.
+
+    Returns:
+        float64 [count, width] in [0, 1).
+    """
+    blocks, before = divmod(first * width, _DRAWS_A_BLOCK)
+    random = philox(seed, stream, step, blocks)
+    return random.random(before + count * width)[before:].reshape(count, width)
+
+
+_DRAWS_A_BLOCK = 4  # of Philox 4x64, one value of its counter
 
 
 @dataclass(frozen=True)
@@ -51,8 +71,9 @@ class Draws:
         Returns:
             float32 tensor [views * B, *shape] on the CPU.
         """
-        table_GV = philox(self.seed, stream, self.step).random((self.batch_size, views, *shape))
-        slice_VB = table_GV[self.start : self.start + self.count].swapaxes(0, 1)
+        width = views * math.prod(shape)
+        rows = philox_rows(self.seed, stream, self.step, self.start, self.count, width)
+        slice_VB = rows.reshape(self.count, views, *shape).swapaxes(0, 1)
         flat = np.ascontiguousarray(slice_VB).reshape(views * self.count, *shape)
         # Rounding a double just under 1 to float32 gives 1.0, which is outside the interval.
         return torch.from_numpy(flat.astype(np.float32)).clamp_(max=1 - 2**-24)
