@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import struct
 import zlib
@@ -9,9 +10,9 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
-from vitrail.data import decode
+from vitrail.data import decode, fast_jpeg
 from vitrail.data.batch import BadSampleError
 from vitrail.data.decode import MAX_PIXELS, decode_file, from_pil
 
@@ -230,7 +231,9 @@ def test_the_machines_fault_is_not_the_files(tmp_path, monkeypatch, number):
 
 @pytest.mark.parametrize("place", ["open", "transpose"])
 def test_no_memory_is_not_the_files_fault(tmp_path, monkeypatch, place):
-    Image.fromarray(colours()).save(tmp_path / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(colours()).save(tmp_path / "a.png", exif=exif)
 
     def failing(*args, **kwargs):
         raise MemoryError
@@ -263,3 +266,62 @@ def test_permission_denied(tmp_path):
 def test_channels_other_than_1_and_3_are_refused():
     with pytest.raises(ValueError, match="channels is 4"):
         from_pil(Image.new("RGB", (2, 2)), 4)
+
+
+def jpeg_kinds() -> dict[str, bytes]:
+    """What files of the world are like."""
+    y, x = np.mgrid[0:75, 0:117]
+    waves = [127 + 90 * np.sin(x * a + y * b) for a, b in ((0.2, 0.1), (0.05, 0.6), (0.9, 0.7))]
+    picture = Image.fromarray(np.stack(waves, axis=2).astype(np.uint8))
+
+    def encoded(image: Image.Image, **options: object) -> bytes:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=90, **options)
+        return file.getvalue()
+
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    whole = encoded(picture)
+    return {
+        "4:2:0": whole,
+        "4:2:2": encoded(picture, subsampling=1),
+        "4:4:4": encoded(picture, subsampling=0),
+        "progressive": encoded(picture, progressive=True),
+        "grey": encoded(picture.convert("L")),
+        "CMYK": encoded(picture.convert("CMYK")),
+        "turned": encoded(picture, exif=exif),
+        "bytes behind its end": whole + b"more",
+        "no end": whole[:-2],
+        "cut": whole[: len(whole) // 2],
+    }
+
+
+@pytest.mark.parametrize("kind", jpeg_kinds())
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_is_the_same_by_either_decoder(kind, channels, monkeypatch):
+    data = jpeg_kinds()[kind]
+
+    def decoded() -> list:
+        try:
+            return decode.decode_bytes(data, channels, "it").tolist()
+        except BadSampleError as error:
+            return [error.reason]
+
+    first = decoded()
+    monkeypatch.setattr(fast_jpeg, "_decoder", lambda: None)
+    assert decoded() == first
+
+
+def test_simplejpeg_decodes_where_it_is_installed():
+    pytest.importorskip("simplejpeg", reason="pip install 'vitrail[fast]'")
+    image = fast_jpeg.decode_whole(jpeg_kinds()["4:2:0"], "RGB")
+    assert image is not None
+    assert image.permute(1, 2, 0).is_contiguous()
+
+
+def test_a_decoder_of_other_pixels_is_not_used(monkeypatch, caplog):
+    simplejpeg = pytest.importorskip("simplejpeg", reason="pip install 'vitrail[fast]'")
+    original = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *a, **k: original(*a, **k) // 2)
+    assert fast_jpeg._decoder.__wrapped__() is None
+    assert "Pillow" in caplog.text

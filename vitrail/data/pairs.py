@@ -2,25 +2,17 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vitrail.data.batch import BadSampleError, NoTestSplitError, Sample, Source
+from vitrail.data.columns import COLUMNS, choose_rows, find_columns, number_labels, texts
 from vitrail.data.decode import decode_file
 from vitrail.data.detail import Detail
-from vitrail.data.tables import READERS, Table, Value, read_table
+from vitrail.data.tables import READERS, read_table
 
-# Names of columns, in whatever case. A file may have one of each kind.
-COLUMNS = {
-    "image": ("path", "filepath", "file", "filename", "file_name", "image", "image_path", "img"),
-    "caption": ("caption", "text", "title", "description"),
-    "label": ("label", "class", "category"),
-    "split": ("split",),
-}
 NEEDED = ("image", "caption")
-SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}  # the first that any row has
 
 
 class Rows(NamedTuple):
@@ -59,7 +51,7 @@ class PairsSource(Source):
             raise BadSampleError(id, "its row has no caption, or one of half characters")
         if not self._rows.paths[index]:
             raise BadSampleError(id, "its row has no path of an image")
-        image = decode_file(self._root / self._rows.paths[index], self.channels, id)
+        image = decode_file(self._root / self._rows.paths[index], self.channels, id, detail)
         return Sample(image, self.label(index), text, id)
 
     def id(self, index: int) -> str:
@@ -122,10 +114,10 @@ def open_pairs(rest: str, split: Literal["train", "test"], channels: int | None)
     _check_file(spec, rest, path)
     try:
         table = read_table(path, {name for names in COLUMNS.values() for name in names})
-        columns = _find_columns(table)
-        chosen = _choose_rows(columns.get("split"), split, table.rows)
-        labels, classes = _number_labels(columns.get("label"))
-        paths, captions = (_texts(columns[kind], kind) for kind in NEEDED)
+        columns = find_columns(table, NEEDED)
+        chosen = choose_rows(columns.get("split"), split, table.rows)
+        labels, classes = number_labels(columns.get("label"))
+        paths, captions = (texts(columns[kind], kind) for kind in NEEDED)
     except NoTestSplitError as error:
         raise NoTestSplitError(f"{spec} {error}") from error
     except OSError as error:
@@ -156,70 +148,3 @@ def _check_file(spec: str, rest: str, path: Path) -> None:
         )
     if not path.exists():
         raise ValueError(f"{spec}: there is no file {path}; check the path after 'pairs:'")
-
-
-def _find_columns(table: Table) -> dict[str, list[Value]]:
-    """The columns by kind. ValueError where one is missing or has two candidates, or no rows."""
-    found = ", ".join(map(repr, table.names[:20])) or "none"
-    columns = {}
-    for kind, names in COLUMNS.items():
-        matches = [name for name in table.names if name.strip().lower() in names]
-        if len(matches) > 1:
-            raise ValueError(
-                f"its columns {', '.join(map(repr, matches))} could each be the {kind}; rename or "
-                "remove all but one"
-            )
-        if matches:
-            columns[kind] = table.columns[matches[0]]
-        elif kind in NEEDED:
-            raise ValueError(
-                f"it has no column for the {kind}; its columns are {found}; name one of them "
-                f"{', '.join(names[:-1])} or {names[-1]}"
-            )
-    if not table.rows:
-        raise ValueError("it has no rows below its header")
-    return columns
-
-
-def _choose_rows(column: list[Value] | None, split: str, n_rows: int) -> list[int]:
-    """Positions of a split's rows, in order."""
-    remedy = "add a column 'split', or hold samples out with vitrail.data.memory.hold_out"
-    if column is None:
-        if split == "test":
-            raise NoTestSplitError(f"has no test split: it lacks a column 'split'; {remedy}")
-        return list(range(n_rows))
-    known = [name for names in SPLITS.values() for name in names]
-    values = [str(value).strip().lower() for value in column]
-    if unknown := set(values).difference(known):
-        first = next(i for i, value in enumerate(values) if value in unknown)
-        raise ValueError(
-            f"its row {first + 1} has the split {column[first]!r}; it must be one of "
-            f"{', '.join(known)}"
-        )
-    name = next((name for name in SPLITS[split] if name in values), None)
-    if name is None and split == "test":
-        raise NoTestSplitError(f"has no test split: no row's 'split' is test or val; {remedy}")
-    if name is None:
-        raise ValueError("no row's 'split' is train; without them there is nothing to train on")
-    return [i for i, value in enumerate(values) if value == name]
-
-
-def _number_labels(column: list[Value] | None) -> tuple[list[int] | None, list[str] | None]:
-    """(class of each row, -1 for none; class names), None and None where no row has one."""
-    column = column or []
-    names = {value: "" if value is None else str(value).strip() for value in set(column)}
-    present = set(names.values()) - {""}
-    if not present:
-        return None, None
-    numeric = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in present)
-    classes = sorted(present, key=(lambda name: (int(name), name)) if numeric else None)
-    number = {name: i for i, name in enumerate(classes)}
-    return [number.get(names[value], -1) for value in column], classes
-
-
-def _texts(column: list[Value], kind: str) -> list[str]:
-    """The values as text, blank where there is none."""
-    for row, value in enumerate(column, 1):
-        if not isinstance(value, str | None):
-            raise ValueError(f"its row {row} has the {kind} {value!r}, which is not text")
-    return [str(value or "") for value in column]

@@ -44,12 +44,12 @@ class VOCSource(Source):
     def read(self, index: int, detail: Detail | None = None) -> Sample:
         id = self.id(index)
         path = self._root / "JPEGImages" / f"{id}.jpg"
-        return Sample(decode_file(path, self.channels, id), None, None, id)
+        return Sample(decode_file(path, self.channels, id, detail), None, None, id)
 
     def mask(self, index: int) -> Mask:
         """Objects of all classes together."""
         id = self.id(index)
-        classes_HW = _decode_classes(self._root / "SegmentationClass" / f"{id}.png", id)
+        classes_HW = decode_numbers(self._root / "SegmentationClass" / f"{id}.png", id)
         ignored_HW = classes_HW == IGNORED
         return Mask((classes_HW > 0) & ~ignored_HW, ignored_HW)
 
@@ -113,7 +113,7 @@ def _read_names(spec: str, path: Path) -> list[str]:
     return names
 
 
-def _decode_classes(path: Path, id: str) -> UInt8[Tensor, "H W"]:
+def decode_numbers(path: Path, id: str) -> UInt8[Tensor, "H W"]:
     """The numbers in a PNG of palette or grey, which are not colours. BadSampleError if not one."""
     with open_image(path, f"{id} (its mask)") as image:
         check_pixels(image)

@@ -1,0 +1,153 @@
+"""What `benchmarks.decode` compares: decoders that may be installed, and files to decode."""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitrail.data.decode import decode_bytes
+
+BACKGROUNDS = Path("/usr/share/backgrounds/gnome")
+WIDTH, HEIGHT, QUALITY = 500, 375, 90
+OURS = "vitrail (Pillow, plane by plane)"
+Decode = Callable[[bytes], Tensor]
+
+
+# ---- decoders
+
+
+def pillow(data: bytes) -> Tensor:
+    """As most do: an array of pixels, transposed by torch."""
+    with Image.open(io.BytesIO(data)) as image:
+        pixels_HWC = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+
+
+def planar(pixels_HWC: np.ndarray) -> Tensor:
+    """NumPy transposes bytes faster than torch does."""
+    return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))
+
+
+def _simplejpeg() -> Decode:
+    import simplejpeg
+
+    return lambda data: planar(simplejpeg.decode_jpeg(data))
+
+
+def _turbojpeg() -> Decode:
+    import turbojpeg
+
+    turbo = turbojpeg.TurboJPEG()  # RuntimeError without libjpeg-turbo 3
+    return lambda data: planar(turbo.decode(data, pixel_format=turbojpeg.TJPF_RGB))
+
+
+def _torchvision() -> Decode:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    def decode(data: bytes) -> Tensor:
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return planar(decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy())
+
+    return decode
+
+
+def _torchcodec() -> Decode:
+    from torchcodec.decoders import decode_jpeg
+
+    return lambda data: planar(decode_jpeg(data).permute(1, 2, 0).numpy())
+
+
+def _opencv() -> Decode:
+    import cv2
+
+    cv2.setNumThreads(1)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+
+    def decode(data: bytes) -> Tensor:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if image is None:
+            raise ValueError("it is not an image")
+        return torch.from_numpy(np.stack(cv2.split(image)))
+
+    return decode
+
+
+OTHERS = {
+    "simplejpeg": _simplejpeg,
+    "PyTurboJPEG": _turbojpeg,
+    "torchvision.io": _torchvision,
+    "TorchCodec": _torchcodec,
+    "OpenCV": _opencv,
+}
+
+
+def decoders() -> tuple[dict[str, Decode], list[str]]:
+    """(by name, names of those that are missing and why)."""
+    found: dict[str, Decode] = {OURS: lambda data: decode_bytes(data, 3, "it"), "Pillow": pillow}
+    missing = []
+    for name, make in OTHERS.items():
+        try:
+            found[name] = make()
+        except (ImportError, RuntimeError, OSError) as error:
+            missing.append(f"{name} ({str(error).strip().splitlines()[0].rstrip('.')})")
+    return found, missing
+
+
+# ---- files
+
+
+def photographs(count: int) -> list[Image.Image]:
+    """Cuts of 500 x 375 out of photographs of half their size."""
+    files = [p for p in sorted(BACKGROUNDS.glob("*.webp")) if p.stat().st_size > 10_000]
+    if not files:
+        sys.exit(f"no photographs in {BACKGROUNDS}: apt install gnome-backgrounds")
+    cuts: list[Image.Image] = []
+    each = -(-count // len(files))
+    for number, path in enumerate(files):
+        with Image.open(path) as image:
+            half = image.convert("RGB").reduce(2)
+        places = np.random.default_rng(number).random((each, 2))
+        for x, y in places * [half.width - WIDTH, half.height - HEIGHT]:
+            cuts.append(half.crop((int(x), int(y), int(x) + WIDTH, int(y) + HEIGHT)))
+    return cuts[:count]
+
+
+def encode(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, **options)
+    return buffer.getvalue()
+
+
+def kinds(cut: Image.Image) -> dict[str, bytes]:
+    """What files of the world are like, beside the common 4:2:0."""
+    baseline = encode(cut)
+    return {
+        "4:2:0": baseline,
+        "4:2:2": encode(cut, subsampling=1),
+        "4:4:4": encode(cut, subsampling=0),
+        "odd size": encode(cut.crop((0, 0, WIDTH - 1, HEIGHT - 2))),
+        "progressive": encode(cut, progressive=True),
+        "grey": encode(cut.convert("L")),
+        "CMYK": encode(cut.convert("CMYK")),
+        "truncated": baseline[: len(baseline) // 2],
+    }
+
+
+def agreement(decode: Decode, data: bytes) -> str:
+    """With Pillow: the largest difference of a pixel."""
+    try:
+        exact = decode_bytes(data, 3, "it")
+    except Exception:
+        exact = None
+    try:
+        found = decode(data)
+    except Exception:
+        return "refused"
+    if exact is None:
+        return "decoded"
+    return str(int((found.int() - exact.int()).abs().max()))
