@@ -1,11 +1,11 @@
-"""Sources that live in memory as one uint8 tensor, and subsets of any source."""
+"""Sources that live in memory as one tensor, and subsets of any source."""
 
 import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt8, UInt16
 from torch import Tensor
 
 from vitrail.data.batch import Mask, Sample, Source
@@ -14,18 +14,18 @@ from vitrail.nn.random import philox
 
 
 class MemorySource(Source):
-    """Labelled images of one size, captioned or not. Grey ones become 3 channels where asked.
+    """Images of one size, labelled, captioned or not. Grey ones become 3 channels where asked.
 
-    Without ids, an image is called by its number.
+    A negative label is none. Without ids, an image is called by its number.
     Raises ValueError where `channels` is neither the images' own number nor 3 of grey ones.
     """
 
     def __init__(
         self,
         spec: str,
-        images: UInt8[Tensor, "N C H W"],
-        labels: Int[Tensor, " N"],
-        classes: Sequence[str],
+        images: UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"],
+        labels: Int[Tensor, " N"] | None,
+        classes: Sequence[str] | None,
         channels: int | None,
         texts: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
@@ -38,24 +38,26 @@ class MemorySource(Source):
             )
         self.spec = spec
         self.channels = channels or own
-        self.classes: Sequence[str] | None = tuple(classes)
+        self.bits = 8 if images.dtype == torch.uint8 else 16
+        self.classes: Sequence[str] | None = None if classes is None else tuple(classes)
         self._images = images.expand(-1, self.channels, -1, -1).contiguous()
         self.captioned = texts is not None
-        self._labels = labels.tolist()
+        self._labels: list[int] | None = None if labels is None else labels.tolist()
         self._texts = None if texts is None else tuple(texts)
         self._ids = None if ids is None else tuple(ids)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._images)
 
     def read(self, index: int, detail: Detail | None = None) -> Sample:
-        return Sample(self._images[index], self._labels[index], self.text(index), self.id(index))
+        return Sample(self._images[index], self.label(index), self.text(index), self.id(index))
 
     def id(self, index: int) -> str:
         return str(index) if self._ids is None else self._ids[index]
 
     def label(self, index: int) -> int | None:
-        return self._labels[index]
+        label = -1 if self._labels is None else self._labels[index]
+        return None if label < 0 else label
 
     def text(self, index: int) -> str | None:
         return None if self._texts is None else self._texts[index]
@@ -67,7 +69,7 @@ class MemorySource(Source):
             digest.update(repr(self._texts).encode())
         return digest.hexdigest()
 
-    def pixels(self) -> UInt8[Tensor, "N C H W"]:
+    def pixels(self) -> UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"]:
         return self._images
 
 
@@ -110,9 +112,19 @@ class Subset(Source):
         parts = repr((self._source.fingerprint(), self._indices))
         return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
-    def pixels(self) -> UInt8[Tensor, "N C H W"] | None:
+    def pixels(self) -> UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"] | None:
         pixels = self._source.pixels()
         return None if pixels is None else pixels[torch.tensor(self._indices, dtype=torch.long)]
+
+    def blocks(self) -> Sequence[range] | None:
+        """Those of the source, where the indices are in their order; else nothing lies together."""
+        blocks = self._source.blocks()
+        indices = np.array(self._indices)
+        if blocks is None or (np.diff(indices) < 0).any():
+            return None
+        in_order = sorted(blocks, key=lambda block: block.start)
+        cuts = np.searchsorted(indices, [block.stop for block in in_order]).tolist()
+        return [range(start, stop) for start, stop in zip([0, *cuts], cuts, strict=False)]
 
 
 def stratified_split(

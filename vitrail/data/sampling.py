@@ -1,6 +1,7 @@
 """The order of samples: streams of epochs, pure functions of (seed, position) and of groups."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -8,7 +9,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from vitrail.data.batch import Source
 from vitrail.nn.random import philox
+
+# Blocks whose samples are shuffled together. More mix better, fewer are open or in memory at once.
+WINDOW = 8
 
 
 class Order(ABC):
@@ -45,6 +50,71 @@ class SampleOrder(Order):
         stream = np.concatenate([self._permutation(epoch) for epoch in epochs])
         offset = first - epochs.start * n
         return torch.from_numpy(stream[offset : offset + self._batch_size].astype(np.int64))
+
+
+class BlockOrder(Order):
+    """As SampleOrder, but samples of a block stay near each other: few blocks are read at a time.
+
+    Every epoch is a permutation of the blocks, cut into windows of `window` blocks, and in each
+    window a permutation of its samples. So a run reads from at most `window` blocks at a time, or
+    twice as many where a batch straddles two windows. With one window it is a SampleOrder.
+    WebDataset and Hugging Face streams shuffle shards, then samples through a buffer; here the
+    buffer is the window, and any place of the stream is computed without what came before.
+
+    Args:
+        blocks: runs that make up range(n), in any order; empty ones are left out.
+    """
+
+    def __init__(self, blocks: Sequence[range], batch_size: int, seed: int, window: int = WINDOW):
+        filled = [block for block in blocks if len(block)]
+        assert filled
+        assert batch_size > 0
+        assert window > 0
+        self._starts = np.array([block.start for block in filled])
+        self._sizes = np.array([len(block) for block in filled])
+        self._n_samples = int(self._sizes.sum())
+        self._batch_size = batch_size
+        self._seed = seed
+        self._window = window
+        self._blocks = lru_cache(maxsize=2)(self._draw_blocks)
+        self._samples = lru_cache(maxsize=2)(self._draw_samples)
+
+    def _draw_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The blocks of an epoch in order, and where in it each window ends."""
+        order = philox(self._seed, "block order", epoch).permutation(len(self._sizes))
+        ends = np.cumsum(self._sizes[order])
+        last = np.arange(self._window - 1, len(order) + self._window - 1, self._window)
+        return order, ends[np.minimum(last, len(order) - 1)]
+
+    def _draw_samples(self, epoch: int, window: int) -> np.ndarray:
+        order, _ = self._blocks(epoch)
+        chosen = order[window * self._window : (window + 1) * self._window]
+        sizes = self._sizes[chosen]
+        before = np.cumsum(sizes) - sizes
+        samples = np.repeat(self._starts[chosen] - before, sizes) + np.arange(sizes.sum())
+        return philox(self._seed, f"order in window {window}", epoch).permutation(samples)
+
+    def indices(self, step: int) -> Int[Tensor, " G"]:
+        position, stop = step * self._batch_size, (step + 1) * self._batch_size
+        parts = []
+        while position < stop:
+            epoch, offset = divmod(position, self._n_samples)
+            _, ends = self._blocks(epoch)
+            window = int(np.searchsorted(ends, offset, side="right"))
+            end = int(ends[window])
+            samples = self._samples(epoch, window)
+            taken = samples[len(samples) - (end - offset) :][: stop - position]
+            parts.append(taken)
+            position += len(taken)
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
+def default_order(source: Source, batch_size: int, seed: int) -> Order:
+    """Every epoch a random order of all samples; by blocks where the source has them."""
+    blocks = source.blocks()
+    if blocks is None:
+        return SampleOrder(len(source), batch_size, seed)
+    return BlockOrder(blocks, batch_size, seed)
 
 
 def epoch_at(step: int, length: int, batch_size: int) -> tuple[int, range]:
