@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt16
 from torch import Tensor
 
 from vitrail.data.apply import full_precision
@@ -39,9 +39,15 @@ class Preprocess:
         check_normalisation("preprocess", self.mean, self.std)
 
     def __call__(
-        self, images: list[UInt8[Tensor, "_ _ _"]] | UInt8[Tensor, "N C H W"]
+        self,
+        images: list[UInt8[Tensor, "_ _ _"] | UInt16[Tensor, "_ _ _"]]
+        | UInt8[Tensor, "N C H W"]
+        | UInt16[Tensor, "N C H W"],
     ) -> Float[Tensor, "N C {self.size} {self.size}"]:
-        """Computes on the device of the images. ValueError if their channels do not fit."""
+        """Computes on the device of the images, of which the largest number of their type is 1.
+
+        Raises ValueError if their channels do not fit.
+        """
         device = images[0].device if len(images) else torch.device("cpu")
         mean = torch.tensor(self.mean, device=device)[:, None, None]
         std = torch.tensor(self.std, device=device)[:, None, None]
@@ -55,11 +61,12 @@ class Preprocess:
                     )
                 # To the two products, the images of a stack are so many more channels.
                 resized_MSS = self._resized(same_NCHW.flatten(0, 1))
+                resized_MSS.div_(torch.iinfo(same_NCHW.dtype).max)
                 out[start : start + len(same_NCHW)] = resized_MSS.unflatten(0, same_NCHW.shape[:2])
-        return out.div_(255).clamp_(0, 1).sub_(mean).div_(std)
+        return out.clamp_(0, 1).sub_(mean).div_(std)
 
     def stretched(
-        self, image: UInt8[Tensor, "_ _ _"], size: tuple[int, int]
+        self, image: UInt8[Tensor, "_ _ _"] | UInt16[Tensor, "_ _ _"], size: tuple[int, int]
     ) -> Float[Tensor, "C H W"]:
         """The whole of an image, nothing cut off, resized to (height, width) and normalised.
 
@@ -80,9 +87,12 @@ class Preprocess:
             sides.append(Taps(along.position.to(device), along.weight.to(device)))
         with torch.no_grad(), full_precision(device):
             resized_CHW = resample_one(image, *sides)
-        return resized_CHW.div_(255).clamp_(0, 1).sub_(mean).div_(std)
+        resized_CHW.div_(torch.iinfo(image.dtype).max)
+        return resized_CHW.clamp_(0, 1).sub_(mean).div_(std)
 
-    def _resized(self, image: UInt8[Tensor, "C H W"]) -> Float[Tensor, "C S S"]:
+    def _resized(
+        self, image: UInt8[Tensor, "C H W"] | UInt16[Tensor, "C H W"]
+    ) -> Float[Tensor, "C S S"]:
         short = min(image.shape[1:])
         windows, sides = [], []
         for length in image.shape[1:]:
@@ -106,8 +116,10 @@ class Preprocess:
 
 
 def _of_one_size(
-    images: list[UInt8[Tensor, "_ _ _"]] | UInt8[Tensor, "N C H W"],
-) -> Iterator[tuple[int, UInt8[Tensor, "n C H W"]]]:
+    images: list[UInt8[Tensor, "_ _ _"] | UInt16[Tensor, "_ _ _"]]
+    | UInt8[Tensor, "N C H W"]
+    | UInt16[Tensor, "N C H W"],
+) -> Iterator[tuple[int, UInt8[Tensor, "n C H W"] | UInt16[Tensor, "n C H W"]]]:
     """Stacks of images to resize together, each with the position of its first."""
     if isinstance(images, list):
         yield from ((i, image[None]) for i, image in enumerate(images))
