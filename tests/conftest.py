@@ -1,9 +1,19 @@
 """Every annotation of the package is checked while the tests run: shapes and types."""
 
+from collections.abc import Iterator
+
 import jaxtyping
 import pytest
 
 jaxtyping.install_import_hook("vitrail", "typechecker.check")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept between starts is not kept where the user's is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -134,6 +134,7 @@ def guarded(
         drop=recipe.guard_drop,
         device=str(ranks.device),
         workers=worker_count(recipe, ranks),
+        max_bad_fraction=recipe.max_bad_fraction,
     )
 
 

@@ -15,7 +15,10 @@ from rich.table import Table
 from vitrail import api
 from vitrail.assemble import fair_workers
 from vitrail.backbones.registry import BACKBONES, describe
-from vitrail.data.sources import SOURCES
+from vitrail.data.encoded import Packing
+from vitrail.data.pack import pack, summary
+from vitrail.data.sources import SOURCES, open_source, resolve_spec
+from vitrail.data.stats import statistics, stats_table, stats_title, stats_words
 from vitrail.distributed import choose_device
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
@@ -82,6 +85,7 @@ def evaluate_(arguments: list[str]) -> None:
         settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings(),  # noqa: B008 (frozen)
         device: str = "auto",
         workers: int | None = None,
+        max_bad_fraction: float | None = None,
     ) -> None:
         """Measures an encoder.
 
@@ -90,6 +94,7 @@ def evaluate_(arguments: list[str]) -> None:
                 them make a transfer table. By default the run's own.
             protocols: see `vitrail list protocols`; by default all but the optional ones.
             out: where evaluation.json and figures/ go; by default into the run.
+            max_bad_fraction: of the files of a split that may be left out; by default the run's.
         """
         evaluate(
             path,
@@ -99,6 +104,7 @@ def evaluate_(arguments: list[str]) -> None:
             settings=settings,
             device=str(choose_device(device)),
             workers=fair_workers() if workers is None else workers,
+            max_bad_fraction=max_bad_fraction,
         )
 
     tyro.cli(command, prog="vitrail evaluate", args=arguments)
@@ -175,6 +181,7 @@ def embed_(arguments: list[str]) -> None:
         split: Literal["train", "test"] = "train",
         device: str = "auto",
         workers: int | None = None,
+        max_bad_fraction: float | None = None,
     ) -> None:
         embed(
             path,
@@ -183,6 +190,7 @@ def embed_(arguments: list[str]) -> None:
             split=split,
             device=str(choose_device(device)),
             workers=fair_workers() if workers is None else workers,
+            max_bad_fraction=max_bad_fraction,
         )
 
     tyro.cli(command, prog="vitrail embed", args=arguments)
@@ -203,6 +211,68 @@ def export_(arguments: list[str]) -> None:
         print(export(path, format, out=out, img_size=img_size))
 
     tyro.cli(command, prog="vitrail export", args=arguments)
+
+
+def pack_(arguments: list[str]) -> None:
+    """Write images once more, smaller, in tar shards: vitrail pack SPEC --out DIR"""
+
+    def command(
+        spec: Annotated[str, tyro.conf.Positional],
+        out: Path,
+        packing: Annotated[Packing, tyro.conf.arg(name="")] = Packing(),  # noqa: B008 (frozen)
+        channels: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        """Writes a source's images, resized, as WebDataset shards; wds:DIR reads them.
+
+        Args:
+            spec: the images; see `vitrail list sources`.
+            out: a folder that is empty or not there, or that holds a part of this pack.
+            channels: of every image; by default the source's own, 3 for files.
+        """
+        splits = pack(
+            resolve_spec(spec),
+            out,
+            packing,
+            channels=channels,
+            workers=fair_workers() if workers is None else workers,
+        )
+        for line in summary(out, splits):
+            print(line)
+
+    tyro.cli(command, prog="vitrail pack", args=arguments)
+
+
+def stats(arguments: list[str]) -> None:
+    """Count pixels, for --objective.views.mean and .std: vitrail stats SPEC [--json]"""
+
+    def command(
+        spec: Annotated[str, tyro.conf.Positional],
+        split: Literal["train", "test"] = "train",
+        channels: int | None = None,
+        max: int | None = None,
+        json: bool = False,
+        workers: int | None = None,
+    ) -> None:
+        """Mean and standard deviation of each channel, the range of values, and sizes.
+
+        Every image counts alike, whatever its size, as it does in training.
+
+        Args:
+            channels: of every image; by default the source's own, 3 for files.
+            max: images to read, drawn at random; by default all.
+            json: print one JSON object instead of a table.
+        """
+        source = open_source(resolve_spec(spec), split, channels)
+        found = statistics(source, split, max, fair_workers() if workers is None else workers)
+        if json:
+            print(found.to_json())
+            return
+        console = Console()
+        for part in (stats_title(found), stats_table(found), *stats_words(found)):
+            console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str))
+
+    tyro.cli(command, prog="vitrail stats", args=arguments)
 
 
 def list_(arguments: list[str]) -> None:
@@ -233,6 +303,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "saliency": saliency,
     "embed": embed_,
     "export": export_,
+    "pack": pack_,
+    "stats": stats,
     "list": list_,
 }
 

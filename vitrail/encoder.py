@@ -140,9 +140,10 @@ class Encoder(TransformerMixin, BaseEstimator):
         """Features of images.
 
         Args:
-            images: uint8 array or tensor [N, H, W], [N, H, W, C] or [N, C, H, W] in 0..255, or a
-                sequence of images: arrays or tensors [H, W], [H, W, C] or [C, H, W], PIL images,
-                paths of files. Grey and RGB are turned into what the encoder was trained on.
+            images: array or tensor [N, H, W], [N, H, W, C] or [N, C, H, W], uint8 in 0..255 or
+                uint16 in 0..65535, or a sequence of images: arrays or tensors [H, W], [H, W, C] or
+                [C, H, W], PIL images, paths of files. Grey and RGB are turned into what the encoder
+                was trained on.
 
         Raises:
             ValueError: another type, shape or range; an image that cannot be read.

@@ -13,6 +13,7 @@ from vitrail.backbones.contract import Backbone
 from vitrail.data.batch import Source
 from vitrail.data.memory import Subset, hold_out
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.quarantine import Quarantine
 from vitrail.durable import write_atomically
 from vitrail.encoder import Encoder
 from vitrail.evals.features import features
@@ -28,7 +29,7 @@ BASELINE = "guard.json"  # in the run's folder: k-NN before the first step
 class Guard:
     """Args: bank, queries: labelled images; the queries are not trained on. every: steps between
     two looks. drop: the fall of k-NN accuracy that is worth a warning, as a fraction. device: where
-    the encoder is. workers: decoding processes.
+    the encoder is. workers: decoding processes. max_bad_fraction: of the files of either.
     """
 
     bank: Source
@@ -38,7 +39,15 @@ class Guard:
     drop: float
     device: str = "cpu"
     workers: int = 0
+    max_bad_fraction: float = 0.5
     _before: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        # Kept from look to look: what is bad is read once.
+        self._bad_bank, self._bad_queries = (
+            Quarantine(None, len(source), self.max_bad_fraction)
+            for source in (self.bank, self.queries)
+        )
 
     def begin(self, run: Path, encoder: Backbone, start: int) -> None:
         """Measures what the encoder knows before the first step, or reads what was measured."""
@@ -69,8 +78,10 @@ class Guard:
     def accuracy(self, encoder: Backbone) -> float:
         """k-NN of the held-out images among the bank, in [0, 1]."""
         frozen = Encoder(encoder, self.preprocess, {})
-        bank_ND, labels_N, _ = features(frozen, self.bank, workers=self.workers)
-        queries_MD, answers_M, _ = features(frozen, self.queries, workers=self.workers)
+        bank_ND, labels_N, _ = features(frozen, self.bank, self._bad_bank, workers=self.workers)
+        queries_MD, answers_M, _ = features(
+            frozen, self.queries, self._bad_queries, workers=self.workers
+        )
         k = min(K, len(bank_ND))
         return knn_accuracy(bank_ND, labels_N, queries_MD, answers_M, k, device=self.device)
 

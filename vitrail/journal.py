@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vitrail.data.timing import Adviser, Meter
 from vitrail.distributed import Ranks
 from vitrail.durable import write_atomically
 from vitrail.events import Events
@@ -29,14 +30,18 @@ PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 class Journal:
-    """Args: run: the run's folder. start, total: the run's first step to come, and its last."""
+    """Args: run: the run's folder. start, total: the run's first step to come, and its last. meter:
+    of the loader.
+    """
 
-    def __init__(self, run: Path, ranks: Ranks, start: int, total: int):
+    def __init__(self, run: Path, ranks: Ranks, start: int, total: int, meter: Meter):
         self.pace = 0.0  # seconds a step, over the rows of the last flush
         self._pending: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
         self._total, self._writes = total, ranks.is_main
+        self._meter, self._adviser = meter, Adviser(ranks.device, meter.workers)
+        self._advice: str | None = None
         self._rank = ""
-        self._mark = self._busy = self._waited = self._spoken = 0.0
+        self._mark = self._busy = self._spoken = 0.0
         self._console = Console(stderr=True, quiet=not ranks.is_main)
         if not self._writes:
             return
@@ -72,19 +77,18 @@ class Journal:
                     file.close()
 
     def timed(self, items: Iterable[T]) -> Iterator[T]:
-        """Passes items on, and measures the time spent waiting for them.
+        """Passes items on.
 
         A step's clock starts when its item is asked for, and stops at `record` (or at the `flush`
         that follows): looking at health and saving are not counted as steps.
         """
         iterator = iter(items)
         while True:
-            self._mark = asked = time.perf_counter()
+            self._mark = time.perf_counter()
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - asked
             yield item
 
     def record(self, row: dict[str, Any], out: dict[str, Tensor]) -> None:
@@ -102,15 +106,19 @@ class Journal:
         values = mean_over_ranks(table).tolist()  # the sync point
         self._busy += self._lap()
         self.pace = self._busy / len(values)
-        timing = {
+        spent = self._meter.take()
+        self._advice = self._adviser.after(len(values), self._busy, spent)
+        timing: dict[str, Any] = {
             "images_per_s": batch_size / self.pace,
-            "data_wait": self._waited / self._busy,
+            "data_wait": spent.share(self._busy),
         }
+        if limit := spent.limit(self._busy):
+            timing["limited_by"] = limit
         rows = [
             row | dict(zip(names, line, strict=True)) | timing
             for (row, _), line in zip(self._pending, values, strict=True)
         ]
-        self._pending, self._busy, self._waited = [], 0.0, 0.0
+        self._pending, self._busy = [], 0.0
         return rows
 
     def _lap(self) -> float:
@@ -129,6 +137,8 @@ class Journal:
         self._speak(rows[-1])
         for warning in (row["warning"] for row in rows if "warning" in row):
             self.say(f"warning: {warning}")
+        if self._advice:
+            self.say(self._advice)
 
     def say(self, message: str) -> None:
         """A line for the person watching."""
@@ -138,6 +148,8 @@ class Journal:
         if "effective_rank" in row.get("health", {}):
             self._rank = f" · rank {row['health']['effective_rank']:.1f}"
         speed = f"{row['images_per_s']:.0f} images/s, {row['data_wait']:.0%} waiting"
+        if "limited_by" in row:
+            speed += f" ({row['limited_by']})"
         status = f"loss {row['loss']:.4f} · {speed}{self._rank}"
         done = row["step"] + 1
         if self._console.is_terminal:

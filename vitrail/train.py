@@ -75,7 +75,7 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
 
     with (
         noting_what_is_kept(run, horizon.steps),
-        Journal(run, ranks, start, horizon.steps) as journal,
+        Journal(run, ranks, start, horizon.steps, loader.meter) as journal,
         stop_signals() as stop,
     ):
         if horizon.steps_in(recipe.optim.warmup_epochs) == horizon.steps:

@@ -10,7 +10,7 @@ pixels are whole numbers of the image's type, as in the published pipelines, whi
 Shape legend: B images · V views · C channels · S side.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -29,6 +29,9 @@ Images = (
     | UInt16[Tensor, "B C H W"]
 )
 
+# Pixels of a view's side, from which images of one size are worked on one by one on a CPU too.
+NATIVE_FROM = 96
+
 
 def apply_views(
     images: Images, params: ViewParams, device: torch.device | str
@@ -43,42 +46,54 @@ def apply_views(
     Returns:
         Normalised float32 [V*B, C, S, S] per resolution, in the plan's order; view-major rows.
     """
-    return apply_chunks([(images, params)], params.plan, len(images), torch.device(device))
+    made = ViewsOfBatch(params.plan, len(images), torch.device(device))
+    made.add(images, params)
+    return made.finish()
 
 
-def apply_chunks(
-    chunks: Iterable[tuple[Images, ViewParams]], plan: ViewPlan, count: int, device: torch.device
-) -> list[Float[Tensor, "_ C _ _"]]:
-    """The views of a batch that comes in parts, each let go before the next is asked for.
+class ViewsOfBatch:
+    """The views of B images that come in parts: the images of a part may be let go after `add`."""
 
-    Args:
-        chunks: images and their parameters. count: B, of all chunks.
+    def __init__(self, plan: ViewPlan, count: int, device: torch.device):
+        self._plan, self._device = plan, device
+        self._views = [
+            torch.empty(n_views, count, len(plan.mean), side, side, device=device)
+            for side, n_views in plan.resolutions
+        ]
+        self._filled = 0
+        self._uncoloured: list[ViewParams] = []
+        self._white = 0.0
 
-    Returns:
-        as `apply_views`, rows view-major over the whole batch.
-    """
-    views = [
-        torch.empty(n_views, count, len(plan.mean), side, side, device=device)
-        for side, n_views in plan.resolutions
-    ]
-    start, to_recolour, white = 0, [], 255.0
-    with torch.no_grad(), full_precision(device):
-        for images, params in chunks:
-            assert len(images) == params.box.shape[1]
-            assert all(image.shape[0] == len(plan.mean) for image in images)
-            out = [view[:, start : start + len(images)] for view in views]
-            start, white = start + len(images), float(torch.iinfo(images[0].dtype).max)
-            if device.type == "cpu" and not isinstance(images, Tensor):
+    def add(self, images: Images, params: ViewParams) -> None:
+        """The next images of the batch. params: drawn for them."""
+        assert len(images) == params.box.shape[1]
+        assert all(image.shape[0] == len(self._plan.mean) for image in images)
+        out = [view[:, self._filled : self._filled + len(images)] for view in self._views]
+        self._filled += len(images)
+        self._white = float(torch.iinfo(images[0].dtype).max)
+        with torch.no_grad(), full_precision(self._device):
+            if self._image_by_image(images):
                 apply_native(images, params, out)
-            else:
-                crop_batched(_moved(images, device), params, out)
-                to_recolour.append(params)
-            del images  # at their full size they are let go
-        assert start == count
-        flat = [view.flatten(0, 1) for view in views]
-        if to_recolour:
-            recolour_batched(flat, _joined(to_recolour), white)
-    return flat
+                return
+            crop_batched(_moved(images, self._device), params, out)
+            self._uncoloured.append(params)
+
+    def _image_by_image(self, images: Images) -> bool:
+        """On a CPU, unless the images are of one size and their views so small that calls cost more
+        than pixels."""
+        largest = max(side for side, _ in self._plan.resolutions)
+        one_size = isinstance(images, Tensor)
+        return self._device.type == "cpu" and not (one_size and largest < NATIVE_FROM)
+
+    def finish(self) -> list[Float[Tensor, "_ C _ _"]]:
+        """Normalised float32 [V*B, C, S, S] per resolution, in the plan's order."""
+        assert self._filled == self._views[0].shape[1]
+        flat = [view.flatten(0, 1) for view in self._views]
+        if self._uncoloured:
+            # All parts together: on an accelerator the number of calls is what costs.
+            with torch.no_grad(), full_precision(self._device):
+                recolour_batched(flat, _joined(self._uncoloured), self._white)
+        return flat
 
 
 def _moved(images: Images, device: torch.device) -> Images:

@@ -24,7 +24,7 @@ _TILE = 16  # outputs of a blur's product; more multiply more zeros
 
 
 def apply_native(
-    images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
+    images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]] | Tensor,
     params: ViewParams,
     out: list[Float[Tensor, "_ B C _ _"]],
 ) -> None:

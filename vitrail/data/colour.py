@@ -14,6 +14,7 @@ Shape legend: N images · C channels · H, W an image · K taps.
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -76,12 +77,18 @@ def hue(x: Images, turns: Factor, white: float) -> Images:
     # torchvision adds in 8 bits, where 256, not 255, is 0 again.
     whole = whole.add_(_truncated(turns, white))
     whole.sub_((whole / (white + 1)).floor_(), alpha=white + 1)
-    from_channel = whole.div_(white) - torch.arange(3, device=x.device)[:, None, None] / 3
+    from_channel = whole.div_(white) - _channels(x.device)
     distance = from_channel.sub_(from_channel.round()).abs_()
     share = torch.rsub(distance, 2, alpha=6).clamp_(0, 1)
     saturated = chroma.mul_(white).div_(high.clamp(min=_TINY)).add_(_NUDGE).floor_()
     low = torch.addcmul(high, saturated.div_(white), high, value=-1)
     return torch.lerp(low, high, share).round_()
+
+
+@lru_cache
+def _channels(device: torch.device) -> Float[Tensor, "3 1 1"]:
+    """Red, green and blue on the circle of hues, in turns."""
+    return (torch.arange(3) / 3)[:, None, None].to(device)
 
 
 def _truncated(turns: Factor, white: float) -> Factor:

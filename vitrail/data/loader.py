@@ -4,19 +4,26 @@ Shape legend: G samples of the global batch · B of this rank's slice · V views
 · H, W an image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8, UInt16
 from torch import Tensor
 
-from vitrail.data.apply import apply_views
+from vitrail.data.ahead import Ahead, to_device
+from vitrail.data.apply import ViewsOfBatch
 from vitrail.data.batch import Batch, Source
 from vitrail.data.quarantine import Quarantine
-from vitrail.data.reading import CHUNK, REDRAWS, Reader, Request, Slice, read_slices
-from vitrail.data.sampling import Order, SampleOrder
+from vitrail.data.reading import CHUNK, REDRAWS, Image, Reader, Request, Slice
+from vitrail.data.sampling import Order, default_order
+from vitrail.data.timing import Meter
 from vitrail.data.views import ViewPlan
+from vitrail.data.workers import read_slices
 from vitrail.nn.random import Draws
+
+# Of one size together, and of mixed sizes.
+Stack = UInt8[Tensor, "_ C H W"] | UInt16[Tensor, "_ C H W"]
+Images = list[Image] | Stack
 
 
 class Loader:
@@ -25,7 +32,10 @@ class Loader:
     Sources in memory are one tensor on the device. Files are decoded ahead of time by `workers`
     processes, or as they are needed with 0, and become views `CHUNK` at a time: the decoded images
     of a whole slice are never held. A sample that cannot be read is quarantined and
-    replaced by a redrawn one, the same in every run.
+    replaced by a redrawn one, the same in every run. On CUDA, views are computed beside the step.
+
+    Attributes:
+        meter: of the time that steps wait, and why.
 
     Raises:
         ValueError: a batch size that does not divide among ranks and accumulation slices, or a
@@ -55,8 +65,9 @@ class Loader:
         if len(plan.mean) != source.channels:
             raise ValueError(
                 f"the views' mean has {len(plan.mean)} values, but images of {source.spec} have "
-                f"{source.channels} channels; give mean and std one value a channel, or open the "
-                "images with another number of channels"
+                f"{source.channels} channels; give mean and std one value a channel, which "
+                f"`vitrail stats {source.spec}` prints, or open the images with another number "
+                "of channels"
             )
         if workers < 0:
             raise ValueError(f"workers is {workers}; it must be 0 or more")
@@ -66,9 +77,11 @@ class Loader:
         self._seed = seed
         self._device = torch.device(device)
         self._workers = workers
+        self._ahead = Ahead(self._device)
+        self.meter = Meter(self._device, workers)
         self._share = rank, world
         self._quarantine = quarantine
-        self._order = SampleOrder(len(source), batch_size, seed)
+        self._order = default_order(source, batch_size, seed)
         self._slice_size = batch_size // (world * accumulate)
         first = rank * accumulate
         self._starts = [(first + i) * self._slice_size for i in range(accumulate)]
@@ -82,12 +95,12 @@ class Loader:
         order = order or self._order
         pixels = self._source.pixels()
         if pixels is not None:
-            return self._steps_in_memory(pixels.to(self._device), range(start, stop), order)
+            pixels = pixels.to(self._device)
+            self._ahead.follow()
+            return self._steps_in_memory(pixels, range(start, stop), order)
         return self._steps_of_files(range(start, stop), order)
 
-    def every_image(
-        self, block: int
-    ) -> Iterator[tuple[list[int], list[UInt8[Tensor, "C _ _"]] | UInt8[Tensor, "_ C H W"]]]:
+    def every_image(self, block: int) -> Iterator[tuple[list[int], Images]]:
         """This rank's share of all readable images, in order: (indices, images on the device).
 
         The source is dealt to the ranks in blocks of so many images, a multiple of CHUNK. Blocks of
@@ -105,27 +118,32 @@ class Loader:
         for index, images in read_images(self._source, self._quarantine, self._workers, chunks):
             yield index, [image.to(self._device) for image in images]
 
-    def _steps_in_memory(
-        self, pixels: UInt8[Tensor, "N C H W"], steps: range, order: Order
-    ) -> Iterator[list[Batch]]:
+    def _steps_in_memory(self, pixels: Stack, steps: range, order: Order) -> Iterator[list[Batch]]:
         for step in steps:
             indices = order.indices(step)
             parts = [(first, indices[first : first + self._slice_size]) for first in self._starts]
-            yield [
-                self._batch_in_memory(step, first, index, pixels[index.to(self._device)])
-                for first, index in parts
-            ]
+            yield self._made(
+                self._batch_in_memory(step, first, index, pixels) for first, index in parts
+            )
 
     def _steps_of_files(self, steps: range, order: Order) -> Iterator[list[Batch]]:
         reader = Reader(self._source, self._seed, self._quarantine.entries, self._plan.detail)
-        on_cuda = self._device.type == "cuda"
-        requests = self._requests(steps, order)
-        slices = read_slices(reader, requests, self._workers, pin_memory=on_cuda)
+        slices = read_slices(reader, self._requests(steps, order), self._workers)
         try:
             for step in steps:
-                yield [self._batch_of_files(step, first, slices) for first in self._starts]
+                yield self._made(
+                    self._batch_of_files(step, first, slices) for first in self._starts
+                )
         finally:
             slices.close()
+
+    def _made(self, parts: Iterable[Batch]) -> list[Batch]:
+        """A step's batches, made here: the device does so beside the step before."""
+        with self.meter.stalled():
+            with self._ahead.queue():
+                batches = list(parts)
+            self._ahead.hand_over(batches)
+        return batches
 
     def _requests(self, steps: range, order: Order) -> Iterator[Request]:
         for step in steps:
@@ -133,33 +151,30 @@ class Loader:
             for first in self._starts:
                 for rows in _chunks(self._slice_size):
                     start, stop = first + rows.start, first + rows.stop
-                    yield Request(indices[start:stop], step, start, self._batch_size)
+                    yield Request(indices[start:stop], step, start, redraw=True)
 
     def _batch_in_memory(
-        self, step: int, first: int, index: Int[Tensor, " B"], pixels: UInt8[Tensor, "B C H W"]
+        self, step: int, first: int, index: Int[Tensor, " B"], pixels: Stack
     ) -> Batch:
         draws = self._draws(step, first)
-        return self._batch(self._views(draws, pixels), index, draws)
+        made = self._views_of_slice()
+        self._add(made, draws, pixels[to_device(index, self._device)])
+        return self._batch(made, index, draws)
 
     def _batch_of_files(self, step: int, first: int, slices: Iterator[Slice]) -> Batch:
         draws = self._draws(step, first)
-        channels = len(self._plan.mean)
-        views_VBCSS = [
-            torch.empty(n_views, self._slice_size, channels, side, side, device=self._device)
-            for side, n_views in self._plan.resolutions
-        ]
-        index = torch.empty(self._slice_size, dtype=torch.long)
+        made = self._views_of_slice()
+        index: list[int] = []
         for rows in _chunks(self._slice_size):
             of_rows = draws.narrow(rows.start, len(rows))
-            index[rows.start : rows.stop], views = self._read(of_rows, next(slices))
-            for whole, part in zip(views_VBCSS, views, strict=True):
-                whole[:, rows.start : rows.stop] = part.unflatten(0, (whole.shape[0], len(rows)))
-        return self._batch([views.flatten(0, 1) for views in views_VBCSS], index, draws)
+            index += self._read(of_rows, slices, made)
+        return self._batch(made, torch.tensor(index), draws)
 
-    def _read(
-        self, draws: Draws, read: Slice
-    ) -> tuple[Int[Tensor, " B"], list[Float[Tensor, "_ C _ _"]]]:
-        """Indices and views of one chunk, whose images are let go on return."""
+    def _read(self, draws: Draws, slices: Iterator[Slice], made: ViewsOfBatch) -> list[int]:
+        """Adds the views of one chunk, whose images are let go on return. Gives its indices."""
+        with self.meter.waited():
+            read = next(slices)
+        self.meter.read(read.took)
         for id, reason in read.bad:
             self._quarantine.add(id, reason)
         if not read.complete:
@@ -168,24 +183,28 @@ class Loader:
                 f"{draws.step}; {len(self._quarantine.entries)} of {len(self._source)} are known "
                 "to be bad; repair or remove them"
             )
-        return read.indices, self._views(draws, read.images(self._device))
+        self._add(made, draws, read.images(self._device))
+        return read.indices
 
     def _draws(self, step: int, first: int) -> Draws:
         return Draws(self._seed, step, self._batch_size, first, self._slice_size)
 
-    def _views(
-        self, draws: Draws, images: list[UInt8[Tensor, "C _ _"]] | UInt8[Tensor, "B C H W"]
-    ) -> list[Float[Tensor, "_ C _ _"]]:
-        sizes = torch.tensor([tuple(image.shape[1:]) for image in images])
-        return apply_views(images, self._plan.sample(draws, sizes), self._device)
+    def _views_of_slice(self) -> ViewsOfBatch:
+        return ViewsOfBatch(self._plan, self._slice_size, self._device)
 
-    def _batch(
-        self, views: list[Float[Tensor, "_ C _ _"]], index: Int[Tensor, " B"], draws: Draws
-    ) -> Batch:
+    def _add(self, made: ViewsOfBatch, draws: Draws, images: Images) -> None:
+        sizes = torch.tensor([tuple(image.shape[1:]) for image in images])
+        with self.meter.views():
+            made.add(images, self._plan.sample(draws, sizes))
+
+    def _batch(self, made: ViewsOfBatch, index: Int[Tensor, " B"], draws: Draws) -> Batch:
+        with self.meter.views():
+            views = made.finish()
         labels = [self._source.label(i) for i in index.tolist()]
-        label = torch.tensor([-1 if label is None else label for label in labels])
+        numbers = torch.tensor([-1 if label is None else label for label in labels])
         text = self._captions(index) if self._source.captioned else None
-        return Batch(views, index.to(self._device), label.to(self._device), draws, text)
+        there, label = to_device(torch.stack([index, numbers]), self._device).unbind()
+        return Batch(views, there, label, draws, text)
 
     def _captions(self, index: Int[Tensor, " B"]) -> tuple[str, ...]:
         texts = (self._source.text(i) for i in index.tolist())
@@ -202,8 +221,8 @@ def read_images(
     quarantine: Quarantine,
     workers: int = 0,
     some: list[range] | None = None,
-) -> Iterator[tuple[list[int], list[UInt8[Tensor, "C _ _"]]]]:
-    """Every readable image once, in order, for evaluation: (indices, uint8 images on the CPU).
+) -> Iterator[tuple[list[int], list[Image]]]:
+    """Every readable image once, in order, for evaluation: (indices, images on the CPU).
 
     Bad samples are quarantined and left out. ValueError when they are too many.
 
@@ -222,7 +241,7 @@ def read_images(
         for read in slices:
             for id, reason in read.bad:
                 quarantine.add(id, reason)
-            if len(read.indices):
-                yield read.indices.tolist(), read.images(torch.device("cpu"))
+            if read.indices:
+                yield read.indices, read.images(torch.device("cpu"))
     finally:
         slices.close()

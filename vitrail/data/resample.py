@@ -97,7 +97,9 @@ def resample_one(
     """One box of one image; the taps are of shape [S, K] and on the image's device."""
     _, height, width = image.shape
     wx_wS = dense(*taps_x, width).T
-    strips = [strip.float() @ wx_wS for strip in image.split(_STRIP, dim=1)]
+    # A product of planes: images of files come interleaved.
+    planes = (strip.float().contiguous() for strip in image.split(_STRIP, dim=1))
+    strips = [strip @ wx_wS for strip in planes]
     rows_ChS = strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)
     return dense(*taps_y, height) @ rows_ChS
 

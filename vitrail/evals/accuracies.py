@@ -11,7 +11,7 @@ import numpy as np
 from vitrail.encoder import Encoder
 from vitrail.evals.choices import FeatureChoices
 from vitrail.evals.confusion import confusion_figure
-from vitrail.evals.features import collect
+from vitrail.evals.features import Embed, collect
 from vitrail.evals.finetune import finetune_accuracy
 from vitrail.evals.knn import check_labels, vote
 from vitrail.evals.linear import (
@@ -129,8 +129,9 @@ def linear_sweep(m: Material) -> dict[str, Any]:
 
 def _choices(m: Material, encoder: Encoder) -> tuple[dict[str, slice], Array, Array]:
     choices = FeatureChoices(encoder, m.settings.last_blocks)
+    embeds: dict[str, Embed] = {"all": choices.embed}
     train, test = (
-        collect(encoder.preprocess, {"all": choices.embed}, split.source, workers=m.workers)[0]
+        collect(encoder.preprocess, embeds, split.source, split.quarantine, workers=m.workers)[0]
         for split in (m.train, m.test)
     )
     return choices.columns, train["all"], test["all"]
@@ -162,6 +163,7 @@ def _finetuned(m: Material, encoder: Encoder, share: float, seed: int) -> float:
         device=m.device,
         workers=m.workers,
         metric=m.metric,
+        quarantines=(m.train.quarantine, m.test.quarantine),
     )
 
 

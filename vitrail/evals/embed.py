@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from rich.console import Console
 
+from vitrail.data.quarantine import Quarantine
 from vitrail.data.sources import open_source
 from vitrail.encoder import Encoder
+from vitrail.evals.bad_files import allowed, sentence
 from vitrail.evals.features import features
 
 
@@ -17,16 +20,19 @@ def embed(
     split: Literal["train", "test"] = "train",
     device: str = "cpu",
     workers: int = 0,
+    max_bad_fraction: float | None = None,
 ) -> Path:
-    """Embeds every readable image of a source.
+    """Embeds every readable image of a source, and says which cannot be read.
 
     Args:
         path: a run's folder or an encoder.safetensors. data: a source SPEC, None for the run's own.
         out: FILE.npz with arrays `features` float32 [N, D], `labels` int64 [N] (-1 for none) and
             `ids` str [N]; or FILE.parquet with these as columns.
+        max_bad_fraction: of the files; more that cannot be read are an error. As the run has it,
+            where not given.
 
     Raises:
-        ValueError: another suffix, a missing extra, or nothing to embed.
+        ValueError: another suffix, a missing extra, nothing to embed, or too many bad files.
     """
     out = Path(out)
     if out.suffix not in (".npz", ".parquet"):
@@ -36,12 +42,15 @@ def embed(
     if spec is None:
         raise ValueError(f"{path} does not say what it was trained on; name the data with --data")
     source = open_source(spec, split, channels=encoder.channels)
-    embedded, labels, ids = features(encoder, source, workers=workers)
+    quarantine = Quarantine(None, len(source), allowed(Path(path), max_bad_fraction))
+    embedded, labels, ids = features(encoder, source, quarantine, workers=workers)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npz":
         np.savez(out, features=embedded, labels=labels, ids=np.array(ids))
     else:
         _write_parquet(out, embedded, labels, ids)
+    if quarantine.entries:
+        Console().print(sentence(split, quarantine), markup=False, highlight=False, soft_wrap=True)
     return out
 
 

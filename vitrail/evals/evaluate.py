@@ -19,8 +19,10 @@ from vitrail.backbones.contract import TokenBackbone
 from vitrail.data.batch import Source
 from vitrail.data.memory import Subset
 from vitrail.data.preprocess import Preprocess
+from vitrail.data.quarantine import Quarantine
 from vitrail.durable import write_atomically
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
+from vitrail.evals.bad_files import allowed, counts, sentence
 from vitrail.evals.features import Embed, collect, raw_pixels, raw_side
 from vitrail.evals.kept import earlier, identity, kept, plain
 from vitrail.evals.material import KINDS, Material, Settings, Split
@@ -45,6 +47,7 @@ class _Bench:
     figures: Path
     device: str
     workers: int
+    max_bad_fraction: float
     console: Console
 
     def say(self, text: str) -> None:
@@ -60,6 +63,7 @@ def evaluate(
     settings: Settings | None = None,
     device: str = "cpu",
     workers: int = 0,
+    max_bad_fraction: float | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a run, writes evaluation.json and figures/ into it, and prints a table.
@@ -77,12 +81,15 @@ def evaluate(
             for the optional ones.
         out: the folder to write to; the run's where not given, or PATH.evaluation for other
             people's weights.
+        max_bad_fraction: of each split's files; more that cannot be read are an error. As the run
+            has it, where not given. Fewer are left out, and counted under "bad".
 
     Returns:
         what evaluation.json holds.
 
     Raises:
-        ValueError: a path, SPEC or protocol that does not fit, and labels where there are none.
+        ValueError: a path, SPEC or protocol that does not fit, labels where there are none, and too
+            many bad files.
     """
     started = time.perf_counter()
     settings = settings or Settings()
@@ -91,7 +98,9 @@ def evaluate(
     out = Path(out) if out is not None else _home(Path(path))
     console = Console(quiet=quiet, stderr=False)
     text = _text_side(Path(path), encoder, protocols, device)
-    bench = _Bench(encoder, text, protocols, settings, out / "figures", device, workers, console)
+    bad = allowed(Path(path), max_bad_fraction)
+    figures = out / "figures"
+    bench = _Bench(encoder, text, protocols, settings, figures, device, workers, bad, console)
     first, *others = _specs(path, data, encoder)
     splits = {spec: open_splits(spec, encoder.channels) for spec in (first, *others)}
     for spec in others:
@@ -157,8 +166,8 @@ def _measure(
     embeds = _embeds(encoder, kinds, len(train) + len(test)) if whole else {}
     material = Material(
         encoder=encoder,
-        train=_split(train, encoder.preprocess, embeds, bench.workers),
-        test=_split(test, encoder.preprocess, embeds, bench.workers),
+        train=_split(train, encoder.preprocess, embeds, bench),
+        test=_split(test, encoder.preprocess, embeds, bench),
         settings=bench.settings,
         figures=bench.figures,
         device=bench.device,
@@ -174,7 +183,16 @@ def _measure(
         "n_test": len(material.test.index),
         "held_out": isinstance(test, Subset),  # the data have no test split of their own
     }
-    return _run(names, material, explicit=bench.named is not None, bench=bench), facts
+    results = _run(names, material, explicit=bench.named is not None, bench=bench)
+    return results, facts | _left_out(bench, material)
+
+
+def _left_out(bench: _Bench, material: Material) -> dict[str, Any]:
+    """What could not be read by the end, said and counted."""
+    bad = {"train": material.train.quarantine, "test": material.test.quarantine}
+    for name in counts(bad):
+        bench.say(sentence(name, bad[name]))
+    return {"bad": counts(bad)} if counts(bad) else {}
 
 
 def require_known(protocols: Sequence[str] | None) -> None:
@@ -243,12 +261,15 @@ def _embeds(encoder: Encoder, kinds: Sequence[str], n_samples: int) -> dict[str,
     return {kind: known[kind] for kind in kinds}
 
 
-def _split(source: Source, preprocess: Preprocess, embeds: dict[str, Embed], workers: int) -> Split:
+def _split(
+    source: Source, preprocess: Preprocess, embeds: dict[str, Embed], bench: _Bench
+) -> Split:
+    quarantine = Quarantine(None, len(source), bench.max_bad_fraction)
     if not embeds:
         index = np.arange(len(source))
-        return Split(source, {}, np.full(len(source), -1), index)
-    table, labels, index = collect(preprocess, embeds, source, workers=workers)
-    return Split(source, table, labels, index)
+        return Split(source, {}, np.full(len(source), -1), index, quarantine)
+    read = collect(preprocess, embeds, source, quarantine, workers=bench.workers)
+    return Split(source, *read, quarantine)
 
 
 def _run(

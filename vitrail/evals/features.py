@@ -16,6 +16,7 @@ from vitrail.data.loader import read_images
 from vitrail.data.preprocess import Preprocess
 from vitrail.data.quarantine import Quarantine
 from vitrail.encoder import Encoder
+from vitrail.evals.colours import fill_no_range, in_colours
 
 Array = np.ndarray
 # From a preprocessed batch [B, C, S, S] to float32 [B, D].
@@ -107,6 +108,6 @@ def shown(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "B S S colou
     pixels_BCSS = encoder.preprocess(images)
     mean = torch.tensor(encoder.preprocess.mean)[:, None, None]
     std = torch.tensor(encoder.preprocess.std)[:, None, None]
-    colours = (pixels_BCSS * std + mean).clamp(0, 1)
-    colours = colours if colours.shape[1] in (1, 3) else colours[:, :1]
+    scaled = bool(len(images)) and fill_no_range(images[0])
+    colours = in_colours(pixels_BCSS * std + mean, scaled)
     return colours.permute(0, 2, 3, 1).float().numpy()

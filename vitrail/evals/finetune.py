@@ -28,7 +28,7 @@ from vitrail.data.memory import Subset
 from vitrail.data.quarantine import Quarantine
 from vitrail.data.views import RandomResizedCrop, ViewPlan
 from vitrail.encoder import Encoder
-from vitrail.evals.features import collect
+from vitrail.evals.features import Embed, collect
 from vitrail.evals.knn import check_labels
 from vitrail.evals.metrics import score
 from vitrail.evals.subsets import draw_share
@@ -184,6 +184,7 @@ def finetune(
     seed: int = 0,
     device: str = "cpu",
     workers: int = 0,
+    quarantine: Quarantine | None = None,
 ) -> Classifier:
     """A classifier that starts from the encoder's weights; the encoder itself is left as it is.
 
@@ -211,7 +212,7 @@ def finetune(
         seed=seed,
         device=device,
         workers=workers,
-        quarantine=Quarantine(None, len(train)),
+        quarantine=quarantine or Quarantine(None, len(train)),
     )
     steps = max(config.min_steps, round(config.epochs * len(train) / batch_size))
     loss = torch.zeros(())
@@ -270,11 +271,13 @@ def finetune_accuracy(
     device: str = "cpu",
     workers: int = 0,
     metric: Metric = "accuracy",
+    quarantines: tuple[Quarantine | None, Quarantine | None] = (None, None),
 ) -> float:
     """Test accuracy, in [0, 1], after fine-tuning on a share of the labels of every class.
 
     Args:
         share: below 1, the subset of `draw_share` with this seed; no other image is seen.
+        quarantines: of the training and the test images.
 
     Raises:
         ValueError: as `finetune` and `draw_share`; an unlabelled or empty test source.
@@ -284,10 +287,15 @@ def finetune_accuracy(
         check_labels(labels, "train")
         train = Subset(train, draw_share(labels, share, seed).tolist())
     network = finetune(
-        encoder, train, config or Finetune(), seed=seed, device=device, workers=workers
+        encoder,
+        train,
+        config or Finetune(),
+        seed=seed,
+        device=device,
+        workers=workers,
+        quarantine=quarantines[0],
     )
-    table, labels, _ = collect(
-        encoder.preprocess, {"class": network.predict}, test, workers=workers
-    )
+    predict: dict[str, Embed] = {"class": network.predict}
+    table, labels, _ = collect(encoder.preprocess, predict, test, quarantines[1], workers=workers)
     check_labels(labels, "test")
     return score(table["class"], labels, metric)

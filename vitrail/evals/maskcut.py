@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, UInt8, UInt16
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
@@ -66,7 +66,7 @@ class MaskCut:
 
 def segment(
     encoder: Encoder,
-    images: Sequence[UInt8[Tensor, "C _ _"]],
+    images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
     config: MaskCut | None = None,
     refine: Refine | None = None,
 ) -> list[Bool[Array, "_ _ _"]]:
@@ -91,9 +91,12 @@ def segment(
 
 
 def image_keys(
-    encoder: Encoder, backbone: TokenBackbone, image: UInt8[Tensor, "C _ _"], size: int
+    encoder: Encoder,
+    backbone: TokenBackbone,
+    image: UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"],
+    size: int,
 ) -> tuple[Float[Tensor, "H W D"], UInt8[Array, "S S C"]]:
-    """The last layer's keys of an image made square, and what the backbone saw."""
+    """The last layer's keys of an image made square, and what the backbone saw, in 8 bits."""
     side = size // backbone.patch_size * backbone.patch_size
     if side < 2 * backbone.patch_size:
         raise ValueError(
@@ -105,10 +108,17 @@ def image_keys(
             f"maskcut: an image has {image.shape[0]} channels, the encoder {encoder.channels}; "
             f"open the images with channels={encoder.channels}"
         )
-    planes = [Image.fromarray(plane.cpu().numpy()) for plane in image]
-    resized = [np.asarray(p.resize((side, side), Image.Resampling.LANCZOS)) for p in planes]
-    seen_SSC = np.stack(resized, -1)
-    pixels_CSS = torch.from_numpy(seen_SSC).permute(2, 0, 1).to(encoder.device).float() / 255
+    # Pillow resizes 8 bits and floats.
+    white = torch.iinfo(image.dtype).max
+    arrays = [plane.cpu().numpy() for plane in (image if white == 255 else image.float())]
+    resized = [
+        np.asarray(Image.fromarray(a).resize((side, side), Image.Resampling.LANCZOS))
+        for a in arrays
+    ]
+    resized_SSC = np.stack(resized, -1)
+    pixels_CSS = torch.from_numpy(resized_SSC).permute(2, 0, 1).to(encoder.device).float() / white
+    pixels_CSS = pixels_CSS.clamp(0, 1)  # as 8 bits have been
+    seen_SSC = (255 * pixels_CSS).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     mean, std = (
         torch.tensor(values, device=encoder.device)[:, None, None]
         for values in (encoder.preprocess.mean, encoder.preprocess.std)

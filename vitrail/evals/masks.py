@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from rich.table import Table
 from torch import Tensor
 
 from vitrail.data.batch import BadSampleError
 from vitrail.encoder import Encoder
+from vitrail.evals.colours import fill_no_range, in_colours
 from vitrail.evals.grid import Cell, cell_side, save_grid
 from vitrail.evals.jaccard import Jaccard, saliency_jaccard
 from vitrail.evals.material import Material
@@ -20,7 +21,7 @@ from vitrail.evals.saliency import KEEP, mark, mass_mask, pixel_maps, token_back
 Array = np.ndarray
 TOGETHER = 16  # images whose maps are held at once
 
-Marked = tuple[UInt8[Tensor, "C y x"], Bool[Array, "y x"], Bool[Array, "y x"]]
+Marked = tuple[Tensor, Bool[Array, "y x"], Bool[Array, "y x"]]
 
 
 def jaccard(m: Material) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def jaccard(m: Material) -> dict[str, Any]:
     if not source.masked:
         raise ValueError(
             f"jaccard: {source.spec} has no masks of objects; name data that has by --data "
-            "(voc:DIR)"
+            "(voc:DIR, pets:DIR or coco:DIR)"
         )
     side = whole_patches(m.encoder, m.settings.image_size or m.encoder.preprocess.size, "jaccard")
     encoders = {"untrained": m.encoder.untrained(), "trained": m.encoder}
@@ -143,8 +144,8 @@ def _figure(
     mean, std = (torch.tensor(v)[:, None, None] for v in (own.mean, own.std))
     columns = []
     for i, (image, foreground, _) in enumerate(looked_at):
-        colours = (own.stretched(image, (side, side)) * std + mean).clamp(0, 1)
-        picture = colours.permute(1, 2, 0).numpy()
+        seen_CSS = own.stretched(image, (side, side)) * std + mean
+        picture = in_colours(seen_CSS[None], fill_no_range(image))[0].permute(1, 2, 0).numpy()
         rows, across = (_middles(length, side) for length in foreground.shape)
         cells = [Cell(picture), Cell(mark(picture, foreground[np.ix_(rows, across)], 0.0))]
         for kind, result in found.items():

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from torch import Tensor
 
 from vitrail.data.batch import BadSampleError, Metric, Source
+from vitrail.data.quarantine import Quarantine
 from vitrail.encoder import Encoder
 from vitrail.evals.choices import LAST_BLOCKS
 from vitrail.evals.coco import CocoPlace
@@ -23,6 +24,7 @@ from vitrail.nn.random import philox
 from vitrail.text_encoder import TextEncoder
 
 Array = np.ndarray
+Image = UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]
 Layout = Literal["pca", "umap"]
 KINDS = ("raw", "untrained", "trained")
 
@@ -80,12 +82,13 @@ class Settings:
 @dataclass(frozen=True)
 class Split:
     """features: "raw", "untrained", "trained" -> float32 [N, D]; labels: [N], -1 where there is
-    none; index: which sample of the source each row is."""
+    none; index: which sample of the source each row is; quarantine: those that cannot be read."""
 
     source: Source
     features: dict[str, Array]
     labels: Array
     index: Array
+    quarantine: Quarantine
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class Material:
         order = philox(self.settings.seed, "pictures", 0).permutation(len(self.test.labels))
         return order[:count].tolist()
 
-    def images(self, count: int) -> list[UInt8[Tensor, "C _ _"]]:
+    def images(self, count: int) -> list[Image]:
         """Those of `chosen` that can be read. ValueError where none can."""
         images = list(self._read(self.chosen(count)))
         if not images:
@@ -122,7 +125,7 @@ class Material:
             )
         return images
 
-    def by_class(self, classes: int, each: int) -> dict[str, list[UInt8[Tensor, "C _ _"]]]:
+    def by_class(self, classes: int, each: int) -> dict[str, list[Image]]:
         """So many test images of each of the first classes that have them, drawn, by name.
 
         Raises:
@@ -141,7 +144,7 @@ class Material:
             raise ValueError(f"{source.spec}: no class has {each} test images that can be read")
         return found
 
-    def _read(self, rows: Sequence[int]) -> Iterator[UInt8[Tensor, "C _ _"]]:
+    def _read(self, rows: Sequence[int]) -> Iterator[Image]:
         for row in rows:
             with suppress(BadSampleError):
                 yield self.test.source.read(int(self.test.index[row])).image

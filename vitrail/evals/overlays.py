@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+import torch
+from jaxtyping import Bool, Float, UInt8, UInt16
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
 from vitrail.encoder import Encoder
+from vitrail.evals.colours import fill_no_range, in_colours
 from vitrail.evals.grid import Cell, save_grid
 from vitrail.evals.maskcut import MaskCut, overlap, segment
 
@@ -27,7 +29,7 @@ GROUND = 0.12  # grey beside an image that is not square
 
 def maskcut_figure(
     encoder: Encoder,
-    images: Sequence[UInt8[Tensor, "C _ _"]],
+    images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
     path: Path,
     config: MaskCut | None = None,
 ) -> Path:
@@ -36,7 +38,7 @@ def maskcut_figure(
 
 
 def overlays_figure(
-    images: Sequence[UInt8[Tensor, "C _ _"]],
+    images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
     found: Sequence[Bool[Array, "_ _ _"]],
     path: Path,
     truth: Sequence[Bool[Array, "_ _ _"]] | None = None,
@@ -106,12 +108,15 @@ def _drawn_row(
 
 
 def _fitted(image: Array, ground: float = GROUND) -> Float[Array, "S S 3"]:
-    """[C, y, x], uint8 or bool, scaled to fit into a cell, in [0, 1]; beside it the ground."""
-    _, height, width = image.shape
+    """[C, y, x], uint8, uint16 or bool, as colours in [0, 1] that fit into a cell; beside it the
+    ground."""
+    height, width = image.shape[1:]
     scale = SIDE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    unit = 255 if image.dtype == np.uint8 else 1
-    planes = [Image.fromarray(plane.astype(np.float32) / unit) for plane in image]
+    unit = 1 if image.dtype == bool else np.iinfo(image.dtype).max
+    pixels = torch.from_numpy(image.astype(np.float32) / unit)[None]
+    scaled = image.dtype != bool and fill_no_range(torch.from_numpy(image))
+    planes = [Image.fromarray(plane) for plane in in_colours(pixels, scaled)[0].numpy()]
     resized = [np.asarray(p.resize(size, Image.Resampling.BICUBIC)) for p in planes]
     cell_SSc = np.full((SIDE, SIDE, 3), ground, dtype=np.float64)
     top, left = (SIDE - size[1]) // 2, (SIDE - size[0]) // 2

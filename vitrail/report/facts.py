@@ -1,9 +1,13 @@
 """What was run, in words: data, settings, machine, and how far it came."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from vitrail.data.digits import CANVAS, SIDES
+from vitrail.data.timing import UNTYPICAL_STEPS
 from vitrail.report.files import RunFiles
 
 # How the data came to be, where a name does not tell.
@@ -45,6 +49,8 @@ def facts(files: RunFiles) -> list[tuple[str, str]]:
         "Steps taken": steps + 1 if isinstance(steps, int) else None,
         "Seed": config.get("seed", description.get("seed")),
         "Speed": f"{speeds[len(speeds) // 2]:,.0f} images/s (median)" if speeds else None,
+        "Waiting for data": waiting(files.rows),
+        "Left out": left_out(evaluation.get("bad")),
         "Machine": evaluation.get("hardware"),
         "vitrail": config.get("version", description.get("vitrail")),
         "Commit": str(config["commit"])[:12] if config.get("commit") else None,
@@ -54,6 +60,26 @@ def facts(files: RunFiles) -> list[tuple[str, str]]:
         for name, value in found.items()
         if value is not None
     ]
+
+
+def waiting(rows: Sequence[dict[str, Any]]) -> str | None:
+    """The share of a typical step, the run's first ones left out, and what limited most of them."""
+    rows = rows[UNTYPICAL_STEPS:] or rows
+    shares = [row["data_wait"] for row in rows if isinstance(row.get("data_wait"), (int, float))]
+    if not shares:
+        return None
+    text = f"{median(shares):.0%} of a step (median)"
+    limits = Counter(row["limited_by"] for row in rows if isinstance(row.get("limited_by"), str))
+    often = limits.total() > len(rows) / 2
+    return f"{text}, limited by {limits.most_common(1)[0][0]}" if often else text
+
+
+def left_out(bad: Any) -> str | None:
+    """The images of an evaluation that could not be read."""
+    if not isinstance(bad, dict) or not bad:
+        return None
+    each = ", ".join(f"{count} {split}" for split, count in bad.items())
+    return f"{each} images that cannot be read, of the evaluation"
 
 
 def _positive(value: Any) -> bool:
