@@ -32,7 +32,7 @@ from vitrail.backbones.registry import create_backbone
 from vitrail.data.batch import Source
 from vitrail.data.loader import Loader
 from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.evals.knn import knn_accuracy
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.cotraining import Config as CoTraining

@@ -39,8 +39,8 @@ from benchmarks.decoders import (
     photographs,
 )
 from vitrail.data.apply import apply_views
-from vitrail.data.decode import decode_bytes, decode_file
 from vitrail.data.detail import Detail
+from vitrail.data.files.decode import decode_bytes, decode_file
 from vitrail.data.views import View, ViewPlan
 from vitrail.nn.random import Draws
 

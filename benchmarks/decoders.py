@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.decode import decode_bytes
+from vitrail.data.files.decode import decode_bytes
 
 BACKGROUNDS = Path("/usr/share/backgrounds/gnome")
 WIDTH, HEIGHT, QUALITY = 500, 375, 90

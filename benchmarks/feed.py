@@ -33,7 +33,7 @@ from vitrail.data.apply import apply_views
 from vitrail.data.batch import Batch, Source
 from vitrail.data.loader import Loader
 from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.data.views import MultiCrop, ViewPlan
 from vitrail.nn.random import Draws
 

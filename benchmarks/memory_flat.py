@@ -23,7 +23,7 @@ from benchmarks.alternate import one_line, provenance
 from vitrail.data.batch import Source
 from vitrail.data.loader import Loader
 from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.data.views import MultiCrop, ViewPlan
 
 RESULTS = Path(__file__).parent / "results"

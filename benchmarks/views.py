@@ -24,7 +24,7 @@ from benchmarks.alternate import alternate, one_line, provenance, speed_up
 from benchmarks.decode import encode, photographs
 from benchmarks.view_peers import Pipeline, kornia, lightly, torchvision_v1, torchvision_v2
 from vitrail.data.apply import apply_views
-from vitrail.data.decode import decode_bytes
+from vitrail.data.files.decode import decode_bytes
 from vitrail.data.reading import CHUNK
 from vitrail.data.views import MultiCrop, RandomResizedCrop, View, ViewPlan
 from vitrail.nn.random import Draws

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vitrail
 from benchmarks.alternate import Work, alternate, one_line, provenance
 from vitrail.backbones.registry import create_backbone
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.features import shown

@@ -8,7 +8,7 @@ from typing import Any
 from vitrail import distributed
 from vitrail.assemble import Parts, assemble
 from vitrail.continued import resolve_start
-from vitrail.data.sources import resolve_spec
+from vitrail.data.sources.table import resolve_spec
 from vitrail.encoder import Encoder
 from vitrail.recipes.config import override
 from vitrail.recipes.recipe import Recipe

@@ -11,7 +11,7 @@ from vitrail.backbones.registry import create_backbone, parse_options
 from vitrail.continued import freeze_backbones, head_warmup_steps, read_start
 from vitrail.data.batch import Source
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.data.views import ViewPlan
 from vitrail.distributed import Ranks, on_main
 from vitrail.guard import Guard, split_for_guard

@@ -17,7 +17,7 @@ from vitrail.assemble import fair_workers
 from vitrail.backbones.registry import BACKBONES, describe
 from vitrail.data.encoded import Packing
 from vitrail.data.pack import pack, summary
-from vitrail.data.sources import SOURCES, open_source, resolve_spec
+from vitrail.data.sources.table import SOURCES, open_source, resolve_spec
 from vitrail.data.stats import statistics, stats_table, stats_title, stats_words
 from vitrail.distributed import choose_device
 from vitrail.evals.embed import embed

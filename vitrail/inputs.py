@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.array_pixels import channel_axis
 from vitrail.data.batch import BadSampleError
-from vitrail.data.decode import UnusablePixelsError, decode_file, from_pil
-from vitrail.data.decode_arrays import decode_array_file, needs_arrays
+from vitrail.data.files.array_pixels import channel_axis
+from vitrail.data.files.decode import UnusablePixelsError, decode_file, from_pil
+from vitrail.data.files.decode_arrays import decode_array_file, needs_arrays
 
 # A sequence's items are arrays, tensors, PIL images or paths; others are refused by name.
 ImagesLike = np.ndarray | Tensor | Sequence[object]

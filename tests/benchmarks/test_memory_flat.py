@@ -17,7 +17,7 @@ import json, sys
 from pathlib import Path
 import torch
 from benchmarks.memory_flat import growth, tiny_files, watch
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.data.views import RandomResizedCrop
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ import pytest
 import shell
 from shell import assert_refused, make_photos, pretrain, vitrail
 
-from vitrail.data.folder import FolderSource
+from vitrail.data.sources.folder import FolderSource
 
 pytestmark = pytest.mark.timeout(60)
 

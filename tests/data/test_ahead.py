@@ -10,7 +10,7 @@ from vitrail.data.ahead import Ahead, to_device
 from vitrail.data.batch import Batch
 from vitrail.data.loader import Loader
 from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.data.timing import Meter
 from vitrail.data.views import RandomResizedCrop
 from vitrail.nn.random import Draws

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from vitrail.data import arrays, mapped
 from vitrail.data.batch import NoTestSplitError
-from vitrail.data.mapped import MappedSource
 from vitrail.data.memory import MemorySource, Subset
-from vitrail.data.sources import open_source, resolve_spec
+from vitrail.data.sources import arrays, mapped
+from vitrail.data.sources.mapped import MappedSource
+from vitrail.data.sources.table import open_source, resolve_spec
 
 RNG = np.random.default_rng(3)
 NCHW = RNG.integers(0, 65536, (7, 5, 20, 18), dtype=np.uint16)

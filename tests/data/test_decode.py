@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from vitrail.data import decode, fast_jpeg
 from vitrail.data.batch import BadSampleError
-from vitrail.data.decode import MAX_PIXELS, decode_file, from_pil
+from vitrail.data.files import decode, fast_jpeg
+from vitrail.data.files.decode import MAX_PIXELS, decode_file, from_pil
 
 
 def colours(height: int = 20, width: int = 30) -> np.ndarray:

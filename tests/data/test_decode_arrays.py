@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from vitrail.data.batch import BadSampleError
-from vitrail.data.decode_arrays import check_readers, decode_array_file, needs_arrays
+from vitrail.data.files.decode_arrays import check_readers, decode_array_file, needs_arrays
 
 RNG = np.random.default_rng(5)
 DEEP_5HW = RNG.integers(0, 65536, (5, 12, 9), dtype=np.uint16)

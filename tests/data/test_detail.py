@@ -16,9 +16,9 @@ from vitrail.data import detail as detail_module
 from vitrail.data.apply import apply_views
 from vitrail.data.batch import BadSampleError
 from vitrail.data.boxes import BOX_UNIFORMS, sample_boxes
-from vitrail.data.decode import decode_bytes, decode_file
 from vitrail.data.detail import GAP, Detail, Look
-from vitrail.data.sources import open_source
+from vitrail.data.files.decode import decode_bytes, decode_file
+from vitrail.data.sources.table import open_source
 from vitrail.data.views import View, ViewPlan
 from vitrail.nn.random import Draws
 

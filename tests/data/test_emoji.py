@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import features
 
-from vitrail.data import emoji as module
-from vitrail.data.emoji import DEBIAN_FONT, DEBIAN_LIST
-from vitrail.data.emoji_list import (
+from vitrail.data.sources import emoji as module
+from vitrail.data.sources.emoji import DEBIAN_FONT, DEBIAN_LIST
+from vitrail.data.sources.emoji_list import (
     TEST_SHARE,
     family_key,
     find_families,
     parse_emoji,
     split_families,
 )
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 
 LIST = """\
 # emoji-test.txt

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vitrail.data.batch import BadSampleError, NoTestSplitError
-from vitrail.data.sources import open_source, resolve_spec
+from vitrail.data.sources.table import open_source, resolve_spec
 
 PICTURE = Image.fromarray(np.full((6, 8, 3), 77, np.uint8))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.data.frames import Frames
+from vitrail.data.files.frames import Frames
 
 
 def picture(value, size=(6, 4)):

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.data import decode
 from vitrail.data import loader as loader_module
 from vitrail.data.batch import Batch
+from vitrail.data.files import decode
 from vitrail.data.loader import Loader, read_images
 from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.data.views import MultiCrop, RandomResizedCrop
 
 PLAN = MultiCrop(global_size=12, local_size=8, n_local=1).plan()

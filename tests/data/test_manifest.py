@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.data import manifest
-from vitrail.data.cache import cache_file, cache_folder
-from vitrail.data.manifest import Paths, list_files
-from vitrail.data.sources import open_source
+from vitrail.data.sources import manifest
+from vitrail.data.sources.cache import cache_file, cache_folder
+from vitrail.data.sources.manifest import Paths, list_files
+from vitrail.data.sources.table import open_source
 
 SUFFIXES = (".png", ".jpg")
 

@@ -16,7 +16,7 @@ from vitrail.cli import main
 from vitrail.data import pack as packing_room
 from vitrail.data.encoded import Packing, encode, resized
 from vitrail.data.pack import pack
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.data.tar_writer import TarWriter
 
 

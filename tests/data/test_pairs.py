@@ -14,9 +14,9 @@ from vitrail.assemble import captions_of
 from vitrail.data.batch import BadSampleError, NoTestSplitError
 from vitrail.data.loader import Loader
 from vitrail.data.memory import hold_out
-from vitrail.data.pairs import COLUMNS, unique_ids
 from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources import open_source
+from vitrail.data.sources.pairs import COLUMNS, unique_ids
+from vitrail.data.sources.table import open_source
 from vitrail.data.tokens import Tokenizer
 from vitrail.data.views import MultiCrop
 

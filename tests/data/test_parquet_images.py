@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from vitrail.data.batch import BadSampleError, NoTestSplitError
-from vitrail.data.parquet_footers import Files
-from vitrail.data.parquet_images import KEPT_GROUPS, parquet_source
-from vitrail.data.sources import open_source, resolve_spec
+from vitrail.data.sources.parquet_footers import Files
+from vitrail.data.sources.parquet_images import KEPT_GROUPS, parquet_source
+from vitrail.data.sources.table import open_source, resolve_spec
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs the parquet extra")
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -13,9 +13,9 @@ import scipy.io
 import torch
 from PIL import Image
 
-from vitrail.data import mapped
 from vitrail.data.batch import BadSampleError, NoTestSplitError
-from vitrail.data.sources import open_source, resolve_spec
+from vitrail.data.sources import mapped
+from vitrail.data.sources.table import open_source, resolve_spec
 
 RNG = np.random.default_rng(11)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vitrail.data.loader import Loader
 from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.data.views import MultiCrop
 
 PLAN = MultiCrop(global_size=12, local_size=8, n_local=1).plan()  # one small view an image

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.data import fashion_mnist
 from vitrail.data.memory import Subset, hold_out
-from vitrail.data.sources import SOURCES, open_source, resolve_spec
+from vitrail.data.sources import fashion_mnist
+from vitrail.data.sources.table import SOURCES, open_source, resolve_spec
 
 PICTURE = Image.fromarray(np.full((6, 8, 3), 77, np.uint8))
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vitrail.cli import main
 from vitrail.data import stats as stats_module
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.data.stats import statistics, stats_words
 
 RNG = np.random.default_rng(8)

@@ -4,7 +4,7 @@ from PIL import Image
 
 from vitrail.data.batch import BadSampleError, NoTestSplitError
 from vitrail.data.memory import Subset
-from vitrail.data.sources import open_source, resolve_spec
+from vitrail.data.sources.table import open_source, resolve_spec
 
 
 def write_voc(root, names, val=None):

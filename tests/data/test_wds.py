@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.data import tar_index
 from vitrail.data.batch import BadSampleError, NoTestSplitError
-from vitrail.data.sources import open_source, resolve_spec
+from vitrail.data.sources import tar_index
+from vitrail.data.sources.table import open_source, resolve_spec
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from vitrail.data.batch import Batch
 from vitrail.data.loader import Loader, read_images
 from vitrail.data.quarantine import Quarantine
 from vitrail.data.reading import Reader, Request
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.data.views import RandomResizedCrop
 from vitrail.data.workers import read_slices
 
@@ -200,7 +200,7 @@ def lives(pid: int) -> bool:
 KEPT = """
 import sys
 from vitrail.data.reading import Reader, Request
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.data.workers import read_slices
 
 def reading():

@@ -48,7 +48,7 @@ def test_it_stops_at_the_run_s_own_share_or_at_the_one_asked_for(run):
 
 
 def test_other_protocols_than_features_share_the_list(run, monkeypatch):
-    from vitrail.data.folder import FolderSource
+    from vitrail.data.sources.folder import FolderSource
 
     allow(run, 0.5)
     read, reads = FolderSource.read, []

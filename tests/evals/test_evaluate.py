@@ -5,7 +5,7 @@ import pytest
 import torch
 from synthetic_runs import image_folder, tiny_encoder
 
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.features import features, raw_side

@@ -7,7 +7,7 @@ from synthetic_runs import tiny_encoder
 
 from vitrail.backbones.registry import create_backbone
 from vitrail.data.memory import MemorySource, Subset
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.evals.finetune import (
     Classifier,
     Finetune,

@@ -8,7 +8,7 @@ from synthetic_runs import tiny_encoder
 
 from vitrail.backbones.contract import Backbone, Features
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.grid import Cell, cell_side, heat, save_grid
 from vitrail.evals.pca import (

@@ -9,7 +9,7 @@ from synthetic_runs import tiny_encoder
 
 from vitrail.backbones.registry import create_backbone
 from vitrail.data.preprocess import Preprocess
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals import linear
 from vitrail.evals.choices import POOLED, WITH_PATCHES, FeatureChoices

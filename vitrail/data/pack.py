@@ -24,9 +24,9 @@ from vitrail.data.progress import Progress
 from vitrail.data.quarantine import Quarantine
 from vitrail.data.reading import CHUNK
 from vitrail.data.sampling import default_order
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
+from vitrail.data.sources.wds import CLASSES_FILE, PACK_FILE
 from vitrail.data.tar_writer import TarWriter
-from vitrail.data.wds import CLASSES_FILE, PACK_FILE
 from vitrail.durable import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from vitrail.data.batch import BadSampleError
-from vitrail.data.decode import decode_file
+from vitrail.data.files.decode import decode_file
 from vitrail.durable import write_atomically
 from vitrail.encoder import Encoder
 from vitrail.evals.maskcut import MaskCut, Refine, segment

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.bad_files import allowed, sentence
 from vitrail.evals.features import features

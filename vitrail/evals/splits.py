@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vitrail.data.batch import NoTestSplitError, Source
 from vitrail.data.memory import hold_out
-from vitrail.data.sources import open_source
+from vitrail.data.sources.table import open_source
 from vitrail.evals.protocols import PROTOCOLS
 
 

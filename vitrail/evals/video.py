@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.frames import Frame, Frames
+from vitrail.data.files.frames import Frame, Frames
 from vitrail.encoder import Encoder
 from vitrail.evals.saliency import mark, mass_mask, pixel_maps, token_backbone, whole_patches
 

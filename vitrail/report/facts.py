@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from vitrail.data.digits import CANVAS, SIDES
+from vitrail.data.sources.digits import CANVAS, SIDES
 from vitrail.data.timing import UNTYPICAL_STEPS
 from vitrail.report.files import RunFiles
 

@@ -12,14 +12,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from vitrail.data.batch import BadSampleError, Sample, Source
-from vitrail.data.class_names import number_classes
-from vitrail.data.decode import MACHINE_ERRNOS, decode_bytes
 from vitrail.data.detail import Detail
-from vitrail.data.handles import Handles
-from vitrail.data.npy_bytes import decode_npy, shape_of
-from vitrail.data.shards import REMOTE, Shards, find_shards
-from vitrail.data.spec import split_options
-from vitrail.data.tar_index import IMAGES, TarIndex, index_shards, json_text, parse_json
+from vitrail.data.files.decode import MACHINE_ERRNOS, decode_bytes
+from vitrail.data.files.npy_bytes import decode_npy, shape_of
+from vitrail.data.sources.class_names import number_classes
+from vitrail.data.sources.handles import Handles
+from vitrail.data.sources.shards import REMOTE, Shards, find_shards
+from vitrail.data.sources.spec import split_options
+from vitrail.data.sources.tar_index import IMAGES, TarIndex, index_shards, json_text, parse_json
 
 logger = logging.getLogger(__name__)
 

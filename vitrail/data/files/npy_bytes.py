@@ -12,14 +12,14 @@ from jaxtyping import UInt8, UInt16
 from numpy.lib import format as npy
 from torch import Tensor
 
-from vitrail.data.array_pixels import (
+from vitrail.data.files.array_pixels import (
     as_image,
     channel_axis,
     channel_counts,
     check_numbers,
     check_size,
 )
-from vitrail.data.decode import UnusablePixelsError, told_plainly
+from vitrail.data.files.decode import UnusablePixelsError, told_plainly
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 

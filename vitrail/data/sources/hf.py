@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from vitrail.data.batch import BadSampleError, NoTestSplitError, Sample, Source
-from vitrail.data.class_names import number_classes
-from vitrail.data.decode import decode_bytes
 from vitrail.data.detail import Detail
-from vitrail.data.parquet_columns import Columns, find_columns
-from vitrail.data.parquet_footers import Files
-from vitrail.data.parquet_images import OPTIONS, image_bytes, parquet_source, plain_text
-from vitrail.data.spec import split_options
+from vitrail.data.files.decode import decode_bytes
+from vitrail.data.sources.class_names import number_classes
+from vitrail.data.sources.parquet_columns import Columns, find_columns
+from vitrail.data.sources.parquet_footers import Files
+from vitrail.data.sources.parquet_images import OPTIONS, image_bytes, parquet_source, plain_text
+from vitrail.data.sources.spec import split_options
 
 TEST_SPLITS = ("test", "validation", "val", "valid")  # the first that there is
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import UInt8, UInt16
 from torch import Tensor
 
-from vitrail.data.decode import MAX_PIXELS, UnusablePixelsError
+from vitrail.data.files.decode import MAX_PIXELS, UnusablePixelsError
 
 Array = np.ndarray
 Bits = Literal[8, 16]

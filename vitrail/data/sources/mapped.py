@@ -12,7 +12,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from vitrail.data.array_pixels import (
+from vitrail.data.batch import BadSampleError, Sample, Source
+from vitrail.data.detail import Detail
+from vitrail.data.files.array_pixels import (
     ADAPTABLE,
     as_image,
     channel_axis,
@@ -20,9 +22,7 @@ from vitrail.data.array_pixels import (
     check_numbers,
     check_size,
 )
-from vitrail.data.batch import BadSampleError, Sample, Source
-from vitrail.data.decode import MACHINE_ERRNOS, UnusablePixelsError
-from vitrail.data.detail import Detail
+from vitrail.data.files.decode import MACHINE_ERRNOS, UnusablePixelsError
 from vitrail.data.memory import MemorySource
 
 Array = np.ndarray

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
-from vitrail.data.columns import COLUMNS, choose_rows, find_columns, number_labels, texts
-from vitrail.data.manifest import Paths
-from vitrail.data.tables import read_table
+from vitrail.data.sources.columns import COLUMNS, choose_rows, find_columns, number_labels, texts
+from vitrail.data.sources.manifest import Paths
+from vitrail.data.sources.tables import read_table
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vitrail.data.batch import Mask, NoTestSplitError, Sample, Source
-from vitrail.data.decode import UnusablePixelsError, check_pixels, decode_file, open_image
 from vitrail.data.detail import Detail
+from vitrail.data.files.decode import UnusablePixelsError, check_pixels, decode_file, open_image
 
 IGNORED = 255  # the border of objects, and what was too hard to mark
 LISTS = Path("ImageSets/Segmentation")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from vitrail.data.batch import Mask, Source
-from vitrail.data.listed import ListedSource
-from vitrail.data.places import find_place, read_lines
-from vitrail.data.voc import decode_numbers
+from vitrail.data.sources.listed import ListedSource
+from vitrail.data.sources.places import find_place, read_lines
+from vitrail.data.sources.voc import decode_numbers
 
 INSIDE = ("", "oxford-iiit-pet")  # the second: torchvision's
 LISTS = {"train": "annotations/trainval.txt", "test": "annotations/test.txt"}

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from vitrail.data.batch import NoTestSplitError, Source
-from vitrail.data.mapped import (
+from vitrail.data.sources.mapped import (
     Classes,
     Stored,
     channels_first,
@@ -23,7 +23,7 @@ from vitrail.data.mapped import (
     in_memory,
     open_stored,
 )
-from vitrail.data.spec import split_options
+from vitrail.data.sources.spec import split_options
 
 Array = np.ndarray
 Split = Literal["train", "test"]

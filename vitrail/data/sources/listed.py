@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitrail.data.batch import Metric, Sample, Source
-from vitrail.data.decode import decode_file
 from vitrail.data.detail import Detail
+from vitrail.data.files.decode import decode_file
 
 
 class ListedSource(Source):

@@ -18,7 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from vitrail.data.batch import Source
 from vitrail.data.memory import MemorySource
-from vitrail.data.places import find_place, read_lines
+from vitrail.data.sources.places import find_place, read_lines
 
 Array = np.ndarray
 

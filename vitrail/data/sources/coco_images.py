@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from vitrail.data.batch import BadSampleError, Mask, NoTestSplitError, Source
-from vitrail.data.decode import MAX_PIXELS
-from vitrail.data.listed import ListedSource
-from vitrail.data.places import find_place
+from vitrail.data.files.decode import MAX_PIXELS
+from vitrail.data.sources.listed import ListedSource
+from vitrail.data.sources.places import find_place
 
 Array = np.ndarray
 

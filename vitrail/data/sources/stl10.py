@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 
 from vitrail.data.batch import NoTestSplitError, Source
-from vitrail.data.mapped import Classes, Stored, open_stored
-from vitrail.data.places import find_place, read_lines
+from vitrail.data.sources.mapped import Classes, Stored, open_stored
+from vitrail.data.sources.places import find_place, read_lines
 
 SIDE = 96
 PIXELS = 3 * SIDE * SIDE

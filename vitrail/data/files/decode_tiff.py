@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.data.array_pixels import (
+from vitrail.data.files.array_pixels import (
     ADAPTABLE,
     channel_axis,
     check_numbers,
@@ -17,7 +17,7 @@ from vitrail.data.array_pixels import (
     over_white,
     upright,
 )
-from vitrail.data.decode import UnusablePixelsError
+from vitrail.data.files.decode import UnusablePixelsError
 
 Array = np.ndarray
 

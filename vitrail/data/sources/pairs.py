@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from vitrail.data.batch import BadSampleError, NoTestSplitError, Sample, Source
-from vitrail.data.columns import COLUMNS, choose_rows, find_columns, number_labels, texts
-from vitrail.data.decode import decode_file
 from vitrail.data.detail import Detail
-from vitrail.data.tables import READERS, read_table
+from vitrail.data.files.decode import decode_file
+from vitrail.data.sources.columns import COLUMNS, choose_rows, find_columns, number_labels, texts
+from vitrail.data.sources.tables import READERS, read_table
 
 NEEDED = ("image", "caption")
 

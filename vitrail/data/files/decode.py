@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vitrail.data.batch import BadSampleError
 from vitrail.data.detail import Detail
-from vitrail.data.fast_jpeg import decode_whole
+from vitrail.data.files.fast_jpeg import decode_whole
 
 logger = logging.getLogger(__name__)
 

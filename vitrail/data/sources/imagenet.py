@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 
 from vitrail.data.batch import NoTestSplitError, Source
-from vitrail.data.folder import open_folder
-from vitrail.data.places import find_place, read_lines
+from vitrail.data.sources.folder import open_folder
+from vitrail.data.sources.places import find_place, read_lines
 
 logger = logging.getLogger(__name__)
 

@@ -11,14 +11,19 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from vitrail.data.array_pixels import Bits
 from vitrail.data.batch import NoTestSplitError, Sample, Source
-from vitrail.data.decode import decode_file
-from vitrail.data.decode_arrays import NPY_SUFFIX, check_readers, decode_array_file, needs_arrays
 from vitrail.data.detail import Detail
-from vitrail.data.folder_labels import LabelTable, read_labels
-from vitrail.data.manifest import Listing, Paths, list_files
-from vitrail.data.spec import split_options
+from vitrail.data.files.array_pixels import Bits
+from vitrail.data.files.decode import decode_file
+from vitrail.data.files.decode_arrays import (
+    NPY_SUFFIX,
+    check_readers,
+    decode_array_file,
+    needs_arrays,
+)
+from vitrail.data.sources.folder_labels import LabelTable, read_labels
+from vitrail.data.sources.manifest import Listing, Paths, list_files
+from vitrail.data.sources.spec import split_options
 
 logger = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 
 from vitrail.data.batch import BadSampleError, Sample, Source
-from vitrail.data.class_names import number_classes
-from vitrail.data.decode import MACHINE_ERRNOS, decode_bytes
 from vitrail.data.detail import Detail
-from vitrail.data.parquet_columns import Columns, find_columns
-from vitrail.data.parquet_footers import Files, Footers, read_footers
+from vitrail.data.files.decode import MACHINE_ERRNOS, decode_bytes
 from vitrail.data.sampling import WINDOW
-from vitrail.data.shards import REMOTE, find_shards
-from vitrail.data.spec import split_options
+from vitrail.data.sources.class_names import number_classes
+from vitrail.data.sources.parquet_columns import Columns, find_columns
+from vitrail.data.sources.parquet_footers import Files, Footers, read_footers
+from vitrail.data.sources.shards import REMOTE, find_shards
+from vitrail.data.sources.spec import split_options
 
 logger = logging.getLogger(__name__)
 

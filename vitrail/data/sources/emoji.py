@@ -16,14 +16,14 @@ from PIL import Image, ImageDraw, ImageFont, features
 from torch import Tensor
 
 from vitrail.data.batch import Source
-from vitrail.data.emoji_list import (
+from vitrail.data.memory import MemorySource
+from vitrail.data.sources.emoji_list import (
     Emoji,
     family_key,
     find_families,
     parse_emoji,
     split_families,
 )
-from vitrail.data.memory import MemorySource
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitrail.data.cache import load_arrays, save_arrays
-from vitrail.data.parquet_columns import Columns
+from vitrail.data.sources.cache import load_arrays, save_arrays
+from vitrail.data.sources.parquet_columns import Columns
 
 VERSION = 1  # of what is kept in the cache
 THREADS = 8  # that wait for the disk or the net while footers are read

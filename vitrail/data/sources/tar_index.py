@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from vitrail.data.cache import load_arrays, save_arrays
+from vitrail.data.sources.cache import load_arrays, save_arrays
 
 logger = logging.getLogger(__name__)
 

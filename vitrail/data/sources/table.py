@@ -5,23 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
-from vitrail.data.arrays import open_npy, open_npz
 from vitrail.data.batch import Source
-from vitrail.data.cifar import open_cifar10, open_cifar100
-from vitrail.data.coco_images import open_coco_images
-from vitrail.data.digits import open_digits
-from vitrail.data.emoji import open_emoji
-from vitrail.data.fashion_mnist import open_fashion_mnist
-from vitrail.data.flowers102 import open_flowers102
-from vitrail.data.folder import open_folder
-from vitrail.data.hf import open_hf
-from vitrail.data.imagenet import open_imagenet
-from vitrail.data.pairs import open_pairs
-from vitrail.data.parquet_images import open_parquet
-from vitrail.data.pets import open_pets
-from vitrail.data.stl10 import open_stl10
-from vitrail.data.voc import open_voc
-from vitrail.data.wds import open_wds
+from vitrail.data.sources.arrays import open_npy, open_npz
+from vitrail.data.sources.cifar import open_cifar10, open_cifar100
+from vitrail.data.sources.coco_images import open_coco_images
+from vitrail.data.sources.digits import open_digits
+from vitrail.data.sources.emoji import open_emoji
+from vitrail.data.sources.fashion_mnist import open_fashion_mnist
+from vitrail.data.sources.flowers102 import open_flowers102
+from vitrail.data.sources.folder import open_folder
+from vitrail.data.sources.hf import open_hf
+from vitrail.data.sources.imagenet import open_imagenet
+from vitrail.data.sources.pairs import open_pairs
+from vitrail.data.sources.parquet_images import open_parquet
+from vitrail.data.sources.pets import open_pets
+from vitrail.data.sources.stl10 import open_stl10
+from vitrail.data.sources.voc import open_voc
+from vitrail.data.sources.wds import open_wds
 
 Split = Literal["train", "test"]
 

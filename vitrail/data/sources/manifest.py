@@ -4,7 +4,7 @@ The listing is kept in the user's cache folder, with the status of every folder 
 Adding, removing or renaming a file changes the status of the folder it is in, so that a listing
 whose folders are all as they were is still right. What this cannot see is a file whose content is
 replaced in place: its size stays the one that was listed, as does the fingerprint. Remove the cache
-(`vitrail.data.cache.cache_folder`) where that matters.
+(`vitrail.data.sources.cache.cache_folder`) where that matters.
 
 Shape legend: N files · M = N + 1 places where a path begins or all end · F folders.
 """
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from vitrail.data.cache import load_arrays, save_arrays
+from vitrail.data.sources.cache import load_arrays, save_arrays
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection
 
 from vitrail.data.batch import NoTestSplitError
-from vitrail.data.tables import Table, Value
+from vitrail.data.sources.tables import Table, Value
 
 # Names of columns, in whatever case. A file may have one of each kind.
 COLUMNS = {

@@ -12,7 +12,7 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.array_pixels import (
+from vitrail.data.files.array_pixels import (
     ADAPTABLE,
     Bits,
     as_image,
@@ -23,7 +23,7 @@ from vitrail.data.array_pixels import (
     over_white,
     upright,
 )
-from vitrail.data.decode import (
+from vitrail.data.files.decode import (
     UnusablePixelsError,
     check_pixels,
     check_status,
@@ -31,7 +31,7 @@ from vitrail.data.decode import (
     open_image,
     told_plainly,
 )
-from vitrail.data.decode_tiff import ORIENTATION, check_tifffile, read_tiff
+from vitrail.data.files.decode_tiff import ORIENTATION, check_tifffile, read_tiff
 
 Array = np.ndarray
 

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.batch import BadSampleError
-from vitrail.data.decode import check_pixels, decode_file, from_pil, open_image
-from vitrail.data.folder import SUFFIXES
+from vitrail.data.files.decode import check_pixels, decode_file, from_pil, open_image
+from vitrail.data.sources.folder import SUFFIXES
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
 

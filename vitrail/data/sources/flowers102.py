@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from vitrail.data.batch import Source
-from vitrail.data.listed import ListedSource
-from vitrail.data.places import find_place
+from vitrail.data.sources.listed import ListedSource
+from vitrail.data.sources.places import find_place
 
 Array = np.ndarray
 
