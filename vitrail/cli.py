@@ -11,6 +11,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vitrail import api
 from vitrail.assemble import fair_workers
@@ -281,7 +282,7 @@ def list_(arguments: list[str]) -> None:
         "recipes": lambda: [(name, _first_line(make)) for name, make in RECIPES.items()],
         "backbones": lambda: [(name, describe(name)) for name in BACKBONES],
         "objectives": lambda: [(name, row.help) for name, row in OBJECTIVES.items()],
-        "sources": lambda: [(name, row.help) for name, row in SOURCES.items()],
+        "sources": lambda: [(row.usage, row.help) for row in SOURCES.values()],
         "protocols": lambda: [(name, row.help) for name, row in PROTOCOLS.items()],
     }
     if "--help" in arguments or "-h" in arguments:
@@ -290,8 +291,9 @@ def list_(arguments: list[str]) -> None:
         if kind not in tables:
             raise ValueError(f"{kind!r} cannot be listed{suggest(kind, tables)}")
         table = Table(title=kind, title_justify="left", box=None, show_header=False, padding=(0, 2))
+        table.add_column(overflow="fold")
         for name, help_ in tables[kind]():
-            table.add_row(name, help_)
+            table.add_row(Text(name), Text(help_))  # brackets are no markup
         Console().print(table, "")
 
 

@@ -71,17 +71,18 @@ def hue(x: Images, turns: Factor, white: float) -> Images:
     red, green, blue = x.split(1, dim=1)
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     chroma = high - low
-    angle = (green + blue).sub_(red).add_(high).sub_(low, alpha=2)
-    angle = angle.div_((chroma * 6).clamp_(min=_TINY)).copysign_(green - blue)
-    whole = angle.sub_(angle.floor()).mul_(white).add_(_NUDGE).floor_()
+    sixths = x.sum(1, keepdim=True).sub_(red, alpha=2).sub_(low).add_(chroma)  # M - R + G + B - 2m
+    sixths = sixths.copysign_(green - blue).div_(chroma.clamp(min=_TINY))
+    whole = torch.rsub(sixths, _NUDGE, alpha=-white / 6).floor_()
+    whole.sub_((whole / white).floor_(), alpha=white)
     # torchvision adds in 8 bits, where 256, not 255, is 0 again.
-    whole = whole.add_(_truncated(turns, white))
+    whole.add_(_truncated(turns, white))
     whole.sub_((whole / (white + 1)).floor_(), alpha=white + 1)
     from_channel = whole.div_(white) - _channels(x.device)
     distance = from_channel.sub_(from_channel.round()).abs_()
     share = torch.rsub(distance, 2, alpha=6).clamp_(0, 1)
-    saturated = chroma.mul_(white).div_(high.clamp(min=_TINY)).add_(_NUDGE).floor_()
-    low = torch.addcmul(high, saturated.div_(white), high, value=-1)
+    saturated = torch.rsub(chroma.div_(high.clamp(min=_TINY)), _NUDGE, alpha=-white).floor_()
+    low = torch.addcmul(high, saturated, high, value=-1 / white)
     return torch.lerp(low, high, share).round_()
 
 

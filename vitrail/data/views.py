@@ -171,8 +171,13 @@ class ViewPlan:
         assert sizes.shape[0] == draws.count
         uniforms = draws.uniform("views", N_UNIFORMS, views=len(self.views))
         u_VBU = uniforms.view(len(self.views), draws.count, N_UNIFORMS)
-        per_view = [_sample_view(v, u, sizes) for v, u in zip(self.views, u_VBU, strict=True)]
-        return ViewParams(self, **{k: torch.stack([p[k] for p in per_view]) for k in per_view[0]})
+        # Equal views that follow each other are drawn together, in as many calls as one.
+        runs = [list(run) for _, run in groupby(self.views)]
+        drawn = [
+            _sample_views(run[0], u_RBU, sizes)
+            for run, u_RBU in zip(runs, u_VBU.split([len(run) for run in runs]), strict=True)
+        ]
+        return ViewParams(self, **{name: torch.cat([d[name] for d in drawn]) for name in drawn[0]})
 
 
 def check_normalisation(owner: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -186,10 +191,12 @@ def check_normalisation(owner: str, mean: tuple[float, ...], std: tuple[float, .
         raise ValueError(f"{owner}: mean is {mean}, std is {std}; std must be above 0, both finite")
 
 
-def _sample_view(
-    view: View, u_BU: Float[Tensor, "B U"], sizes: Int[Tensor, "B 2"]
+def _sample_views(
+    view: View, u_RBU: Float[Tensor, "R B U"], sizes: Int[Tensor, "B 2"]
 ) -> dict[str, Tensor]:
-    """One view's parameters, [B, ...] each."""
+    """The parameters of R views of one distribution, [R, B, ...] each."""
+    n_views = len(u_RBU)
+    u_BU, sizes = u_RBU.flatten(0, 1), sizes.repeat(n_views, 1)
 
     def factor(column: int, strength: float) -> Tensor:
         low = max(0.0, 1 - strength)
@@ -199,7 +206,7 @@ def _sample_view(
     rgb = (factor(_B, view.brightness), factor(_C, view.contrast), factor(_S, view.saturation))
     low, high = view.blur_sigma
     sigma = low + (high - low) * u_BU[:, _SIGMA]
-    return {
+    drawn = {
         "box": sample_boxes(view.scale, view.ratio, u_BU[:, :BOX_UNIFORMS], sizes),
         "flip": u_BU[:, _FLIP] < view.flip,
         "jitter": u_BU[:, _JITTER] < view.jitter,
@@ -209,6 +216,7 @@ def _sample_view(
         "sigma": torch.where(u_BU[:, _BLUR] < view.blur, sigma, torch.zeros_like(sigma)),
         "solarize": u_BU[:, _SOLARIZE] < view.solarize,
     }
+    return {name: value.unflatten(0, (n_views, -1)) for name, value in drawn.items()}
 
 
 @dataclass(frozen=True)
