@@ -1,6 +1,8 @@
 """Files that survive a kill or a power cut: written beside, flushed to the disk, renamed."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,22 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces a file: readers see the old one or the new one, never a part. Text is UTF-8."""
-    whole = content.encode() if isinstance(content, str) else content
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file to, which then replaces `path`: readers see the old one or the new
+    one, never a part. What fails within leaves the old one."""
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        with open(temporary, "wb") as file:
-            file.write(whole)
-            sync(file)
+        yield temporary
+        sync_path(temporary)
         os.replace(temporary, path)
-    except OSError:  # a full disk needs the room
+    except BaseException:  # a full disk needs the room
         temporary.unlink(missing_ok=True)
         raise
     sync_path(path.parent)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces a file: readers see the old one or the new one, never a part. Text is UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -26,7 +26,7 @@ REFUSED = {
     "source": (["--data", "digit"], ["'digit'", "did you mean 'digits'"]),
     "digits": (["--data", "digits:scatered"], ["digits:scatered", "digits:scattered"]),
     "channels": (["--channels", 4], ["channels is 4", "have 1"]),
-    "channels of files": (["--data", "folder:PHOTOS", "--channels", 2], ["channels is 2", "grey"]),
+    "channels of files": (["--data", "folder:PHOTOS", "--channels", 2], ["takes 2", "stats"]),
     "mean": (["--channels", 3], ["1 channels", "takes 3", "mean and std"]),
     "mean and std": (["--objective.views.std", 0.5, 0.5], ["mean has 1 values and std has 2"]),
     "colours": (["--objective.views.grey", 0.2], ["grey is 0.2", "3 channels", "grey=0"]),

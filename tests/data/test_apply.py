@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
@@ -369,6 +370,54 @@ def test_autocast_around_it_changes_nothing():
         [inside] = apply_views(images, params, "cpu")
     assert torch.equal(plain, inside)
     assert inside.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_an_accelerator_is_sent_parameters_and_never_asked(bits, monkeypatch):
+    """On torch's device without data, what waits for a value raises. Copies to it are counted."""
+    copies, sent = [], []
+    send = apply_batched.send
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            out = operation(*args, **(kwargs or {}))
+            if operation is torch.ops.aten._to_copy.default and args[0].device != out.device:
+                copies.append(args[0])
+            return out
+
+    def counted(tensors, device):
+        sent.append(len(tensors))
+        return send(tensors, device)
+
+    monkeypatch.setattr(apply_batched, "send", counted)
+    dtype = torch.uint8 if bits == 8 else torch.uint16
+    images = [torch.empty(3, 40 + i, 50 - i, dtype=dtype, device="meta") for i in range(9)]
+    plan = MultiCrop(global_size=24, local_size=12, n_local=3, solarize=0.5).plan()
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    params = plan.sample(Draws(0, 0, 9, 0, 9), sizes)
+    views = [torch.empty(v, 9, 3, s, s, device="meta") for s, v in plan.resolutions]
+    with torch.no_grad(), Copies():
+        crop_batched(images, params, views)
+        recolour_batched([view.flatten(0, 1) for view in views], params, float(2**bits - 1))
+    assert len(copies) == len(sent) == 2 + len(plan.resolutions)
+
+
+def test_views_are_made_though_nothing_compiles(caplog):
+    calls = []
+
+    def fails(*_):
+        calls.append(1)
+        raise OSError("Failed to find C compiler.\nMore of it")
+
+    either = apply_batched._where_it_compiles(colour.brightness, fails)
+    x = torch.rand(1, 3, 4, 4)
+    for _ in range(2):
+        assert torch.equal(either(x, 1.5, 255.0), colour.brightness(x, 1.5, 255.0))
+    assert len(calls) == 1
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told.endswith("torch.compile fails here: Failed to find C compiler.")
+    with pytest.raises(OSError, match="Failed"):  # as the operation's own errors are
+        apply_batched._where_it_compiles(fails, fails)(x, 1.5, 255.0)
 
 
 @pytest.mark.gpu

@@ -174,6 +174,10 @@ def test_npy_that_cannot_be_used_is_told(tmp_path):
     told("not a .npy of numbers that is whole")
     np.save(path, np.array([print], dtype=object), allow_pickle=True)
     told("not a .npy of numbers")
+    path.write_bytes(b"no array")
+    told(r"whole \(it is none, or holds objects\)$")
+    path.write_bytes(b"\x93NUMPY\x01\x00\x0a\x00{'descr': (")  # NumPy: tokenize.TokenError
+    told("not a .npy of numbers that is whole")
     np.savez(tmp_path / "z.npz", images=GREY)
     told("write npz:", f"npy:{tmp_path}/z.npz")
     with pytest.raises(ValueError, match="more than the limit"):

@@ -78,6 +78,8 @@ def test_arrays_that_are_no_images_are_named(tmp_path):
     assert "more than the limit" in reason(path, 3, 16)
     np.save(path, np.array([{}], dtype=object), allow_pickle=True)
     assert "Python objects" in reason(path, 3, 8)
+    path.write_bytes(b"no array")
+    assert reason(path, 3, 8) == "it is not a .npy file, or holds objects"
     np.save(path, DEEP_5HW)
     path.write_bytes(path.read_bytes()[:-5])
     assert "damaged" in reason(path, 5, 16)
@@ -157,6 +159,10 @@ def test_tiff_that_cannot_be_used_is_named(tmp_path):
     assert "it has 3 channels, and 7 are asked for" in reason(path, 7, 16)
     path.write_bytes(path.read_bytes()[:-100])
     assert "damaged" in reason(path, 3, 16)
+    tifffile.imwrite(path, RGB_HWC, photometric="rgb")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages.first.tags["SamplesPerPixel"].overwrite(60_000)
+    assert "it has 60000 channels" in reason(path, 3, 16)
     path.write_bytes(b"II*\0" + b"\0" * 40)
     assert "damaged" in reason(path, 3, 16)
     header = bytearray(_tiff_of_size(path, 12, 9))

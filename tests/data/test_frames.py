@@ -24,8 +24,9 @@ def test_a_folder_is_ordered_by_number_and_bad_files_are_named(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "sub").mkdir()
     picture(9).save(tmp_path / "sub" / "frame9.png")
+    picture(11).save(tmp_path / "\u00b25.png")  # a digit to str.isdigit, none to int
     frames = Frames(tmp_path, 3)
-    expected = [("frame1.png", 1), ("frame2.png", 2), ("frame10.png", 10)]
+    expected = [("frame1.png", 1), ("frame2.png", 2), ("frame10.png", 10), ("\u00b25.png", 11)]
     assert values(frames) == expected
     assert [id for id, _ in frames.bad] == ["frame3.png"]
     assert values(frames) == expected

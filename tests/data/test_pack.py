@@ -161,6 +161,9 @@ def test_a_pack_that_was_stopped_goes_on(tmp_path, monkeypatch):
     before = added
     pack(spec, out, small)
     assert added == before, "what is finished is left alone"
+    (out / shards[1].name).unlink()
+    with pytest.raises(ValueError, match=f"its shard {shards[1].name} is not there"):
+        pack(spec, out, small)
 
 
 def test_bad_files_are_counted_and_named(tmp_path, capsys, caplog):
@@ -180,6 +183,22 @@ def test_bad_files_are_counted_and_named(tmp_path, capsys, caplog):
     with pytest.raises(SystemExit):
         main(["pack", f"folder:{tmp_path / 'none'}", "--out", str(tmp_path / "o")])
     assert "no image can be read (the first: a.jpg" in capsys.readouterr().err
+
+
+def test_a_shard_that_meets_a_full_disk_is_removed(tmp_path):
+    class Full(io.BytesIO):
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    def write() -> None:
+        with TarWriter.none() as shard:
+            shard.open(tmp_path / "train-000000.tar")
+            shard._file = Full()
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_pack_is_refused(tmp_path):

@@ -124,6 +124,28 @@ def test_bad_rows_are_named(tmp_path):
         assert error.value.id == f"t.parquet/{index}"
 
 
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path):
+    for name, value in (("en", 1), ("fr", 2)):
+        write(tmp_path / name / "0.parquet", hf_table([value]))
+    source = open_source(f"parquet:{tmp_path}/*/0.parquet")
+    assert [source.id(i) for i in range(2)] == ["en/0.parquet/0", "fr/0.parquet/0"]
+
+
+def test_text_that_is_not_utf8_is_a_bad_row(tmp_path):
+    ends = pyarrow.py_buffer(b"".join(n.to_bytes(4, "little") for n in (0, 1, 2)))
+    halved = pyarrow.StringArray.from_buffers(2, ends, pyarrow.py_buffer(b"a\xff"))
+    images = pyarrow.array([png(1), png(2)])
+    path = write(tmp_path / "t.parquet", pyarrow.table({"image": images, "caption": halved}))
+    source = open_source(f"parquet:{path}")
+    assert source.read(0).text == "a"
+    assert source.text(1) is None
+    with pytest.raises(BadSampleError, match="not UTF-8"):
+        source.read(1)
+    write(path, pyarrow.table({"image": images, "label": halved}))
+    with pytest.raises(ValueError, match=r"t\.parquet: it cannot be read as Parquet"):
+        open_source(f"parquet:{path}")
+
+
 def test_damaged_files(tmp_path):
     path = write(tmp_path / "t.parquet", hf_table(list(range(12))))
     source = open_source(f"parquet:{path}")

@@ -158,6 +158,12 @@ def test_cifar_that_is_missing_or_damaged_says_what_to_do(tmp_path):
         open_source(f"cifar10:{tmp_path}")
     with pytest.raises(ValueError, match="cifar10: names no folder"):
         open_source("cifar10")
+    python = tmp_path / "python"
+    python.mkdir()
+    write_cifar(python, "cifar10", "py")
+    (python / "cifar-10-batches-py/batches.meta").write_bytes(b"\x99")
+    with pytest.raises(ValueError, match=r"^cifar10:.*batches.meta is damaged .*; download"):
+        open_source(f"cifar10:{python}")
     write_cifar(tmp_path, "cifar10", "bin")
     batch = tmp_path / "cifar-10-batches-bin/data_batch_3.bin"
     rows = bytearray(batch.read_bytes())
@@ -369,8 +375,12 @@ def test_imagenet_in_kaggles_folders(imagenet, tmp_path_factory):
     imagenet.rename(kaggle / "ILSVRC/Data/CLS-LOC")
     lines = "n01440764 tench, Tinca tinca\nn02012849 crane\nn03126707 crane2, hoist\n"
     (kaggle / "LOC_synset_mapping.txt").write_text(lines)
+    (kaggle / "ILSVRC/Data/CLS-LOC/test").mkdir()  # without classes
+    (kaggle / "ILSVRC/Data/CLS-LOC/test/ILSVRC2012_test_00000001.JPEG").write_bytes(b"x")
     source = open_source(f"imagenet:{kaggle}", "test")
     assert list(source.classes) == ["tench", "crane", "crane2"]
+    assert len(source) == 6
+    assert all(source.id(i).startswith("val/") for i in range(6))
     for path in sorted((kaggle / "ILSVRC/Data/CLS-LOC/val").rglob("*.JPEG")):
         path.rename(path.parent.parent / path.name)
     for folder in (kaggle / "ILSVRC/Data/CLS-LOC/val").iterdir():

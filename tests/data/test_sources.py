@@ -30,12 +30,17 @@ def ids(source) -> list[str]:
     return [source.id(i) for i in range(len(source))]
 
 
-def test_unknown_spec_names_the_nearest():
+def test_unknown_spec_names_the_nearest(tmp_path):
+    with pytest.raises(ValueError, match=f"in that folder write folder:{tmp_path}; "):
+        open_source(str(tmp_path))
+    with pytest.raises(ValueError, match="did you mean 'imagenet'"):
+        open_source("ImageNet:/x")
+    assert resolve_spec("folder:,labels=x.csv") == "folder:,labels=x.csv"
     with pytest.raises(ValueError, match="'digit'; did you mean 'digits'"):
         open_source("digit")
     with pytest.raises(ValueError, match=r"fashion_mnist:/x'; did you mean 'fashion-mnist'"):
         open_source("fashion_mnist:/x")
-    with pytest.raises(ValueError, match=r"unknown data 'qqq'; it can be .*digits.*folder:DIR"):
+    with pytest.raises(ValueError, match=r"unknown data 'qqq'; it is one of .*digits.*folder:DIR"):
         open_source("qqq")
     with pytest.raises(ValueError, match="split is 'valid'"):
         open_source("digits", "valid")
@@ -152,6 +157,7 @@ LABELS = "train-labels-idx1-ubyte.gz"
         (IMAGES, gzip.compress(idx(20, 28, 28, data=bytes(9), kind=13)), "starts with 00000d03"),
         (IMAGES, gzip.compress(idx(20, 28, 28, data=bytes(784 * 19))), "header promises"),
         (IMAGES, gzip.compress(idx(20, 28, 28, data=bytes(784 * 21))), "header promises"),
+        (IMAGES, gzip.compress(idx(0, 28, 28, data=b"")), "promises none"),
         (IMAGES, gzip.compress(idx(2**31, 2**31, 9, data=bytes(9))), "header promises"),
         (IMAGES, gzip.compress(idx(20, 28, 28, data=b"")[:9]), "header promises"),
         (LABELS, gzip.compress(idx(19, data=bytes(19))), "19 labels for 20 images"),
@@ -174,6 +180,7 @@ def test_fashion_mnist_without_folder(tmp_path, monkeypatch):
         open_source(f"fashion-mnist:{tmp_path / 'none'}")
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "none")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
     def no_network(*args, **kwargs):
         raise RuntimeError("no network")

@@ -223,6 +223,28 @@ def test_damage_in_the_middle_is_told(tmp_path, caplog):
     source.read(1)
 
 
+@pytest.mark.parametrize("size", [-512, -100])
+def test_a_size_below_zero_is_damage(tmp_path, caplog, size):
+    """tarfile before CVE-2025-8194 was mended would read one header for ever."""
+    path = shard(tmp_path / "x.tar", three(0) | three(10))
+    with tarfile.open(path) as tar:
+        at = tar.getmember("0010.png").offset
+    data = bytearray(path.read_bytes())
+    data[at + 124 : at + 136] = (256**12 + size).to_bytes(12, "big")
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    path.write_bytes(data)
+    assert len(open_source(f"wds:{path}")) == 3
+    assert f"damaged at byte {at:,}" in caplog.text or "negative" in caplog.text
+
+
+def test_braces_of_an_option_keep_their_commas(tmp_path):
+    for name in ("train", "a", "b"):
+        shard(tmp_path / f"{name}-0.tar", three(0))
+    spec = f"wds:{tmp_path}/train-0.tar,test={{a,b}}-0.tar"
+    assert len(open_source(spec, "test")) == 6
+
+
 def test_the_index_is_found_again_and_made_again(tmp_path, cache, monkeypatch):
     paths = [shard(tmp_path / f"{i}.tar", three(10 * i)) for i in range(3)]
     first = open_source(f"wds:{tmp_path}/?.tar")

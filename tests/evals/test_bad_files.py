@@ -10,6 +10,7 @@ from vitrail.data.quarantine import Quarantine
 from vitrail.evals.bad_files import MAX_BAD_FRACTION, allowed, sentence
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
+from vitrail.evals.material import Settings
 
 
 @pytest.fixture
@@ -61,6 +62,15 @@ def test_other_protocols_than_features_share_the_list(run, monkeypatch):
     evaluate(run, protocols=["linear_sweep"], quiet=True)
     assert reads.count("a/2.png") > 1
     assert [reads.count(name) for name in ("a/0.png", "a/1.png", "b/7.png")] == [1, 1, 1]
+
+
+def test_pictures_name_what_they_cannot_show(run, capsys):
+    """Where no features are asked for, nothing has read the images before."""
+    allow(run, 0.5)
+    results = evaluate(run, protocols=["pca"], settings=Settings(pictures=30))
+    names = [name for name in ("a/0.png", "a/1.png", "b/7.png") if name in capsys.readouterr().out]
+    assert results["bad"] == {"test": len(names)}
+    assert names
 
 
 def test_nothing_is_said_where_nothing_is_bad(tmp_path, capsys):

@@ -7,10 +7,11 @@ that an accelerator is never waited for, and sends them in one copy.
 Shape legend: V views · B images · C channels · H, W an image · S output side · N rows, view-major.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8, UInt16
@@ -19,6 +20,8 @@ from torch import Tensor
 from vitrail.data import colour
 from vitrail.data.resample import Boxes, resample_boxes
 from vitrail.data.views import ViewParams
+
+logger = logging.getLogger(__name__)
 
 # Changes only speed: colours of this many floats at a time stay in a CPU core's cache.
 _CHUNK_FLOATS = 2**18
@@ -148,7 +151,29 @@ def _sent(changes: list[Change], device: torch.device) -> list[Change]:
 
 @lru_cache
 def _compiled(operation: colour.Operation) -> colour.Operation:
-    return torch.compile(operation, dynamic=True)
+    return _where_it_compiles(operation, torch.compile(operation, dynamic=True))
+
+
+def _where_it_compiles(operation: colour.Operation, compiled: colour.Operation) -> colour.Operation:
+    """The compiled operation; the operation itself, which is only slower, once that has failed, as
+    on machines without Triton or a C compiler."""
+    use = compiled
+
+    def either(x: Tensor, parameter: Any, white: float) -> Tensor:
+        nonlocal use
+        try:
+            return use(x, parameter, white)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if use is operation:
+                raise
+            use = operation
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            logger.warning("views are slower, since torch.compile fails here: %s", why)
+            return operation(x, parameter, white)
+
+    return either
 
 
 def _chunks(x: Tensor) -> Iterator[slice]:

@@ -14,7 +14,6 @@ Shape legend: N images · C channels · H, W an image · K taps.
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -78,18 +77,14 @@ def hue(x: Images, turns: Factor, white: float) -> Images:
     # torchvision adds in 8 bits, where 256, not 255, is 0 again.
     whole.add_(_truncated(turns, white))
     whole.sub_((whole / (white + 1)).floor_(), alpha=white + 1)
-    from_channel = whole.div_(white) - _channels(x.device)
+    # Red, green and blue on the circle. A third times 0, 1 and 2 has the same bits on all devices.
+    channels_311 = torch.arange(3, device=x.device)[:, None, None] * (1 / 3)
+    from_channel = whole.div_(white) - channels_311
     distance = from_channel.sub_(from_channel.round()).abs_()
     share = torch.rsub(distance, 2, alpha=6).clamp_(0, 1)
     saturated = torch.rsub(chroma.div_(high.clamp(min=_TINY)), _NUDGE, alpha=-white).floor_()
     low = torch.addcmul(high, saturated, high, value=-1 / white)
     return torch.lerp(low, high, share).round_()
-
-
-@lru_cache
-def _channels(device: torch.device) -> Float[Tensor, "3 1 1"]:
-    """Red, green and blue on the circle of hues, in turns."""
-    return (torch.arange(3) / 3)[:, None, None].to(device)
 
 
 def _truncated(turns: Factor, white: float) -> Factor:

@@ -53,7 +53,8 @@ class Encoded(Source):
         self._source = source
         self._packing = packing
         self._suffix = packing.suffix(source)
-        # A JPEG of twice the size and more is decoded at a half, a quarter or an eighth of it.
+        # A JPEG is decoded at a half, a quarter or an eighth of its size where that leaves at least
+        # `detail.GAP` times the size that is wanted.
         looks = (Look(packing.size, 1.0, (1.0, 1.0)),)
         self._detail = Detail(looks) if packing.size else None
 

@@ -158,7 +158,7 @@ class Loader:
     ) -> Batch:
         draws = self._draws(step, first)
         made = self._views_of_slice()
-        self._add(made, draws, pixels[to_device(index, self._device)])
+        self._add(made, draws, _rows(pixels, to_device(index, self._device)))
         return self._batch(made, index, draws)
 
     def _batch_of_files(self, step: int, first: int, slices: Iterator[Slice]) -> Batch:
@@ -209,6 +209,13 @@ class Loader:
     def _captions(self, index: Int[Tensor, " B"]) -> tuple[str, ...]:
         texts = (self._source.text(i) for i in index.tolist())
         return tuple(text or "" for text in texts)
+
+
+def _rows(pixels: Stack, index: Int[Tensor, " B"]) -> Stack:
+    """Some images. CUDA may know no index into uint16, so that its bits are those of int16."""
+    if pixels.dtype == torch.uint16:
+        return pixels.view(torch.int16)[index].view(torch.uint16)
+    return pixels[index]
 
 
 def _chunks(n: int) -> list[range]:

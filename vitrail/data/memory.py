@@ -63,7 +63,7 @@ class MemorySource(Source):
         return None if self._texts is None else self._texts[index]
 
     def fingerprint(self) -> str:
-        digest = hashlib.blake2b(self._images.numpy().tobytes(), digest_size=16)
+        digest = hashlib.blake2b(self._images.flatten().numpy().data, digest_size=16)
         digest.update(repr((tuple(self._images.shape), self._labels)).encode())
         if self._texts is not None:
             digest.update(repr(self._texts).encode())

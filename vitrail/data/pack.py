@@ -182,12 +182,25 @@ def _begin(state: State, sources: dict[str, Source]) -> State:
     if was != now:
         made_of = before.get("spec")
         changed.append(f"the images of {state.spec} are not those that it is made of ({made_of})")
+    changed += [
+        f"its shard {shard} is not there any more, or not as it was written"
+        for split in splits.values()
+        for shard, _, size in split.shards
+        if not _is_of_size(out / shard, size)
+    ]
     if changed:
         raise ValueError(
             f"{out} holds another pack: {'; '.join(changed)}; choose another folder, or remove it"
         )
     state.splits.update(splits)
     return state
+
+
+def _is_of_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
 
 
 def _pack_split(state: State, name: str, source: Source, workers: int) -> None:

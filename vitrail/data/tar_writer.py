@@ -4,7 +4,7 @@ import io
 import os
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vitrail.durable import sync, sync_path
@@ -27,7 +27,8 @@ class TarWriter:
             yield writer
         finally:
             if writer._tar is not None:
-                writer._file.close()
+                with suppress(OSError):  # of a full disk, which needs the room
+                    writer._file.close()
                 writer._temporary.unlink(missing_ok=True)
 
     @property

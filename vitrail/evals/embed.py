@@ -1,5 +1,6 @@
 """Features of a source, written to a file for other tools."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from vitrail.data.quarantine import Quarantine
 from vitrail.data.sources.table import open_source
+from vitrail.durable import replacing
 from vitrail.encoder import Encoder
 from vitrail.evals.bad_files import allowed, sentence
 from vitrail.evals.features import features
@@ -37,6 +39,8 @@ def embed(
     out = Path(out)
     if out.suffix not in (".npz", ".parquet"):
         raise ValueError(f"--out {out}: the suffix must be .npz or .parquet")
+    if out.suffix == ".parquet" and find_spec("pyarrow") is None:  # before hours of work
+        raise ValueError(f"--out {out} needs pyarrow: pip install 'vitrail[parquet]'")
     encoder = Encoder.load(path, device=device)
     spec = data or encoder.info.get("data")
     if spec is None:
@@ -45,22 +49,20 @@ def embed(
     quarantine = Quarantine(None, len(source), allowed(Path(path), max_bad_fraction))
     embedded, labels, ids = features(encoder, source, quarantine, workers=workers)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".npz":
-        np.savez(out, features=embedded, labels=labels, ids=np.array(ids))
-    else:
-        _write_parquet(out, embedded, labels, ids)
+    with replacing(out) as written:
+        if out.suffix == ".npz":
+            with open(written, "wb") as file:
+                np.savez(file, features=embedded, labels=labels, ids=np.array(ids))
+        else:
+            _write_parquet(written, embedded, labels, ids)
     if quarantine.entries:
         Console().print(sentence(split, quarantine), markup=False, highlight=False, soft_wrap=True)
     return out
 
 
 def _write_parquet(out: Path, embedded: np.ndarray, labels: np.ndarray, ids: list[str]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ValueError(
-            "writing .parquet needs pyarrow: pip install 'vitrail[parquet]'"
-        ) from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     rows = pa.FixedSizeListArray.from_arrays(pa.array(embedded.ravel()), embedded.shape[1])
     pq.write_table(pa.table({"features": rows, "labels": labels, "ids": ids}), out)

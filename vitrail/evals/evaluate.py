@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from vitrail.evals.kept import earlier, identity, kept, plain
 from vitrail.evals.material import KINDS, Material, Settings, Split
 from vitrail.evals.protocols import PROTOCOLS
 from vitrail.evals.rank import rank_numbers
-from vitrail.evals.splits import open_splits, require_labels
+from vitrail.evals.splits import open_splits, require_known, require_labels
 from vitrail.evals.tables import accuracy_names, rank_line, results_table, transfer_table
 from vitrail.text_encoder import TextEncoder, has_text
 
@@ -193,15 +192,6 @@ def _left_out(bench: _Bench, material: Material) -> dict[str, Any]:
     for name in counts(bad):
         bench.say(sentence(name, bad[name]))
     return {"bad": counts(bad)} if counts(bad) else {}
-
-
-def require_known(protocols: Sequence[str] | None) -> None:
-    """Raises ValueError for a name that is not in the table, with the nearest one that is."""
-    for name in protocols or ():
-        if name not in PROTOCOLS:
-            near = get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown protocol {name!r}; {hint}There are: {', '.join(PROTOCOLS)}")
 
 
 def _home(path: Path) -> Path:

@@ -279,8 +279,7 @@ def finetune_accuracy(
         share: below 1, the subset of `draw_share` with this seed; no other image is seen.
         quarantines: of the training and the test images.
 
-    Raises:
-        ValueError: as `finetune` and `draw_share`; an unlabelled or empty test source.
+    Raises ValueError as `finetune` and `draw_share`, and for an unlabelled or empty test source.
     """
     if share < 1:
         labels = labels_of(train)

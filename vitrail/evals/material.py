@@ -1,7 +1,6 @@
 """What the protocols work on: an encoder, the features of two splits, and the settings."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -136,18 +135,26 @@ class Material:
         order = self.chosen(len(self.test.index))
         labels = [source.label(int(self.test.index[row])) for row in order]
         for number, name in enumerate(source.classes or ()):
+            if len(found) == classes:
+                break
             rows = [row for row, label in zip(order, labels, strict=True) if label == number]
             images = list(islice(self._read(rows), each)) if len(rows) >= each else []
-            if len(images) == each and len(found) < classes:
+            if len(images) == each:
                 found[str(name)] = images
         if not found:
             raise ValueError(f"{source.spec}: no class has {each} test images that can be read")
         return found
 
     def _read(self, rows: Sequence[int]) -> Iterator[Image]:
+        source, quarantine = self.test.source, self.test.quarantine
         for row in rows:
-            with suppress(BadSampleError):
-                yield self.test.source.read(int(self.test.index[row])).image
+            index = int(self.test.index[row])
+            try:
+                image = source.read(index).image
+            except BadSampleError as error:
+                quarantine.add(source.id(index), error.reason)
+                continue
+            yield image
 
     def nearest(self, kind: str) -> tuple[Array, Array]:
         """(similarities, labels) of the nearest train rows of every test row, as many as any k

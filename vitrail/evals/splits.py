@@ -1,6 +1,7 @@
-"""The data that an encoder is measured on."""
+"""The data that an encoder is measured on, and what protocols ask of it."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from vitrail.data.batch import NoTestSplitError, Source
 from vitrail.data.memory import hold_out
@@ -25,3 +26,12 @@ def require_labels(train: Source, wanted_by: Sequence[str]) -> None:
             f"{', '.join(wanted_by)}: {train.spec} has no labels, so there is no accuracy to "
             f"measure; ask for others ({others}), or name labelled data with --data"
         )
+
+
+def require_known(protocols: Sequence[str] | None) -> None:
+    """Raises ValueError for a name that is not in the table, with the nearest one that is."""
+    for name in protocols or ():
+        if name not in PROTOCOLS:
+            near = get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown protocol {name!r}; {hint}There are: {', '.join(PROTOCOLS)}")

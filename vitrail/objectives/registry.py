@@ -127,7 +127,8 @@ def _refuse_unfit_views(name: str, objective: Objective) -> None:
     if len(plan.mean) != backbone.in_chans:
         raise ValueError(
             f"The views of {name!r} are normalised for {len(plan.mean)} channels and the backbone "
-            f"takes {backbone.in_chans}; set mean and std to {backbone.in_chans} values each."
+            f"takes {backbone.in_chans}; set mean and std to {backbone.in_chans} values each, as "
+            "`vitrail stats SPEC` prints them."
         )
     if not isinstance(backbone, TokenBackbone):
         return

@@ -34,6 +34,7 @@ MAX_PIXELS = 89_478_485
 
 # Only these decoders are ever given a file, whatever its name says.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of such files
 
 
 # The machine's fault, not the file's: a failing disk or network, too many open files, no memory.

@@ -93,7 +93,13 @@ def check_readers(paths: Collection[str], channels: int, bits: Bits) -> None:
 
 def _read_npy(path: Path | str, channels: int) -> Array:
     # Mapped, so that of a file that is not to be used no pixel is read.
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        # NumPy's advice on what it takes for a pickle is to open it.
+        raise UnusablePixelsError("it is not a .npy file, or holds objects") from error
     if not isinstance(array, np.ndarray):
         raise UnusablePixelsError("it is a .npz archive under the name of a .npy file")
     check_numbers(array.dtype)

@@ -66,6 +66,9 @@ def _pixels(file: Any, page: Any, channels: int) -> Array:
             f"it has {page.bitspersample} bits a value; save it with 8 or 16, as whole numbers"
         )
     check_numbers(page.dtype)
+    # Alpha included. Of what has more, however much, nothing is decoded.
+    if (samples := page.samplesperpixel) > max(channels, 4):
+        raise UnusablePixelsError(f"it has {samples} channels, and {channels} are asked for")
     if page.axes == "YX":
         pixels_CHW = _pages(file, page, channels)
     elif page.axes in ("YXS", "SYX"):

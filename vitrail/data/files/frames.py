@@ -10,8 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.batch import BadSampleError
-from vitrail.data.files.decode import check_pixels, decode_file, from_pil, open_image
-from vitrail.data.sources.folder import SUFFIXES
+from vitrail.data.files.decode import SUFFIXES, check_pixels, decode_file, from_pil, open_image
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
 
@@ -102,4 +101,4 @@ def _files(folder: Path) -> list[Path]:
 def _by_number(path: Path) -> tuple[list[tuple[int, str]], str]:
     """Digits compare as numbers: frame2 is before frame10."""
     parts = re.split(r"([0-9]+)", path.name)
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in parts], path.name
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], path.name

@@ -4,6 +4,7 @@ Shape legend: N images · C channels · H, W an image.
 """
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from vitrail.data.batch import NoTestSplitError, Source
+from vitrail.data.files.npy_bytes import read_header
 from vitrail.data.sources.mapped import (
     Classes,
     Stored,
@@ -36,6 +38,7 @@ PREFIXES = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 NONE = "none"  # as the option `labels`: there are some, and they are not to be used
 # An .npz is unpacked into memory, whatever it holds: more is better off as a .npy.
 NPZ_LIMIT = 2**31  # bytes of an array
+HEADER = 2**14  # bytes that hold the header of any array: NumPy's limit is 10,000
 
 _HOLD_OUT = "hold samples out with vitrail.data.memory.hold_out"
 
@@ -222,9 +225,11 @@ def _load(spec: str, path: Path) -> Any:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ValueError(f"{spec}: there is no file {path}") from error
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, tokenize.TokenError) as error:
+        # NumPy's advice on what it takes for a pickle is to open it.
+        why = "it is none, or holds objects" if "pickle" in str(error) else str(error)
         raise ValueError(
-            f"{spec}: {path} is not a .npy of numbers that is whole ({error})"
+            f"{spec}: {path} is not a .npy of numbers that is whole ({why})"
         ) from error
     if not isinstance(array, np.memmap):
         raise ValueError(f"{spec}: {path} is a .npz archive; write npz:{path}")
@@ -237,16 +242,12 @@ def _is_fortran(array: Array) -> bool:
 
 def _header(spec: str, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype, of which nothing more is unpacked."""
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
     try:
         with archive.open(f"{key}.npy") as file:
-            shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
-    except (ValueError, KeyError) as error:
+            header, _ = read_header(file.read(HEADER))
+    except (ValueError, tokenize.TokenError) as error:
         raise ValueError(f"{spec}: {key!r} in it is not an array ({error})") from error
-    return shape, dtype
+    return header.shape, header.dtype
 
 
 def _member(spec: str, archive: zipfile.ZipFile, key: str) -> Array:

@@ -36,20 +36,26 @@ def load_arrays(kind: str, key: str) -> dict[str, np.ndarray] | None:
             return {name: kept[name] for name in kept.files}
     except FileNotFoundError:
         return None
+    except MemoryError:
+        raise
     # Of another version, or damaged: zipfile and NumPy say so in many ways.
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:
         logger.info("%s cannot be read and is made again (%s)", path, error)
         return None
 
 
 def save_arrays(kind: str, key: str, arrays: dict[str, np.ndarray]) -> None:
-    """Keeps arrays, called anything but "file".
+    """Keeps arrays of numbers or text.
 
     Where that fails (no room, no permission) it is one line in the log.
     """
     path = cache_file(kind, key)
     content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **arrays)
+    # Not np.savez, which before NumPy 2 would pickle objects.
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     # Ranks and other runs may write the same file at once: each has its own, the last one stays.
     own = path.with_name(f"{path.stem}.{secrets.token_hex(4)}")
     try:

@@ -168,7 +168,10 @@ def python_batch(content: bytes, labels: str) -> tuple[UInt8[Array, "N 3072"], I
 
 
 def python_names(content: bytes, key: str) -> list[str]:
-    """The list of texts under a key of a pickle, which is not unpickled."""
+    """The list of texts under a key of a pickle, which is not unpickled.
+
+    ValueError where it is none.
+    """
     names: list[str] | None = None
     for name, argument in _opcodes(content):
         if isinstance(argument, str) and (names is not None or argument == key):
@@ -202,7 +205,11 @@ def _class_names(spec: str, path: Path, cifar: Cifar, binary: bool, remedy: str)
     if binary:
         names = read_lines(spec, path, remedy)
     else:
-        names = python_names(_read(spec, path, remedy), cifar.label_names)
+        content = _read(spec, path, remedy)
+        try:
+            names = python_names(content, cifar.label_names)
+        except ValueError as error:
+            raise ValueError(f"{spec}: {path} is damaged ({error}); {remedy}") from error
     if len(names) != cifar.classes:
         raise ValueError(
             f"{spec}: {path} has {len(names)} class names, not {cifar.classes}; {remedy}"

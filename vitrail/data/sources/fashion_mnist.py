@@ -1,5 +1,6 @@
 """Fashion-MNIST (Xiao et al. 2017, https://arxiv.org/abs/1708.07747) from its IDX files."""
 
+import fcntl
 import gzip
 import math
 import zlib
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from vitrail.data.batch import Source
 from vitrail.data.memory import MemorySource
+from vitrail.data.sources.cache import cache_folder
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = (
@@ -35,9 +37,9 @@ def open_fashion_mnist(rest: str, split: Literal["train", "test"], channels: int
     """`fashion-mnist[:DIR]`: the four IDX .gz files in DIR.
 
     Without DIR: Debian's package if it is installed, else torchvision's download into
-    ~/.cache/vitrail. Raises ValueError, naming a file that is missing or damaged.
+    the cache (`cache.cache_folder`). Raises ValueError, naming a file that is missing or damaged.
     """
-    folder = Path(rest) if rest else _default_folder()
+    folder = Path(rest).expanduser() if rest else _default_folder()
     if not folder.is_dir():
         raise ValueError(f"fashion-mnist: there is no folder {folder}; {_REMEDY}")
     images = read_idx(folder / f"{PREFIX[split]}-images-idx3-ubyte.gz", axes=3)
@@ -61,20 +63,26 @@ _REMEDY = (
 def _default_folder() -> Path:
     if DEBIAN.is_dir():
         return DEBIAN
-    cache = Path.home() / ".cache" / "vitrail"
+    cache = cache_folder()
     raw = cache / "FashionMNIST" / "raw"
     names = [
         f"{p}-{kind}-ubyte.gz" for p in PREFIX.values() for kind in ("images-idx3", "labels-idx1")
     ]
-    if all((raw / name).is_file() for name in names):
-        return raw
-    from torchvision.datasets import FashionMNIST  # only here: it is slow to import
-
     try:
-        FashionMNIST(str(cache), download=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(cache / "fashion-mnist.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one rank downloads, the others wait for it
+            if not all((raw / name).is_file() for name in names):
+                _download(cache)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"fashion-mnist: the download failed ({error}); {_REMEDY}") from error
     return raw
+
+
+def _download(cache: Path) -> None:
+    from torchvision.datasets import FashionMNIST  # only here: it is slow to import
+
+    FashionMNIST(str(cache), download=True)
 
 
 def read_idx(path: Path, axes: int) -> UInt8[Tensor, "..."]:
@@ -98,6 +106,9 @@ def read_idx(path: Path, axes: int) -> UInt8[Tensor, "..."]:
         raise ValueError(f"fashion-mnist: there is no file {path}; {_REMEDY}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}); {_REMEDY}") from error
-    if len(body) != expected:
-        raise ValueError(f"{path} does not hold the {shape} bytes its header promises; {_REMEDY}")
+    if len(body) != expected or not expected:
+        raise ValueError(
+            f"{path} does not hold the {shape} bytes its header promises, or promises none; "
+            f"{_REMEDY}"
+        )
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(shape)

@@ -4,7 +4,7 @@ import bisect
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,7 +14,7 @@ from jaxtyping import Int32
 from vitrail.data.batch import NoTestSplitError, Sample, Source
 from vitrail.data.detail import Detail
 from vitrail.data.files.array_pixels import Bits
-from vitrail.data.files.decode import decode_file
+from vitrail.data.files.decode import SUFFIXES, decode_file
 from vitrail.data.files.decode_arrays import (
     NPY_SUFFIX,
     check_readers,
@@ -27,7 +27,6 @@ from vitrail.data.sources.spec import split_options
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # subfolders, the first that exists
 OPTIONS = ("bits", "labels")
 
@@ -97,16 +96,21 @@ class FolderSource(Source):
         return digest.hexdigest()
 
 
-def open_folder(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
+def open_folder(
+    rest: str,
+    split: Literal["train", "test"],
+    channels: int | None,
+    splits: Mapping[str, Sequence[str]] = SPLITS,
+) -> Source:
     """`folder:DIR[,labels=FILE][,bits=16]`.
 
     Hidden files and folders are skipped; links to folders are followed (`manifest.list_files`).
     Files are those of SUFFIXES, or, where there are none, `.npy` arrays.
 
     Splits: those of FILE's column; else DIR's subfolders `train` and `test` (or `val`), if there
-    are both. Labels: those of FILE, relative to DIR, which may lack some of the images
-    (`folder_labels`); without it the first-level subfolders of the split, if every image is in one
-    and there are two or more. bits: 16 reads 16-bit images as such.
+    are both; `splits` may name others. Labels: those of FILE, relative to DIR, which may lack some
+    of the images (`folder_labels`); without it the first-level subfolders of the split, if every
+    image is in one and there are two or more. bits: 16 reads 16-bit images as such.
 
     Raises:
         ValueError: no such folder, not a folder, no images in it, a test class that training
@@ -120,7 +124,7 @@ def open_folder(rest: str, split: Literal["train", "test"], channels: int | None
     _check_folder(spec, place, root)
     try:
         table = read_labels(root, options["labels"]) if "labels" in options else None
-        inside = _inside(root, split, table)
+        inside = _inside(root, split, table, splits)
         listing = _list(root, inside)
         if not len(listing.paths):
             raise ValueError(
@@ -160,13 +164,15 @@ def _check_folder(spec: str, rest: str, root: Path) -> None:
         raise ValueError(f"{spec}: {root} is a file; give the folder it is in")
 
 
-def _inside(root: Path, split: str, table: LabelTable | None) -> str:
+def _inside(
+    root: Path, split: str, table: LabelTable | None, splits: Mapping[str, Sequence[str]]
+) -> str:
     """The subfolder of a split, "" where the folder is not split by subfolders."""
     if table is not None and table.splits is not None:
         return ""
     found = {
         split: next((name for name in names if (root / name).is_dir()), None)
-        for split, names in SPLITS.items()
+        for split, names in splits.items()
     }
     if all(found.values()):
         return found[split] or ""

@@ -51,7 +51,10 @@ class HfSource(Source):
 
     def read(self, index: int, detail: Detail | None = None) -> Sample:
         id, columns = self.id(index), self._columns
-        row = self._rows[index].to_pylist()[0]
+        try:
+            row = self._rows[index].to_pylist()[0]
+        except UnicodeDecodeError as error:
+            raise BadSampleError(id, "its text is not UTF-8") from error
         data = image_bytes(row[columns.image], id)
         text = None if columns.text is None else plain_text(row[columns.text])
         if self.captioned and text is None:
@@ -69,7 +72,10 @@ class HfSource(Source):
     def text(self, index: int) -> str | None:
         if self._texts is None:
             return None
-        return plain_text(self._texts[index].column(0)[0].as_py())
+        try:
+            return plain_text(self._texts[index].column(0)[0].as_py())
+        except UnicodeDecodeError:
+            return None
 
     def fingerprint(self) -> str:
         """Of the columns and labels, and of the sizes of the encoded images."""
@@ -114,7 +120,8 @@ def open_hf(rest: str, split: Literal["train", "test"], channels: int | None) ->
     if options.get("stream") == "yes":
         files = _parquet_files(spec, name, options.get("config"))
         wanted = _wanted(spec, split, train_split, list(files))
-        return parquet_source(spec, files[wanted], files[train_split], asked, channels)
+        train_files = files.get(train_split, files[wanted])
+        return parquet_source(spec, files[wanted], train_files, asked, channels)
     whole = _load(spec, name, options.get("config"))
     names = [str(key) for key in whole]
     base = re.split(r"[\[+]", train_split)[0]  # of train[:10%]

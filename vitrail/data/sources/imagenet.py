@@ -15,6 +15,8 @@ from vitrail.data.sources.places import find_place, read_lines
 logger = logging.getLogger(__name__)
 
 INSIDE = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")  # the others: Kaggle's
+# Kaggle's folder `test` has no classes.
+SPLITS = {"train": ("train",), "test": ("val",)}
 META = "meta.bin"  # torchvision's
 MAPPING = "LOC_synset_mapping.txt"  # Kaggle's: a line a class, "n01440764 tench, Tinca tinca"
 REMEDY = (
@@ -47,7 +49,7 @@ def open_imagenet(rest: str, split: Literal["train", "test"], channels: int | No
             "their classes; move them into those of train (val/n01440764/...), as torchvision's "
             "ImageNet does from the archives"
         )
-    source = open_folder(str(root if has_val else root / "train"), split, channels)
+    source = open_folder(str(root if has_val else root / "train"), split, channels, SPLITS)
     source.spec = spec
     if source.classes is not None:
         source.classes = _readable(list(source.classes), _names(root))

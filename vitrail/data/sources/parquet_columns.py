@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-# Names of columns, in whatever case, where nothing else tells (as pairs.COLUMNS).
+# Names of columns, in whatever case, where nothing else tells (as columns.COLUMNS).
 NAMES = {
     "image": ("image", "img", "picture", "photo", "bytes", "image_bytes"),
     "label": ("label", "labels", "class", "category", "cls"),

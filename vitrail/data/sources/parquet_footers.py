@@ -35,8 +35,10 @@ class Files(NamedTuple):
             return repr((status.st_size, status.st_mtime_ns))
         return str(self.filesystem.ukey(self.paths[number]))
 
-    def name(self, number: int) -> str:
-        return os.path.basename(self.paths[number])
+    def names(self) -> list[str]:
+        """Within the folder that holds all, so that no two are called alike."""
+        root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        return [os.path.relpath(path, root or os.curdir) for path in self.paths]
 
 
 class Footers(NamedTuple):

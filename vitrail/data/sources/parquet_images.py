@@ -30,7 +30,8 @@ LARGE = 2**30  # bytes in memory that a person is told of
 
 
 class ParquetSource(Source):
-    """Rows of Parquet files. An id is the file's name and the row: train-0000.parquet/17."""
+    """Rows of Parquet files. An id is the file's name, within the folder that holds all,
+    and the row: train-0000.parquet/17."""
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class ParquetSource(Source):
         self.classes, self._labels = classes
         self.captioned = columns.text is not None
         self._files, self._footers, self._columns = files, footers, columns
+        self._names = files.names()
         self._ends = np.cumsum(footers.rows).tolist()
         first = np.searchsorted(
             footers.of_file, footers.of_file
@@ -81,7 +83,7 @@ class ParquetSource(Source):
 
     def id(self, index: int) -> str:
         group = bisect_right(self._ends, index)
-        name = self._files.name(int(self._footers.of_file[group]))
+        name = self._names[int(self._footers.of_file[group])]
         return f"{name}/{index - self._first_row[group]}"
 
     def label(self, index: int) -> int | None:
@@ -98,8 +100,7 @@ class ParquetSource(Source):
 
     def fingerprint(self) -> str:
         """Of the files' names, their row groups, and the labels. Images are not looked at."""
-        names = [self._files.name(i) for i in range(len(self._files.paths))]
-        said = (names, self._columns, self._footers.size.tolist())
+        said = (self._names, self._columns, self._footers.size.tolist())
         digest = hashlib.blake2b(repr(said).encode(), digest_size=16)
         for array in (self._footers.of_file, self._footers.rows, self._labels):
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
@@ -123,7 +124,10 @@ class ParquetSource(Source):
                 raise OSError(errno.EIO, f"{error}", self.id(index)) from error
             why = f"its row group cannot be read ({error})"
             raise BadSampleError(self.id(index), why) from error
-        return {name: table.column(name)[row].as_py() for name in columns}
+        try:
+            return {name: table.column(name)[row].as_py() for name in columns}
+        except UnicodeDecodeError as error:
+            raise BadSampleError(self.id(index), "its text is not UTF-8") from error
 
     def _table(self, group: int, columns: list[str]) -> Any:
         """A row group's columns, kept until others have been used more recently."""
@@ -206,7 +210,7 @@ def parquet_source(
     try:
         columns = find_columns(schema, asked)
     except ValueError as error:
-        raise ValueError(f"{spec}: {files.name(0)}: {error}") from error
+        raise ValueError(f"{spec}: {files.names()[0]}: {error}") from error
     with _told(spec):
         footers = read_footers(files, columns)
         same = files.paths == train.paths or columns.classes is not None
@@ -232,7 +236,7 @@ def _told(spec: str) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
             raise
         raise ValueError(f"{spec}: it cannot be read as Parquet ({error})") from error

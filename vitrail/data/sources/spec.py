@@ -1,13 +1,17 @@
 """What stands after the colon of a SPEC: a path or name, and options as `,key=value`."""
 
+import re
 from collections.abc import Collection
+
+_COMMA = re.compile(r",(?![^{}]*\})")  # but for those of {a,b}
 
 
 def split_options(kind: str, rest: str, known: Collection[str]) -> tuple[str, dict[str, str]]:
     """`DIR,labels=FILE` -> ("DIR", {"labels": "FILE"}).
 
     Only the tail is looked at, and only words that are followed by "=", so that commas and equal
-    signs in a path stay what they are, unless they look like an option.
+    signs in a path stay what they are, unless they look like an option. Commas in braces, as of
+    `test={a,b}.tar`, part nothing.
 
     Args:
         kind: of the source, for messages. known: the options it has.
@@ -15,7 +19,7 @@ def split_options(kind: str, rest: str, known: Collection[str]) -> tuple[str, di
     Raises:
         ValueError: an unknown option, or one given twice or without a value.
     """
-    parts = rest.split(",")
+    parts = _COMMA.split(rest)
     options: dict[str, str] = {}
     while len(parts) > 1 and parts[-1].partition("=")[0].isidentifier() and "=" in parts[-1]:
         key, _, value = parts.pop().partition("=")

@@ -170,10 +170,14 @@ def open_source(spec: str, split: str = "train", channels: int | None = None) ->
         raise ValueError(f"split is {split!r}; it must be 'train' or 'test'")
     kind, _, rest = spec.partition(":")
     if kind not in SOURCES:
-        near = difflib.get_close_matches(kind, SOURCES, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(kind.lower(), SOURCES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        usages = ", ".join(source.usage for source in SOURCES.values())
-        raise ValueError(f"unknown data {spec!r}; {hint}it can be {usages}")
+        if spec and Path(spec).expanduser().is_dir():
+            hint = f"for the images in that folder write folder:{spec}; "
+        raise ValueError(
+            f"unknown data {spec!r}; {hint}it is one of {', '.join(SOURCES)}, and most go on with "
+            "a colon and a path, as folder:DIR (`vitrail list sources` shows how each is written)"
+        )
     return SOURCES[kind].open(rest, cast(Split, split), channels)
 
 
@@ -184,7 +188,7 @@ def resolve_spec(spec: str) -> str:
     variant, _, after = path.partition(":")
     if kind is not None and variant in kind.variants:
         name, path = f"{name}:{variant}", after
-    if kind is None or not kind.takes_path or not path:
+    if kind is None or not kind.takes_path or not path or path.startswith(","):
         return spec
     if kind.takes_path == "a folder" and not Path(path.split(",")[0]).expanduser().is_dir():
         return spec

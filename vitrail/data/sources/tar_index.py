@@ -211,10 +211,15 @@ class _Walk:
 
     def _next(self, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
         try:
-            return tar.next()
+            info = tar.next()
         except (tarfile.TarError, ValueError, EOFError, MemoryError) as error:
             self.damage = self.damage or f"is cut off or damaged ({error})"
             return None
+        # With a size below zero older versions of tarfile go back, and round for ever.
+        if info is not None and (info.size < 0 or tar.offset <= info.offset):
+            self.damage = self.damage or f"is damaged at byte {info.offset:,}"
+            return None
+        return info
 
 
 def _row(
