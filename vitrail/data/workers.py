@@ -30,6 +30,10 @@ CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.
 # that, and it is not the files.
 RESTARTS = 3
 
+# Sent to the whole process group, they are the main process's to answer: it saves, then stops the
+# workers.
+FOR_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM)
+
 NOTHING = -1  # in the note of a worker that reads no file
 
 
@@ -78,7 +82,12 @@ class _Worker:
         self._note = RawValue(c_int64, NOTHING)  # the index of the sample that it reads
         arguments = theirs, self._reader, self._note
         self._process = Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        # It takes them up blocked, and ignores them before it lets them in.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_MAIN_PROCESS)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that a worker's end is its own alone
 
     def ask(self, request: Request) -> None:
@@ -178,10 +187,9 @@ def _stop(crew: list[_Worker]) -> None:
 
 def _serve(connection: Connection, reader: Reader, note: c_int64) -> None:
     """A worker's life: until the main process closes the pipe, or is gone."""
-    # Signals to the whole process group are the main process's to answer: it saves, then stops
-    # the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in FOR_THE_MAIN_PROCESS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_MAIN_PROCESS)
     torch.set_num_threads(1)
     main = parent_process()
     assert main is not None
