@@ -47,25 +47,25 @@ def apply_native(
             whole = whole.contiguous(memory_format=torch.channels_last)  # as torch's kernel reads
         for v, target_BCSS in enumerate(targets):
             view = {name: values[v][b] for name, values in drawn.items()}
-            x = _crop(whole, view["box"], view["flip"], target_BCSS.shape[-1])
-            x = _recolour(x, view, white)
-            torch.mul(x[0], scale, out=target_BCSS[b]).sub_(shift)
+            target_1CSS = target_BCSS[b : b + 1]  # planes: colours are worked on one by one
+            _crop(whole, view["box"], view["flip"], target_1CSS)
+            x = _recolour(target_1CSS, view, white)
+            torch.mul(x, scale, out=target_1CSS).sub_(shift)
 
 
 def _as_lists(params: ViewParams) -> dict[str, list[list[Any]]]:
     return {name: value.tolist() for name, value in vars(params).items() if name != "plan"}
 
 
-def _crop(image: Tensor, box: list[int], flip: bool, side: int) -> Float[Tensor, "1 C S S"]:
-    """A box, resized and flipped: whole numbers of the image's type, held by floats."""
+def _crop(image: Tensor, box: list[int], flip: bool, out: Float[Tensor, "1 C S S"]) -> None:
+    """Writes a box, resized and flipped: whole numbers of the image's type, held by floats."""
     top, left, height, width = box
     boxed = image[:, :, top : top + height, left : left + width]
     boxed = boxed if image.dtype == torch.uint8 else boxed.float()
-    resized = F.interpolate(boxed, (side, side), mode="bicubic", antialias=True)
-    resized = resized.flip(3) if flip else resized
-    x = torch.empty(resized.shape)  # planes: colours are worked on one by one
-    x.copy_(resized)
-    return x if image.dtype == torch.uint8 else x.round_().clamp_(0, torch.iinfo(image.dtype).max)
+    resized = F.interpolate(boxed, tuple(out.shape[2:]), mode="bicubic", antialias=True)
+    out.copy_(resized.flip(3) if flip else resized)
+    if image.dtype != torch.uint8:
+        out.round_().clamp_(0, torch.iinfo(image.dtype).max)
 
 
 def _recolour(
