@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.files.decode import decode_bytes
+from vitrail.data.files import decode as ours
 
 BACKGROUNDS = Path("/usr/share/backgrounds/gnome")
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
-OURS = "vitrail (Pillow, plane by plane)"
+OURS = "vitrail (guard and simplejpeg)"
+FALLBACK = "vitrail (guard and Pillow)"
 Decode = Callable[[bytes], Tensor]
 
 
@@ -22,28 +24,37 @@ Decode = Callable[[bytes], Tensor]
 
 
 def pillow(data: bytes) -> Tensor:
-    """As most do: an array of pixels, transposed by torch."""
+    """As most do."""
     with Image.open(io.BytesIO(data)) as image:
-        pixels_HWC = np.array(image.convert("RGB"))
-    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous()
+        return interleaved(np.array(image.convert("RGB")))
 
 
-def planar(pixels_HWC: np.ndarray) -> Tensor:
-    """NumPy transposes bytes faster than torch does."""
-    return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))
+def interleaved(pixels_HWC: np.ndarray) -> Tensor:
+    """As samples are, and as most decoders write them."""
+    return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
+def guarded_pillow(data: bytes) -> Tensor:
+    """What a vitrail without simplejpeg does."""
+    whole = ours.decode_whole
+    try:
+        ours.decode_whole = lambda *_: None
+        return ours.decode_bytes(data, 3, "it")
+    finally:
+        ours.decode_whole = whole
 
 
 def _simplejpeg() -> Decode:
     import simplejpeg
 
-    return lambda data: planar(simplejpeg.decode_jpeg(data))
+    return lambda data: interleaved(simplejpeg.decode_jpeg(data))
 
 
 def _turbojpeg() -> Decode:
     import turbojpeg
 
     turbo = turbojpeg.TurboJPEG()  # RuntimeError without libjpeg-turbo 3
-    return lambda data: planar(turbo.decode(data, pixel_format=turbojpeg.TJPF_RGB))
+    return lambda data: interleaved(turbo.decode(data, pixel_format=turbojpeg.TJPF_RGB))
 
 
 def _torchvision() -> Decode:
@@ -51,7 +62,7 @@ def _torchvision() -> Decode:
 
     def decode(data: bytes) -> Tensor:
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return planar(decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy())
+        return decode_jpeg(encoded, mode=ImageReadMode.RGB)
 
     return decode
 
@@ -59,7 +70,7 @@ def _torchvision() -> Decode:
 def _torchcodec() -> Decode:
     from torchcodec.decoders import decode_jpeg
 
-    return lambda data: planar(decode_jpeg(data).permute(1, 2, 0).numpy())
+    return decode_jpeg
 
 
 def _opencv() -> Decode:
@@ -72,7 +83,7 @@ def _opencv() -> Decode:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if image is None:
             raise ValueError("it is not an image")
-        return torch.from_numpy(np.stack(cv2.split(image)))
+        return interleaved(image)
 
     return decode
 
@@ -88,7 +99,9 @@ OTHERS = {
 
 def decoders() -> tuple[dict[str, Decode], list[str]]:
     """(by name, names of those that are missing and why)."""
-    found: dict[str, Decode] = {OURS: lambda data: decode_bytes(data, 3, "it"), "Pillow": pillow}
+    found: dict[str, Decode] = {"Pillow": pillow, FALLBACK: guarded_pillow}
+    if find_spec("simplejpeg"):
+        found[OURS] = lambda data: ours.decode_bytes(data, 3, "it")
     missing = []
     for name, make in OTHERS.items():
         try:
@@ -141,7 +154,7 @@ def kinds(cut: Image.Image) -> dict[str, bytes]:
 def agreement(decode: Decode, data: bytes) -> str:
     """With Pillow: the largest difference of a pixel."""
     try:
-        exact = decode_bytes(data, 3, "it")
+        exact = ours.decode_bytes(data, 3, "it")
     except Exception:
         exact = None
     try:
