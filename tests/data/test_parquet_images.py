@@ -268,6 +268,13 @@ def test_streamed_is_what_is_on_the_disk(tmp_path, datasets):
     assert len(some) == 5
 
 
+def test_a_folder_of_image_files_is_better_read_as_such(tmp_path, datasets):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (6, 8)).save(tmp_path / "photos" / "a.png")
+    with pytest.raises(ValueError, match=r"paths of files .*a\.png.*folder:DIR"):
+        open_source(f"hf:{tmp_path / 'photos'}")
+
+
 def test_hf_is_refused_in_words(tmp_path, datasets):
     with pytest.raises(ValueError, match=r"hf:no/such: it cannot be loaded .* without a network"):
         open_source("hf:no/such")

@@ -144,10 +144,21 @@ def _hf_source(
         columns = find_columns(rows.features.arrow_schema, asked)
     except ValueError as error:
         raise ValueError(f"{spec}: {error}") from error
+    _require_bytes(spec, rows, columns.image)
     values, codes = _labels(rows, columns.label)
     train_values = _labels(train, columns.label)[0] if columns.classes is None else values
     classes = number_classes(spec, codes, values, train_values, columns.classes)
     return HfSource(spec, rows, columns, classes, channels or 3)
+
+
+def _require_bytes(spec: str, rows: Any, image: str) -> None:
+    """ValueError where the images are files beside the data set, as the first row tells."""
+    first = rows.with_format("arrow")[0].column(image)[0].as_py()
+    if isinstance(first, dict) and first.get("bytes") is None and first.get("path"):
+        raise ValueError(
+            f"{spec}: it holds no images but paths of files (the first: {first['path']!r}), which "
+            "are not followed; read their folder as folder:DIR"
+        )
 
 
 def _undecoded(rows: Any) -> Any:
