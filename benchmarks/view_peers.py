@@ -8,6 +8,7 @@ import io
 import random
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 
 import torch
 from PIL import Image, ImageFilter
@@ -49,24 +50,13 @@ class PillowBlur:
 
 def torchvision_v1(plan: ViewPlan) -> Pipeline:
     """torchvision's first transforms, on Pillow images."""
-
-    def transform(view: View) -> Callable:
-        steps: list[Callable] = [
-            v1.RandomResizedCrop(view.size, view.scale, view.ratio, BICUBIC),
-            v1.RandomHorizontalFlip(view.flip),
-        ]
-        if view.jitter:
-            jitter = v1.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
-            steps.append(v1.RandomApply([jitter], view.jitter))
-        if view.grey:
-            steps.append(v1.RandomGrayscale(view.grey))
-        if view.blur:
-            steps.append(PillowBlur(view.blur, view.blur_sigma))
-        if view.solarize:
-            steps.append(v1.RandomSolarize(128, view.solarize))
-        return v1.Compose([*steps, v1.ToTensor(), v1.Normalize(plan.mean, plan.std)])
-
-    return one_by_one([transform(view) for view in plan.views], open_rgb)
+    return one_by_one(
+        [
+            v1.Compose([*augmentations(v1, view, PillowBlur), v1.ToTensor(), normalise(v1, plan)])
+            for view in plan.views
+        ],
+        open_rgb,
+    )
 
 
 def torchvision_v2(plan: ViewPlan) -> Pipeline:
@@ -76,24 +66,41 @@ def torchvision_v2(plan: ViewPlan) -> Pipeline:
     def open_tensor(data: bytes) -> Tensor:
         return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
 
-    def transform(view: View) -> Callable:
-        steps: list[Callable] = [
-            v2.RandomResizedCrop(view.size, view.scale, view.ratio, BICUBIC, antialias=True),
-            v2.RandomHorizontalFlip(view.flip),
-        ]
-        if view.jitter:
-            jitter = v2.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
-            steps.append(v2.RandomApply([jitter], view.jitter))
-        if view.grey:
-            steps.append(v2.RandomGrayscale(view.grey))
-        if view.blur:
-            steps.append(v2.RandomApply([v2.GaussianBlur(17, view.blur_sigma)], view.blur))
-        if view.solarize:
-            steps.append(v2.RandomSolarize(128, view.solarize))
-        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(plan.mean, plan.std)]
-        return v2.Compose(steps)
+    def blur(p: float, sigma: tuple[float, float]) -> Callable:
+        return v2.RandomApply([v2.GaussianBlur(17, sigma)], p)
 
-    return one_by_one([transform(view) for view in plan.views], open_tensor)
+    to_float = v2.ToDtype(torch.float32, scale=True)
+    return one_by_one(
+        [
+            v2.Compose([*augmentations(v2, view, blur), to_float, normalise(v2, plan)])
+            for view in plan.views
+        ],
+        open_tensor,
+    )
+
+
+def normalise(t: ModuleType, plan: ViewPlan) -> Callable:
+    return t.Normalize(plan.mean, plan.std)
+
+
+def augmentations(
+    t: ModuleType, view: View, blur: Callable[[float, tuple[float, float]], Callable]
+) -> list[Callable]:
+    """A view's, in the words that both generations of torchvision share."""
+    steps: list[Callable] = [
+        t.RandomResizedCrop(view.size, view.scale, view.ratio, BICUBIC),
+        t.RandomHorizontalFlip(view.flip),
+    ]
+    if view.jitter:
+        jitter = t.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
+        steps.append(t.RandomApply([jitter], view.jitter))
+    if view.grey:
+        steps.append(t.RandomGrayscale(view.grey))
+    if view.blur:
+        steps.append(blur(view.blur, view.blur_sigma))
+    if view.solarize:
+        steps.append(t.RandomSolarize(128, view.solarize))
+    return steps
 
 
 def kornia(plan: ViewPlan) -> Pipeline:

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from vitrail.data.progress import PLAIN_SECONDS, bar
 from vitrail.data.timing import Adviser, Meter
 from vitrail.distributed import Ranks
 from vitrail.durable import write_atomically
@@ -25,8 +25,6 @@ from vitrail.events import Events
 from vitrail.nn.collectives import mean_over_ranks
 
 T = TypeVar("T")
-
-PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 
 
 class Journal:
@@ -48,14 +46,7 @@ class Journal:
         _cut(run / "metrics.jsonl", start)
         self._file = open(run / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self._events = Events(run / "tb", start)
-        self._bar = Progress(
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        self._bar = bar(self._console)
         self._task = self._bar.add_task("training", total=total, completed=start, status="")
 
     def __enter__(self) -> "Journal":

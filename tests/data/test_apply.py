@@ -97,6 +97,21 @@ def test_resize_of_16_bits_is_torchs_antialiased_bicubic_on_floats():
             assert (ours.double() * 65535 - theirs.clamp(0, 65535)).abs().max() < 0.55
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bits_stay_whole_and_in_range_where_the_filter_overshoots(channels):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 2, (channels, 40, 50), generator=generator).mul(65535).to(torch.uint16)
+    off = {"saturation": 0, "hue": 0}
+    view = View(32, (0.2, 0.9), **PLAIN | off)
+    plan = ViewPlan((view,) * 3, (0.0,) * channels, (1.0,) * channels)
+    params = plan.sample(Draws(0, 0, 1, 0, 1), torch.tensor([[40, 50]]))
+    for form in ([image], image[None]):
+        values = apply_views(form, params, "cpu")[0].double() * 65535
+        assert values.min() == 0
+        assert (values - 65535).max().abs() < 0.01
+        assert (values - values.round()).abs().max() < 0.01
+
+
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("size", [7, 32, 96])
 def test_products_resize_as_torchs_kernel_to_the_bit(channels, size):
@@ -298,6 +313,7 @@ def test_undrawn_operations_leave_pixels_alone():
         params, jitter=torch.ones_like(params.jitter), factors=torch.tensor([[[1.0, 1, 1, 0]]])
     )
     assert torch.equal(apply_views(images, neutral, "cpu")[0], plain)
+    assert torch.equal(apply_batched_views(images, neutral)[0], plain)
 
 
 @settings(max_examples=30, deadline=None)

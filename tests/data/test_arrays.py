@@ -257,7 +257,7 @@ def test_npz_that_cannot_be_used_is_told(tmp_path, monkeypatch):
 
     told("'pictures', and no images by a known name", pictures=GREY)
     told("floating-point", images=GREY / 255)
-    told("test labels hold 7, which the train labels lack", "test",
+    told("the class '7', which training lacks", "test",
          x_train=GREY, y_train=np.arange(7), x_test=GREY, y_test=np.arange(7) + 3)  # fmt: skip
     told("labels=none leaves them out", images=GREY, labels=np.zeros((7, 14), int))
     told("its pixels are object", images=np.array([[[print] * 4] * 4], dtype=object))

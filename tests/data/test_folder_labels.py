@@ -47,8 +47,9 @@ def test_labels_and_images_without_one(root):
     assert labels(pickle.loads(pickle.dumps(source))) == labels(source)
 
 
-def test_a_blank_label_is_none(root):
-    table(root, "file,class\na.png,2\nb.png,10\nsub/c.png,\n")
+@pytest.mark.parametrize("none", ["", "-1"])
+def test_a_blank_or_negative_label_is_none(root, none):
+    table(root, f"file,class\na.png,2\nb.png,10\nsub/c.png,{none}\n")
     source = open_source(f"folder:{root},labels=labels.csv")
     assert source.classes == ["2", "10"], "numbers in their own order"
     assert labels(source) == {"a.png": "2", "b.png": "10", "sub/c.png": None, "sub/d.png": None}

@@ -156,6 +156,19 @@ def test_workers_leave_signals_to_the_main_process(source):
     assert [read.indices for read in slices] == [[i] for i in range(1, 40)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_meets_a_worker_as_it_starts_is_not_its_own(source, number, monkeypatch):
+    serve = workers_module._serve
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), number)
+        serve(*arguments)
+
+    monkeypatch.setattr(workers_module, "_serve", signalled)
+    slices = read_slices(Reader(source, 0, ()), (Request([i]) for i in range(6)), 2)
+    assert [read.indices for read in slices] == [[i] for i in range(6)]
+
+
 def test_requests_are_made_as_they_are_asked_for(source):
     made = []
 

@@ -10,6 +10,19 @@ PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
 MB = 10**6
 
 
+def bar(console: Console, *before: rich_progress.ProgressColumn) -> rich_progress.Progress:
+    """How much is done, of how much, a `status`, and the time left; nothing without a terminal."""
+    return rich_progress.Progress(
+        *before,
+        rich_progress.BarColumn(bar_width=24),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn("{task.fields[status]}"),
+        rich_progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 class Progress:
     """Args: name: of the pass. total: images. done: those that were done before."""
 
@@ -17,15 +30,7 @@ class Progress:
         self._name, self._total, self._first = name, total, done
         self._began = self._spoken = time.monotonic()
         self._console = Console(stderr=True)
-        self._bar = rich_progress.Progress(
-            rich_progress.TextColumn("{task.description}"),
-            rich_progress.BarColumn(bar_width=24),
-            rich_progress.MofNCompleteColumn(),
-            rich_progress.TextColumn("{task.fields[status]}"),
-            rich_progress.TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        self._bar = bar(self._console, rich_progress.TextColumn("{task.description}"))
         self._task = self._bar.add_task(name, total=total, completed=done, status="")
 
     def __enter__(self) -> "Progress":

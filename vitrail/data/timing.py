@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -90,11 +90,7 @@ class Spent:
         return "storage" if self.storage > self.decode else "decode"
 
     def __add__(self, other: "Spent") -> "Spent":
-        return Spent(*(a + b for a, b in zip(_fields(self), _fields(other), strict=True)))
-
-
-def _fields(spent: Spent) -> tuple[float, ...]:
-    return spent.stalled, spent.waited, spent.views, spent.decode, spent.storage
+        return Spent(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 Event = torch.cuda.Event

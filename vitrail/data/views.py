@@ -9,7 +9,7 @@ Shape legend: V views of one image · B images of this slice · U uniforms a vie
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import Any
 
@@ -291,18 +291,5 @@ class RandomResizedCrop:
 
     def plan(self) -> ViewPlan:
         """The plan of one view. ValueError names a field out of range."""
-        view = View(
-            size=self.size,
-            scale=self.scale,
-            ratio=self.ratio,
-            flip=self.flip,
-            jitter=self.jitter,
-            brightness=self.brightness,
-            contrast=self.contrast,
-            saturation=self.saturation,
-            hue=self.hue,
-            grey=self.grey,
-            blur=self.blur,
-            solarize=self.solarize,
-        )
-        return ViewPlan((view,), self.mean, self.std)
+        of_view = {f.name: getattr(self, f.name) for f in fields(View) if f.name != "blur_sigma"}
+        return ViewPlan((View(**of_view),), self.mean, self.std)

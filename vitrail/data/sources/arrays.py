@@ -15,6 +15,7 @@ import numpy as np
 
 from vitrail.data.batch import NoTestSplitError, Source
 from vitrail.data.files.npy_bytes import read_header
+from vitrail.data.sources.class_names import number_classes
 from vitrail.data.sources.mapped import (
     Classes,
     Stored,
@@ -94,21 +95,17 @@ def open_npz(rest: str, split: Split, channels: int | None) -> Source:
         raise ValueError(f"{spec}: {path} is not a .npz archive that is whole ({error})") from error
 
 
-def number_labels(spec: str, values: Array, train: Array) -> Classes:
-    """Labels as numbers of classes: those of the train labels, in order.
+def number_labels(spec: str, values: Array, train: Array) -> Classes | None:
+    """Labels as numbers of classes, which are those of the train labels; None without any.
 
     Args:
         values: [N] or [N, 1], whole numbers (negative: none) or texts.
     """
-    known, own = _flat(spec, train), _flat(spec, values)
-    names = np.unique(known[known >= 0] if known.dtype.kind == "i" else known)
-    if unknown := set(np.unique(own[own >= 0] if own.dtype.kind == "i" else own)) - set(names):
-        raise ValueError(
-            f"{spec}: its test labels hold {min(unknown)!s}, which the train labels lack"
-        )
-    labels = np.searchsorted(names, own)
-    labels[own < 0 if own.dtype.kind == "i" else []] = -1
-    return Classes(labels.tolist(), [str(name) for name in names])
+    written, codes = np.unique(_flat(spec, values), return_inverse=True)
+    known = np.unique(_flat(spec, train))
+    texts, train_texts = ([str(value) for value in some] for some in (written, known))
+    names, labels = number_classes(spec, codes.reshape(-1), texts, train_texts, None)
+    return None if names is None else Classes(labels.tolist(), names)
 
 
 class _Keys(NamedTuple):

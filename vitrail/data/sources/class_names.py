@@ -1,7 +1,7 @@
 """What shards and tables hold as labels, as numbers of classes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -12,6 +12,17 @@ _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 def _by_number(value: str) -> tuple[int, str]:
     return int(value), value  # 09 and 9 are two
+
+
+def are_numbers(values: Collection[str]) -> bool:
+    return all(_NUMBER.fullmatch(value) for value in values)
+
+
+def in_order(values: Collection[str], numeric: bool) -> list[str]:
+    """Classes of such names: of numbers by number, negative ones left out; else of text."""
+    if not numeric:
+        return sorted(values)
+    return sorted((value for value in values if int(value) >= 0), key=_by_number)
 
 
 def number_classes(
@@ -34,11 +45,8 @@ def number_classes(
     Raises:
         ValueError: a class that training, or `names`, lacks.
     """
-    numeric = all(_NUMBER.fullmatch(value) for value in (*values, *train_values))
-    if numeric:
-        train_values = sorted((v for v in train_values if int(v) >= 0), key=_by_number)
-    else:
-        train_values = sorted(train_values)
+    numeric = are_numbers((*values, *train_values))
+    train_values = in_order(train_values, numeric)
     if not train_values and names is None:
         return None, np.full(len(codes), -1)
     places = range(len(names)) if names is not None and numeric else names or train_values

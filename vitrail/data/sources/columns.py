@@ -1,9 +1,9 @@
 """Which column of a table is which, and what splits and labels mean in all of them."""
 
-import re
 from collections.abc import Collection
 
 from vitrail.data.batch import NoTestSplitError
+from vitrail.data.sources.class_names import are_numbers, in_order
 from vitrail.data.sources.tables import Table, Value
 
 # Names of columns, in whatever case. A file may have one of each kind.
@@ -69,14 +69,16 @@ def choose_rows(column: list[Value] | None, split: str, n_rows: int) -> list[int
 
 
 def number_labels(column: list[Value] | None) -> tuple[list[int] | None, list[str] | None]:
-    """(class of each row, -1 for none; class names), None and None where no row has one."""
+    """(class of each row, -1 for none; class names), None and None where no row has one.
+
+    Blanks and negative numbers stand for none.
+    """
     column = column or []
     names = {value: "" if value is None else str(value).strip() for value in set(column)}
     present = set(names.values()) - {""}
-    if not present:
+    classes = in_order(present, are_numbers(present))
+    if not classes:
         return None, None
-    numeric = all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in present)
-    classes = sorted(present, key=(lambda name: (int(name), name)) if numeric else None)
     number = {name: i for i, name in enumerate(classes)}
     return [number.get(names[value], -1) for value in column], classes
 

@@ -49,9 +49,8 @@ class ParquetSource(Source):
         self._files, self._footers, self._columns = files, footers, columns
         self._names = files.names()
         self._ends = np.cumsum(footers.rows).tolist()
-        first = np.searchsorted(
-            footers.of_file, footers.of_file
-        )  # of the groups of each one's file
+        # Of every group, the first group of its file.
+        first = np.searchsorted(footers.of_file, footers.of_file)
         self._first_row = (np.cumsum(footers.rows) - footers.rows)[first].tolist()
         self._start()
 
