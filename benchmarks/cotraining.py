@@ -26,22 +26,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.alternate import one_line, provenance
+from benchmarks.timing import one_line, provenance
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.registry import create_backbone
-from vitrail.data.batch import Source
-from vitrail.data.loader import Loader
-from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources.table import open_source
-from vitrail.evals.knn import knn_accuracy
+from vitrail.data.contract import Source
+from vitrail.data.loading.loader import Loader
+from vitrail.data.loading.quarantine import Quarantine
+from vitrail.data.sources.registry import open_source
+from vitrail.evals.classification.knn import knn_accuracy
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.cotraining import Config as CoTraining
 from vitrail.objectives.cotraining import entropy
 from vitrail.objectives.dino import DINO, prototypes
 from vitrail.objectives.dino import Config as DINOConfig
 from vitrail.objectives.registry import build_objective
-from vitrail.recipes.digits import VIEWS
-from vitrail.schedules import Horizon
+from vitrail.recipes.supervised import VIEWS
 
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "docs" / "images" / "cotraining.png"

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.alternate import (
+from benchmarks.timing import (
     Work,
     alternate,
     keep_freed_memory,
@@ -32,9 +32,9 @@ from benchmarks.alternate import (
     provenance,
     speed_up,
 )
-from vitrail.backbones.attention import MSSA
 from vitrail.backbones.layers import Block, Kind
-from vitrail.backbones.tokenwise import ISTA, ODL
+from vitrail.backbones.operators.attention import MSSA
+from vitrail.backbones.operators.tokenwise import ISTA, ODL
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-4  # largest difference in values and gradients, relative to the largest entry

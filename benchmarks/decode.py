@@ -26,7 +26,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.alternate import alternate, one_line, provenance, speed_up
 from benchmarks.decoders import (
     BACKGROUNDS,
     HEIGHT,
@@ -38,10 +37,11 @@ from benchmarks.decoders import (
     kinds,
     photographs,
 )
-from vitrail.data.apply import apply_views
+from benchmarks.timing import alternate, one_line, provenance, speed_up
+from vitrail.data.decode.image import decode_bytes, decode_file
 from vitrail.data.detail import Detail
-from vitrail.data.files.decode import decode_bytes, decode_file
-from vitrail.data.views import View, ViewPlan
+from vitrail.data.views.apply import apply_views
+from vitrail.data.views.plan import View, ViewPlan
 from vitrail.nn.random import Draws
 
 RESULTS = Path(__file__).parent / "results"

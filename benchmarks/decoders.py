@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.data.files import decode as ours
+from vitrail.data.decode import image as ours
 
 BACKGROUNDS = Path("/usr/share/backgrounds/gnome")
 WIDTH, HEIGHT, QUALITY = 500, 375, 90

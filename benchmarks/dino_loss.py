@@ -31,7 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.alternate import (
+from benchmarks.memory import peak_bytes
+from benchmarks.timing import (
     Work,
     alternate,
     keep_freed_memory,
@@ -39,7 +40,6 @@ from benchmarks.alternate import (
     provenance,
     speed_up,
 )
-from benchmarks.memory import peak_bytes
 from vitrail.objectives.dino import cross_view_entropy
 
 RESULTS = Path(__file__).parent / "results"

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.alternate import alternate, keep_freed_memory, one_line, provenance, speed_up
 from benchmarks.packed import relative_gap
+from benchmarks.timing import alternate, keep_freed_memory, one_line, provenance, speed_up
 from vitrail.backbones.families import FAMILIES
 from vitrail.backbones.layers import Block
 from vitrail.backbones.stochastic_depth import Drop, Kept, Shapes

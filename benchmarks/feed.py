@@ -24,18 +24,18 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from benchmarks.alternate import one_line, provenance, speed_up
 from benchmarks.decode import encode, photographs
-from benchmarks.setting import CPU, CUDA, Setting
+from benchmarks.step_setting import CPU, CUDA, Setting
+from benchmarks.timing import one_line, provenance, speed_up
 from benchmarks.view_peers import open_rgb
-from vitrail.assemble import fair_workers
-from vitrail.data.apply import apply_views
-from vitrail.data.batch import Batch, Source
-from vitrail.data.loader import Loader
-from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources.table import open_source
-from vitrail.data.views import MultiCrop, ViewPlan
+from vitrail.data.contract import Batch, Source
+from vitrail.data.loading.loader import Loader
+from vitrail.data.loading.quarantine import Quarantine
+from vitrail.data.sources.registry import open_source
+from vitrail.data.views.apply import apply_views
+from vitrail.data.views.plan import MultiCrop, ViewPlan
 from vitrail.nn.random import Draws
+from vitrail.train.build import fair_workers
 
 RESULTS = Path(__file__).parent / "results"
 FILES = 256
@@ -135,7 +135,7 @@ def share_of_views(
 
 
 def measure(folder: Path, setting: Setting, workers: int, blocks: int, steps: int) -> list[str]:
-    from benchmarks.sides import build_ours
+    from benchmarks.step_sides import build_ours
 
     source = open_source(f"folder:{folder}")
     step = build_ours("dino", setting).step

@@ -27,7 +27,7 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from benchmarks.alternate import alternate, hardware, one_line, provenance, speed_up
+from benchmarks.timing import alternate, hardware, one_line, provenance, speed_up
 from vitrail.nn.kmeans import ITERATIONS, kmeans, nearest, whiten
 from vitrail.nn.random import philox
 

@@ -30,8 +30,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.alternate import alternate, hardware, one_line, provenance, speed_up
-from vitrail.evals.knn import neighbours
+from benchmarks.timing import alternate, hardware, one_line, provenance, speed_up
+from vitrail.evals.classification.knn import neighbours
 
 RESULTS = Path(__file__).parent / "results"
 K, DIM = 20, 384

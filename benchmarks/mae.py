@@ -16,15 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.alternate import alternate, keep_freed_memory, one_line, provenance, speed_up
+from benchmarks.timing import alternate, keep_freed_memory, one_line, provenance, speed_up
 from vitrail.backbones.registry import BACKBONES, create_backbone
-from vitrail.data.batch import Batch
-from vitrail.data.views import RandomResizedCrop
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import RandomResizedCrop
 from vitrail.nn.masking import hidden_error, lowest_visible
 from vitrail.nn.random import Draws
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives import masked
 from vitrail.objectives.mae import MAE, Config
-from vitrail.schedules import Horizon
 
 TARGET = 2.0  # issue 4
 

@@ -26,13 +26,18 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from benchmarks.alternate import alternate, one_line, provenance, speed_up
+from benchmarks.timing import alternate, one_line, provenance, speed_up
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.backbones.registry import create_backbone
-from vitrail.data.scenes import Layout, Scene, ideal_features, make_scene, write_scenes
-from vitrail.evals.coco import average_precision, open_coco, predictions
-from vitrail.evals.maskcut import MaskCut, discover, similar, to_image
-from vitrail.evals.ncut import WEAK, Eigenvector, dense_eigenvector, second_eigenvector
+from vitrail.data.tools.scenes import Layout, Scene, ideal_features, make_scene, write_scenes
+from vitrail.evals.patches.coco import average_precision, open_coco, predictions
+from vitrail.evals.patches.maskcut import MaskCut, discover, similar, to_image
+from vitrail.evals.patches.normalised_cut import (
+    WEAK,
+    Eigenvector,
+    dense_eigenvector,
+    second_eigenvector,
+)
 
 RESULTS = Path(__file__).parent / "results"
 LEAST_IOU = 0.99  # of the masks of two solvers

@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.alternate import one_line, provenance
+from benchmarks.timing import one_line, provenance
 from vitrail.backbones.families import Skeleton
 from vitrail.backbones.registry import create_backbone, find_model
 

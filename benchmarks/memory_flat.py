@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.alternate import one_line, provenance
-from vitrail.data.batch import Source
-from vitrail.data.loader import Loader
-from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources.table import open_source
-from vitrail.data.views import MultiCrop, ViewPlan
+from benchmarks.timing import one_line, provenance
+from vitrail.data.contract import Source
+from vitrail.data.loading.loader import Loader
+from vitrail.data.loading.quarantine import Quarantine
+from vitrail.data.sources.registry import open_source
+from vitrail.data.views.plan import MultiCrop, ViewPlan
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 8

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.alternate import alternate, keep_freed_memory, one_line, provenance, speed_up
+from benchmarks.timing import alternate, keep_freed_memory, one_line, provenance, speed_up
 from vitrail.backbones.contract import Backbone, Features
 from vitrail.backbones.registry import create_backbone
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.alternate import (
+from benchmarks.timing import (
     Work,
     alternate,
     keep_freed_memory,

@@ -24,8 +24,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.alternate import keep_freed_memory, one_line, provenance
-from benchmarks.setting import CPU, CUDA, Setting
+from benchmarks.step_setting import CPU, CUDA, Setting
+from benchmarks.timing import keep_freed_memory, one_line, provenance
 from vitrail.backbones.families import Skeleton
 from vitrail.backbones.registry import BACKBONES
 
@@ -54,7 +54,7 @@ def main() -> None:
             "nothing was measured. `pip install -e '.[test]'` brings both."
         )
         return
-    from benchmarks.sides import METHODS, ParityError, compare
+    from benchmarks.step_sides import METHODS, ParityError, compare
 
     if args.keep_freed_memory:
         keep_freed_memory()

@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.alternate import (
+from benchmarks.memory import peak_bytes, saved_bytes
+from benchmarks.timing import (
     Work,
     alternate,
     keep_freed_memory,
@@ -39,9 +40,8 @@ from benchmarks.alternate import (
     seconds,
     speed_up,
 )
-from benchmarks.memory import peak_bytes, saved_bytes
-from vitrail.backbones.attention import MHSA, Attention
-from vitrail.backbones.tssa import TSSA
+from vitrail.backbones.operators.attention import MHSA, Attention
+from vitrail.backbones.operators.tssa import TSSA
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-4  # largest difference in values and gradients, relative to the largest entry

@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.alternate import alternate, keep_freed_memory, one_line, provenance, speed_up
 from benchmarks.decode import encode, photographs
+from benchmarks.timing import alternate, keep_freed_memory, one_line, provenance, speed_up
 from benchmarks.view_peers import Pipeline, kornia, lightly, torchvision_v1, torchvision_v2
-from vitrail.data.apply import apply_views
-from vitrail.data.files.decode import decode_bytes
-from vitrail.data.reading import CHUNK
-from vitrail.data.views import MultiCrop, RandomResizedCrop, View, ViewPlan
+from vitrail.data.decode.image import decode_bytes
+from vitrail.data.loading.reader import CHUNK
+from vitrail.data.views.apply import apply_views
+from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, View, ViewPlan
 from vitrail.nn.random import Draws
 
 RESULTS = Path(__file__).parent / "results"

@@ -25,14 +25,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
-from benchmarks.alternate import Work, alternate, one_line, provenance
+from benchmarks.timing import Work, alternate, one_line, provenance
 from vitrail.backbones.registry import create_backbone
-from vitrail.data.sources.table import open_source
+from vitrail.data.sources.registry import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.features import shown
-from vitrail.evals.grid import Cell, heat, save_grid
-from vitrail.evals.saliency import token_maps
+from vitrail.evals.figures.grid import Cell, heat, save_grid
+from vitrail.evals.patches.saliency import token_maps
 from vitrail.recipes.registry import get_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from vitrail.backbones.registry import create_backbone
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
 
 

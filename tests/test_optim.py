@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from vitrail.nn.schedules import Horizon
 from vitrail.optim import (
     Config,
     apply_schedules,
@@ -11,7 +12,6 @@ from vitrail.optim import (
     clip_gradients,
     drop_frozen_gradients,
 )
-from vitrail.schedules import Horizon
 
 
 def parameters(*values: float) -> list[nn.Parameter]:

@@ -5,16 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitrail import distributed
-from vitrail.assemble import Parts, assemble
-from vitrail.continued import resolve_start
-from vitrail.data.sources.table import resolve_spec
+from vitrail.config import override
+from vitrail.data.sources.registry import resolve_spec
+from vitrail.distributed.ranks import Ranks, choose_device, joined, on_main
 from vitrail.encoder import Encoder
-from vitrail.recipes.config import override
 from vitrail.recipes.recipe import Recipe
 from vitrail.recipes.registry import get_recipe
-from vitrail.run import create, held, read_recipe
-from vitrail.train import train
+from vitrail.train.build import Parts, assemble
+from vitrail.train.loop import train
+from vitrail.train.run_folder import create, held, read_recipe
+from vitrail.train.warm_start import resolve_start
 
 
 def pretrain(
@@ -44,9 +44,9 @@ def start(recipe: Recipe, out: Path) -> Path:
     The folder is made only when all that can be refused beforehand has passed.
     """
     recipe = resolve_start(replace(recipe, data=resolve_spec(recipe.data)))
-    with distributed.joined(recipe.device) as ranks:
+    with joined(recipe.device) as ranks:
         parts = assemble(recipe, ranks)
-        distributed.on_main(ranks, lambda: create(out, recipe))
+        on_main(ranks, lambda: create(out, recipe))
         _train(out, recipe, parts, ranks)
     return out
 
@@ -61,17 +61,17 @@ def resume(run: str | Path) -> Path:
     """
     run = Path(run)
     recipe = read_recipe(run)
-    with distributed.joined(recipe.device) as ranks:
+    with joined(recipe.device) as ranks:
         _train(run, recipe, assemble(recipe, ranks), ranks)
     return run
 
 
 def load(path: str | Path, device: str = "cpu") -> Encoder:
     """The encoder of a run, or of an encoder.safetensors beside its encoder.json."""
-    return Encoder.load(path, device=str(distributed.choose_device(device)))
+    return Encoder.load(path, device=str(choose_device(device)))
 
 
-def _train(run: Path, recipe: Recipe, parts: Parts, ranks: distributed.Ranks) -> None:
+def _train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> None:
     with ExitStack() as stack:
-        distributed.on_main(ranks, lambda: stack.enter_context(held(run)))
+        on_main(ranks, lambda: stack.enter_context(held(run)))
         train(run, recipe, parts, ranks)

@@ -14,24 +14,24 @@ from rich.table import Table
 from rich.text import Text
 
 from vitrail import api
-from vitrail.assemble import fair_workers
 from vitrail.backbones.registry import BACKBONES, describe
-from vitrail.data.encoded import Packing
-from vitrail.data.pack import pack, summary
-from vitrail.data.sources.table import SOURCES, open_source, resolve_spec
-from vitrail.data.stats import statistics, stats_table, stats_title, stats_words
-from vitrail.distributed import choose_device
+from vitrail.config import suggest
+from vitrail.data.sources.registry import SOURCES, open_source, resolve_spec
+from vitrail.data.tools.encode import Packing
+from vitrail.data.tools.pack import pack, summary
+from vitrail.data.tools.stats import statistics, stats_table, stats_title, stats_words
+from vitrail.distributed.ranks import choose_device
+from vitrail.evals.contract import Settings
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
-from vitrail.evals.material import Settings
-from vitrail.evals.protocols import PROTOCOLS
-from vitrail.evals.video import saliency_video
-from vitrail.export import Format, export
+from vitrail.evals.patches.saliency_video import saliency_video
+from vitrail.evals.registry import PROTOCOLS
+from vitrail.export.export import Format, export
 from vitrail.objectives.registry import OBJECTIVES
-from vitrail.recipes.config import suggest
 from vitrail.recipes.recipe import Recipe
 from vitrail.recipes.registry import RECIPES, get_recipe
 from vitrail.report.build import build_report
+from vitrail.train.build import fair_workers
 
 Path_ = Annotated[Path, tyro.conf.Positional]
 

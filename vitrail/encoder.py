@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
+from vitrail.atomic import write_atomically
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.registry import create_backbone
-from vitrail.data.preprocess import Preprocess
-from vitrail.durable import write_atomically
-from vitrail.inputs import ImagesLike, batches
-from vitrail.interop.official import read_official
-from vitrail.interop.weights import is_hub_folder
+from vitrail.data.decode.inputs import ImagesLike, batches
+from vitrail.data.views.preprocess import Preprocess
+from vitrail.interop.read.load import read_official
+from vitrail.interop.read.weights_file import is_hub_folder
 
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 
@@ -52,7 +52,7 @@ class Encoder(TransformerMixin, BaseEstimator):
         """The encoder of a run folder, or of an encoder.safetensors beside its encoder.json.
 
         Or other people's weights: a file, or a folder of the Hugging Face hub, in one of the
-        formats that `vitrail.interop.official.read_official` knows, and with its preprocessing.
+        formats that `vitrail.interop.read.load.read_official` knows, and with its preprocessing.
 
         Raises:
             ValueError: a missing or damaged file, weights that are not the described backbone's,

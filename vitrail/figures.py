@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from vitrail.data.batch import Batch
+from vitrail.data.contract import Batch
 from vitrail.objectives.contract import Objective, Pictures
 
 
@@ -17,7 +17,11 @@ def draw(run: Path, objective: Objective, batch: Batch) -> None:
 
 
 def _draw(path: Path, pictures: Pictures) -> None:
-    from vitrail.evals.grid import Cell, cell_side, save_grid  # matplotlib: only who draws waits
+    from vitrail.evals.figures.grid import (  # matplotlib: only who draws waits
+        Cell,
+        cell_side,
+        save_grid,
+    )
 
     # [rows, columns, H, W, C]; of other channel counts than three, the first is shown in grey.
     pixels = pictures.pixels.float().movedim(2, -1).cpu().numpy()

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitrail.atomic import write_atomically
 from vitrail.backbones.contract import Backbone
-from vitrail.data.batch import Source
-from vitrail.data.memory import Subset, hold_out
-from vitrail.data.preprocess import Preprocess
-from vitrail.data.quarantine import Quarantine
-from vitrail.durable import write_atomically
+from vitrail.data.contract import Source
+from vitrail.data.loading.quarantine import Quarantine
+from vitrail.data.subset import Subset, hold_out
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
+from vitrail.evals.classification.knn import K, knn_accuracy
 from vitrail.evals.features import features
-from vitrail.evals.knn import K, knn_accuracy
 from vitrail.nn.random import philox
 
 HELD_OUT = 1000  # images at most, and no more than a tenth of the data

@@ -10,8 +10,8 @@ from timm.optim import Lion
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from vitrail.nn.schedules import Horizon, cosine
 from vitrail.objectives.contract import ParamGroup
-from vitrail.schedules import Horizon, cosine
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
-from vitrail import checkpoint, text_encoder
-from vitrail.assemble import Parts, preprocess_of
-from vitrail.continued import require_started
-from vitrail.distributed import Ranks
+from vitrail import text_encoder
+from vitrail.config import kind, to_dict
+from vitrail.distributed.ranks import Ranks
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
-from vitrail.recipes.config import kind, to_dict
 from vitrail.recipes.recipe import Recipe
-from vitrail.run import require_same
 from vitrail.text_encoder import TextEncoder
+from vitrail.train import checkpoint
+from vitrail.train.build import Parts, preprocess_of
+from vitrail.train.run_folder import require_same
+from vitrail.train.warm_start import require_started
 
 
 def restore(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> int:

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from vitrail.atomic import write_atomically
 from vitrail.backbones.joint import JointSpace
-from vitrail.data.tokens import Tokenizer
-from vitrail.durable import write_atomically
+from vitrail.data.tokenizer import Tokenizer
 
 WEIGHTS, DESCRIPTION = "text.safetensors", "text.json"
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from shrunk import AFFORDABLE, TOKENS, shrunk, shrunk_tokens
 
+from tests.backbones.shrunk import AFFORDABLE, TOKENS, shrunk, shrunk_tokens
 from vitrail.backbones.contract import Features
 from vitrail.backbones.layers import last_projection
 from vitrail.backbones.registry import BACKBONES, count_parameters, create_backbone, describe

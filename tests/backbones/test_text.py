@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitrail.backbones.attention import MHSA
 from vitrail.backbones.layers import Kind
+from vitrail.backbones.operators.attention import MHSA
+from vitrail.backbones.operators.tokenwise import MLP
 from vitrail.backbones.text import (
     AOT_MHSA,
     AOT_MSSA,
@@ -19,7 +20,6 @@ from vitrail.backbones.text import (
     TextBackbone,
     create_text_backbone,
 )
-from vitrail.backbones.tokenwise import MLP
 
 CAUSAL = {
     "gpt": GPT,

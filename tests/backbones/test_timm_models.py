@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitrail.backbones.maps import MapBackbone
 from vitrail.backbones.resnet import TimmResNet
 from vitrail.backbones.stochastic_depth import branch_scales
 from vitrail.backbones.swin import TimmSwin
-from vitrail.backbones.timm_models import MapBackbone
-from vitrail.data.batch import Batch
-from vitrail.data.views import MultiCrop
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import MultiCrop
 from vitrail.nn.random import Draws
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives import dino
 from vitrail.objectives.registry import build_objective
-from vitrail.schedules import Horizon
 
 ROWS = {
     "resnet18": TimmResNet(224, "resnet18"),

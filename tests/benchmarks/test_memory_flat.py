@@ -17,8 +17,8 @@ import json, sys
 from pathlib import Path
 import torch
 from benchmarks.memory_flat import growth, tiny_files, watch
-from vitrail.data.sources.table import open_source
-from vitrail.data.views import RandomResizedCrop
+from vitrail.data.sources.registry import open_source
+from vitrail.data.views.plan import RandomResizedCrop
 
 torch.set_num_threads(1)
 colour = RandomResizedCrop(8).plan()

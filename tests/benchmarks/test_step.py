@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from benchmarks import step
-from benchmarks.setting import Setting, make_batch, view_list
+from benchmarks.step_setting import Setting, make_batch, view_list
 
 pytest.importorskip("lightly")
-from benchmarks.sides import METHODS, ParityError, build_ours, build_peer, require_parity
+from benchmarks.step_sides import METHODS, ParityError, build_ours, build_peer, require_parity
 
 TINY = Setting("cpu", "fp32", "vit_nano_patch4_32", 4, 16, 8, 2, 64, drop_path=0.0)
 
@@ -42,7 +42,7 @@ def test_the_second_step_sees_optimizer_and_teacher(monkeypatch):
     with pytest.raises(ParityError):
         require_parity(*both_steps(ours, peer))
     ours, peer = sides("dino")
-    monkeypatch.setattr("benchmarks.peers.MOMENTUM", 0.5)
+    monkeypatch.setattr("benchmarks.step_peers.MOMENTUM", 0.5)
     with pytest.raises(ParityError):
         require_parity(*both_steps(ours, peer))
 

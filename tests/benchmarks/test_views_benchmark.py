@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks import views
 from benchmarks.decode import encode
 from benchmarks.feed import measure
-from benchmarks.setting import CPU
+from benchmarks.step_setting import CPU
 
 
 def files(count: int) -> list[bytes]:

@@ -6,8 +6,9 @@ import re
 
 import numpy as np
 import pytest
-import shell
-from shell import assert_refused, pretrain, vitrail
+
+from tests.cli import shell
+from tests.cli.shell import assert_refused, pretrain, vitrail
 
 KINDS = ["recipes", "backbones", "objectives", "sources", "protocols"]
 

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-import shell
-from shell import assert_refused, make_photos, pretrain, vitrail
 
-from vitrail.data.sources.folder import FolderSource
+from tests.cli import shell
+from tests.cli.shell import assert_refused, make_photos, pretrain, vitrail
+from vitrail.data.sources.formats.folder import FolderSource
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -1,7 +1,8 @@
 """A run means the same from any working directory, and after its data have moved."""
 
 import pytest
-import shell
+
+from tests.cli import shell
 
 
 @pytest.fixture

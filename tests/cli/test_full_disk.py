@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import shell
-from shell import pretrain, vitrail
+
+from tests.cli import shell
+from tests.cli.shell import pretrain, vitrail
 
 STEPS = 8
 CHANGES = ["--steps", STEPS, "--checkpoint-every", 2, "--health-every", 1]
@@ -113,12 +114,12 @@ def test_metrics_and_events_on_a_full_disk(monkeypatch, tmp_path, whole):
         shutil.rmtree(run / "tb")
         (run / "metrics.jsonl").unlink()
         if name == "tb":
-            monkeypatch.setattr("vitrail.events.socket.gethostname", lambda: "host")
-            monkeypatch.setattr("vitrail.events.time.time_ns", lambda: 1)
+            monkeypatch.setattr("vitrail.train.tensorboard.socket.gethostname", lambda: "host")
+            monkeypatch.setattr("vitrail.train.tensorboard.time.time_ns", lambda: 1)
             (run / "tb").mkdir()
             event_file = f"events.out.tfevents.{1:020d}.host.{os.getpid()}"
             (run / "tb" / event_file).symlink_to("/dev/full")
         else:
             (run / name).symlink_to("/dev/full")
-            monkeypatch.setattr("vitrail.journal._cut", lambda path, start: None)
+            monkeypatch.setattr("vitrail.train.log._cut", lambda path, start: None)
         assert_stopped_full(vitrail("resume", run), run)

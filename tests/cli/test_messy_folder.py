@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shell
 from PIL import Image
-from shell import assert_refused, pretrain, vitrail
+
+from tests.cli import shell
+from tests.cli.shell import assert_refused, pretrain, vitrail
 
 ODD_NAMES = [
     "q\"uo'te.png",

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-import shell
 import torch
-from shell import assert_refused, make_photos, pretrain, vitrail
+
+from tests.cli import shell
+from tests.cli.shell import assert_refused, make_photos, pretrain, vitrail
 
 # changes to the tiny run -> what the message must hold: the thing, the value, the remedy
 REFUSED = {
@@ -81,10 +82,10 @@ def test_supervised_needs_labels(places):
 
 
 def test_a_batch_that_ranks_cannot_share():
-    from vitrail.assemble import assemble
-    from vitrail.distributed import Ranks
-    from vitrail.recipes.config import override
+    from vitrail.config import override
+    from vitrail.distributed.ranks import Ranks
     from vitrail.recipes.registry import get_recipe
+    from vitrail.train.build import assemble
 
     recipe = override(get_recipe("simdino_digits"), {"batch_size": 7})
     with pytest.raises(ValueError, match=r"batch_size 7 is the global batch.* 2 ranks"):

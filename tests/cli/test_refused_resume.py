@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import shell
-from shell import assert_refused, make_photos, pretrain, vitrail
+
+from tests.cli import shell
+from tests.cli.shell import assert_refused, make_photos, pretrain, vitrail
 
 HOLD = """
 import fcntl, os, sys

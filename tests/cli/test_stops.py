@@ -6,8 +6,8 @@ import threading
 import time
 from pathlib import Path
 
-import shell
-from shell import Outcome, assert_refused, pretrain, vitrail
+from tests.cli import shell
+from tests.cli.shell import Outcome, assert_refused, pretrain, vitrail
 
 EXPLODE = ["--optim.lr", "1e30", "--optim.warmup-epochs", 0, "--optim.clip", 0]  # is not per 256
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from vitrail.backbones.registry import create_backbone
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
 
 

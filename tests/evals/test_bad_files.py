@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from synthetic_runs import image_folder, tiny_encoder
 
-from vitrail.data.quarantine import Quarantine
+from tests.evals.synthetic_runs import image_folder, tiny_encoder
+from vitrail.data.loading.quarantine import Quarantine
 from vitrail.evals.bad_files import MAX_BAD_FRACTION, allowed, sentence
+from vitrail.evals.contract import Settings
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
-from vitrail.evals.material import Settings
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_it_stops_at_the_run_s_own_share_or_at_the_one_asked_for(run):
 
 
 def test_other_protocols_than_features_share_the_list(run, monkeypatch):
-    from vitrail.data.sources.folder import FolderSource
+    from vitrail.data.sources.formats.folder import FolderSource
 
     allow(run, 0.5)
     read, reads = FolderSource.read, []

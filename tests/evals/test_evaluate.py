@@ -3,15 +3,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from synthetic_runs import image_folder, tiny_encoder
 
-from vitrail.data.sources.table import open_source
+from tests.evals.synthetic_runs import image_folder, tiny_encoder
+from vitrail.data.sources.registry import open_source
 from vitrail.encoder import Encoder
+from vitrail.evals.classification.knn import knn_accuracy
+from vitrail.evals.contract import Settings
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.features import features, raw_side
-from vitrail.evals.knn import knn_accuracy
-from vitrail.evals.material import Settings
-from vitrail.evals.protocols import PROTOCOLS
+from vitrail.evals.registry import PROTOCOLS
 from vitrail.evals.tables import percent
 
 

@@ -5,14 +5,14 @@ import warnings
 
 import pytest
 import torch
-from synthetic_runs import tiny_encoder
 
-from vitrail.data.memory import MemorySource
+from tests.evals.synthetic_runs import tiny_encoder
+from vitrail.data.subset import MemorySource
 from vitrail.evals import evaluate as evaluation
-from vitrail.evals.finetune import Finetune
-from vitrail.evals.maskcut import MaskCut
-from vitrail.evals.material import Settings
-from vitrail.evals.protocols import PROTOCOLS
+from vitrail.evals.classification.finetune import Finetune
+from vitrail.evals.contract import Settings
+from vitrail.evals.patches.maskcut import MaskCut
+from vitrail.evals.registry import PROTOCOLS
 
 QUICK = Settings(
     draws=1,

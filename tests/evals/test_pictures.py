@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from synthetic_runs import tiny_encoder
 
+from tests.evals.synthetic_runs import tiny_encoder
 from vitrail.backbones.contract import Backbone, Features
-from vitrail.data.preprocess import Preprocess
-from vitrail.data.sources.table import open_source
+from vitrail.data.sources.registry import open_source
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
-from vitrail.evals.grid import Cell, cell_side, heat, save_grid
-from vitrail.evals.pca import (
+from vitrail.evals.figures.grid import Cell, cell_side, heat, save_grid
+from vitrail.evals.patches.pca import (
     otsu,
     parts_figure,
     patch_components,
     patch_features,
     pca_figure,
 )
-from vitrail.evals.saliency import at_size, mark, mass_mask, saliency_figure, token_maps
+from vitrail.evals.patches.saliency import at_size, mark, mass_mask, saliency_figure, token_maps
 
 
 class Flat(Backbone):
@@ -172,7 +172,7 @@ def test_parts_of_a_group_know_nothing_of_other_groups(tmp_path, monkeypatch):
         drawn.append(rows)
         return path
 
-    monkeypatch.setattr("vitrail.evals.pca.save_grid", look)
+    monkeypatch.setattr("vitrail.evals.patches.pca.save_grid", look)
     generator = torch.Generator().manual_seed(0)
     groups = {
         name: list(torch.randint(0, 256, (3, 1, 28, 28), generator=generator, dtype=torch.uint8))

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from synthetic_runs import image_folder, tiny_encoder
 
+from tests.evals.synthetic_runs import image_folder, tiny_encoder
 from vitrail.cli import evaluate_
+from vitrail.evals.classification.finetune import Finetune
+from vitrail.evals.contract import Settings
 from vitrail.evals.evaluate import evaluate
-from vitrail.evals.finetune import Finetune
-from vitrail.evals.kept import AFFECTED
-from vitrail.evals.material import Settings
-from vitrail.evals.protocols import PROTOCOLS as ALL
+from vitrail.evals.registry import PROTOCOLS as ALL
+from vitrail.evals.reuse import AFFECTED
 from vitrail.evals.splits import open_splits
 
 TWO = ["digits", "digits:scattered"]

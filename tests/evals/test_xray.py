@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from synthetic_runs import image_folder, tiny_encoder
 
+from tests.evals.synthetic_runs import image_folder, tiny_encoder
 from vitrail.backbones.contract import Backbone, Features, LayerState
 from vitrail.backbones.registry import BACKBONES, create_backbone
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
 from vitrail.evals.evaluate import evaluate
+from vitrail.evals.figures.layers import layers_figure, layers_table
 from vitrail.evals.xray import (
     EPS,
     OVER_IMAGES,
@@ -22,7 +23,6 @@ from vitrail.evals.xray import (
     rate,
     xray,
 )
-from vitrail.evals.xray_figure import layers_figure, layers_table
 from vitrail.report.build import build_report
 
 NANO = [

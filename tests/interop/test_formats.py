@@ -3,22 +3,22 @@
 import argparse
 from pathlib import Path
 
-import layouts
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from layouts import DEPTH, GRID, PATCH, WIDTH, Weights, prefixed
 from torch import Tensor
 
+from tests.interop import layouts
+from tests.interop.layouts import DEPTH, GRID, PATCH, WIDTH, Weights, prefixed
 from vitrail.backbones import registry
 from vitrail.backbones.families import Skeleton
 from vitrail.backbones.layers import Block
+from vitrail.backbones.operators.tokenwise import ODL
 from vitrail.backbones.skeleton import SkeletonBackbone
-from vitrail.backbones.tokenwise import ODL
 from vitrail.backbones.tost import ToST, ToSTModel
-from vitrail.interop.formats import FORMATS
-from vitrail.interop.official import Official, load_official, read_official
+from vitrail.interop.read.formats import FORMATS
+from vitrail.interop.read.load import Official, load_official, read_official
 
 SIDE = PATCH * GRID
 

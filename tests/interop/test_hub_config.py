@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitrail.backbones.registry import create_backbone
-from vitrail.data.preprocess import Preprocess
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
-from vitrail.export import Format, export
-from vitrail.interop.official import load_official, read_official
+from vitrail.export.export import Format, export
+from vitrail.interop.read.load import load_official, read_official
 
 VIT = "vit_nano_patch4_28"
 DINOV2 = {"depth": 2, "width": 64, "img_size": 28}

@@ -34,7 +34,7 @@ from transformers import (
 from vitrail.backbones import registry
 from vitrail.backbones.resnet import TimmResNet
 from vitrail.backbones.swin import TimmSwin
-from vitrail.interop.official import Official, read_official
+from vitrail.interop.read.load import Official, read_official
 
 SIDE = 32
 SIZES = {

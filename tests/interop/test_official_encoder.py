@@ -3,17 +3,17 @@
 import json
 from pathlib import Path
 
-import layouts
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import vitrail
+from tests.interop import layouts
 from vitrail.encoder import Encoder
+from vitrail.evals.contract import Settings
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
-from vitrail.evals.material import Settings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -4,7 +4,6 @@ import argparse
 import pickle
 from pathlib import Path
 
-import layouts
 import numpy as np
 import pytest
 import timm
@@ -12,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.interop import layouts
 from vitrail.backbones.registry import create_backbone
 from vitrail.backbones.skeleton import SkeletonBackbone
-from vitrail.interop.official import load_official
-from vitrail.interop.weights import read_checkpoint
+from vitrail.interop.read.load import load_official
+from vitrail.interop.read.weights_file import read_checkpoint
 
 Weights = dict[str, Tensor]
 

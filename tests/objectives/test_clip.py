@@ -6,9 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import CAPTIONS, CONFIGS, HORIZON, build, make_backbone, make_batch, narrow
 from torch.nn.functional import normalize
 
+from tests.objectives.tiny import (
+    CAPTIONS,
+    CONFIGS,
+    HORIZON,
+    build,
+    make_backbone,
+    make_batch,
+    narrow,
+)
 from vitrail.backbones.joint import KINDS, JointSpace
 from vitrail.objectives import clip
 from vitrail.objectives.registry import build_objective

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIGS, build, make_batch
 
+from tests.objectives.tiny import CONFIGS, build, make_batch
 from vitrail import api
-from vitrail.data.views import MultiCrop
-from vitrail.health import PATIENCE, Monitor
+from vitrail.data.views.plan import MultiCrop
 from vitrail.objectives.cotraining import Config, CoTraining, entropy
+from vitrail.train.health import PATIENCE, Monitor
 
 CONFIG = CONFIGS["cotraining"]
 

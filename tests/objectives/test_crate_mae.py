@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CONFIGS, build, make_backbone, make_batch, narrow
 from torch import Tensor, nn
 
-from vitrail.data.batch import Batch
+from tests.objectives.tiny import CONFIGS, build, make_backbone, make_batch, narrow
+from vitrail.data.contract import Batch
 from vitrail.objectives.crate_mae import CRATEMAE
 
 CRATE = "crate_nano_patch4_32"

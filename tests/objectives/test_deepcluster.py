@@ -8,9 +8,9 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
-from tiny import CONFIGS, HORIZON, N_SAMPLES, build, make_backbone, make_batch
 from torch import Tensor
 
+from tests.objectives.tiny import CONFIGS, HORIZON, N_SAMPLES, build, make_backbone, make_batch
 from vitrail.objectives.deepcluster import Config, agreement
 from vitrail.objectives.registry import build_objective
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 from lightly.loss import DINOLoss
-from tiny import CONFIGS, HORIZON, build, make_batch, narrow
 
-from vitrail.data.batch import Batch
+from tests.objectives.tiny import CONFIGS, HORIZON, build, make_batch, narrow
+from vitrail.data.contract import Batch
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives.dino import DINO, Config, cross_view_entropy, prototypes
-from vitrail.schedules import Horizon
 
 TAU_S, TAU_T = 0.1, 0.05
 

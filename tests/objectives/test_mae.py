@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CONFIGS, build, make_backbone, make_batch, narrow
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
+from tests.objectives.tiny import CONFIGS, build, make_backbone, make_batch, narrow
 from vitrail.backbones.decoder import patchify
-from vitrail.data.batch import Batch
-from vitrail.data.views import RandomResizedCrop
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import RandomResizedCrop
 from vitrail.nn.masking import count_visible
 from vitrail.objectives.mae import MAE, Config
 

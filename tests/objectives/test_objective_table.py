@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CONFIGS, HORIZON, build, make_backbone, make_batch
 from torch import nn
 
+from tests.objectives.tiny import CONFIGS, HORIZON, build, make_backbone, make_batch
 from vitrail.backbones.registry import BACKBONES
-from vitrail.data.views import MultiCrop, RandomResizedCrop
+from vitrail.data.views.plan import MultiCrop, RandomResizedCrop
 from vitrail.objectives import simdino
 from vitrail.objectives.registry import (
     OBJECTIVES,

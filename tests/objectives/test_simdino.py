@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIGS, HORIZON, build, make_batch
 
+from tests.objectives.tiny import CONFIGS, HORIZON, build, make_batch
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.simdino import Config, cross_view_cosine
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIGS, N_CLASSES, build, make_batch
 
+from tests.objectives.tiny import CONFIGS, N_CLASSES, build, make_batch
 from vitrail.objectives.supervised import Config
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from lightly.loss import SwaVLoss
 from lightly.models.modules.heads import SwaVPrototypes
-from tiny import CONFIGS, HORIZON, build, make_batch
 from torch.nn.functional import normalize
 
-from vitrail import api, checkpoint
+from tests.objectives.tiny import CONFIGS, HORIZON, build, make_batch
+from vitrail import api
 from vitrail.nn.sinkhorn import sinkhorn
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.swav import VIEWS, Config, swapped_prediction
+from vitrail.train import checkpoint
 
 TAU = 0.1
 QUEUED = replace(CONFIGS["swav"], queue_length=16, queue_epoch=0.5)  # from step 2 on

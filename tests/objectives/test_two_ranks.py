@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tiny import CONFIGS, build, make_batch, narrow
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vitrail.data.batch import Batch
+from tests.objectives.tiny import CONFIGS, build, make_batch, narrow
+from vitrail.data.contract import Batch
 from vitrail.objectives.contract import Objective
 
 BATCH = 8

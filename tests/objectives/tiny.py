@@ -7,9 +7,10 @@ import torch
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.registry import BACKBONES, create_backbone
-from vitrail.data.batch import Batch
-from vitrail.data.views import MultiCrop, RandomResizedCrop, ViewPlan
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, ViewPlan
 from vitrail.nn.random import Draws
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives import (
     clip,
     cotraining,
@@ -23,7 +24,6 @@ from vitrail.objectives import (
 )
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.registry import build_objective
-from vitrail.schedules import Horizon
 
 CROPS = MultiCrop(global_size=16, local_size=8, n_local=3)
 HORIZON = Horizon(steps=40, steps_per_epoch=4)

@@ -3,8 +3,8 @@
 import shlex
 
 from vitrail import api, cli
+from vitrail.config import override
 from vitrail.recipes.command import command_of
-from vitrail.recipes.config import override
 from vitrail.recipes.registry import get_recipe
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vitrail import api
 from vitrail.backbones.registry import BACKBONES, count_parameters
-from vitrail.recipes.config import from_dict, override, to_dict
+from vitrail.config import from_dict, override, to_dict
 from vitrail.recipes.recipe import Recipe
 from vitrail.recipes.registry import RECIPES, get_recipe
 

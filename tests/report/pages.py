@@ -3,12 +3,9 @@
 import base64
 import json
 import re
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "evals"))
-from synthetic_runs import write_metrics
+from tests.evals.synthetic_runs import write_metrics
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -2,18 +2,22 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.report.pages import (
+    SETTINGS,
+    Elements,
+    make_run,
+    require_self_contained,
+    words_of,
+    write_metrics,
+)
 from vitrail import cli
 from vitrail.report.build import build_report
 from vitrail.report.compare import comparison, read_runs
 from vitrail.report.overlays import training_overlays
-
-sys.path.insert(0, str(Path(__file__).parent))
-from pages import SETTINGS, Elements, make_run, require_self_contained, words_of, write_metrics
 
 
 def three(trained, untrained=0.1):

@@ -4,17 +4,13 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.report.pages import Elements, write_metrics
 from vitrail.report.build import build_report
-
-sys.path.insert(0, str(Path(__file__).parent))
-from pages import Elements, write_metrics
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

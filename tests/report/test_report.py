@@ -2,18 +2,14 @@ import base64
 import itertools
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.report.pages import PNG, Elements, require_self_contained, write_metrics
 from vitrail.report.build import build_report
 from vitrail.report.curves import MAX_POINTS, draw, short, training_curves
 from vitrail.report.facts import visible
-from vitrail.report.measures import percent
-
-sys.path.insert(0, str(Path(__file__).parent))
-from pages import PNG, Elements, require_self_contained, write_metrics
+from vitrail.report.rows import percent
 
 HOSTILE = [
     "<script>alert(1)</script>.jpg",

@@ -4,19 +4,16 @@ import dataclasses
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.report.pages import make_run
 from vitrail import cli
-from vitrail.evals.finetune import Finetune
-from vitrail.evals.material import Settings
-from vitrail.report.again import evaluate_again, quoted, report_again, train_again
-from vitrail.report.files import RunFiles
-
-sys.path.insert(0, str(Path(__file__).parent))
-from pages import make_run
+from vitrail.evals.classification.finetune import Finetune
+from vitrail.evals.contract import Settings
+from vitrail.report.commands import evaluate_again, quoted, report_again, train_again
+from vitrail.report.run_files import RunFiles
 
 ODD = [
     "a b",

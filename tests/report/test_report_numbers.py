@@ -2,23 +2,19 @@
 
 import io
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.evals.protocols import PROTOCOLS
-from vitrail.report import measures
+from tests.report.pages import PNG, Elements, make_run, require_self_contained, words_of
+from vitrail.evals.registry import PROTOCOLS
 from vitrail.report import pictures as pictures_module
+from vitrail.report import rows as measures
 from vitrail.report.build import build_report
-from vitrail.report.files import RunFiles, read_run
-from vitrail.report.measures import MEASURES, accuracy_rows, listed, percent, transfer
 from vitrail.report.pictures import picture_words, pictures
-
-sys.path.insert(0, str(Path(__file__).parent))
-from pages import PNG, Elements, make_run, require_self_contained, words_of
+from vitrail.report.rows import MEASURES, accuracy_rows, listed, percent, transfer
+from vitrail.report.run_files import RunFiles, read_run
 
 THREE = {"raw": 0.5, "untrained": 0.25, "trained": 0.75}
 FEW = {kind: {"mean": value, "std": 0.02} for kind, value in THREE.items()}

@@ -32,7 +32,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 def tiny_recipe(kind: str, /, **changes: Any) -> Any:
-    from vitrail.recipes.config import from_dict, override, to_dict
+    from vitrail.config import from_dict, override, to_dict
     from vitrail.recipes.recipe import Recipe
     from vitrail.recipes.registry import get_recipe
 
@@ -45,7 +45,7 @@ def tiny_recipe(kind: str, /, **changes: Any) -> Any:
 
 def assemble_on(objective: str, ranks: Any) -> Any:
     """The parts of a tiny run before its first step."""
-    from vitrail.assemble import assemble
+    from vitrail.train.build import assemble
 
     return assemble(tiny_recipe(objective), ranks)
 
@@ -100,7 +100,7 @@ def finish(action: Callable[..., None], *arguments: Any) -> int:
 
 
 def final_state(run: Path) -> dict[str, Any]:
-    from vitrail import checkpoint
+    from vitrail.train import checkpoint
 
     state = checkpoint.load_latest(run / "checkpoints", torch.device("cpu"))
     assert state is not None

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
 import torch
 from PIL import Image
 
+from tests.train import runs
 from vitrail import api
 from vitrail.evals.evaluate import evaluate
 from vitrail.text_encoder import TextEncoder
@@ -37,7 +37,7 @@ def write_pairs(folder: Path) -> Path:
 
 
 def recipe_of(pairs: str, **changes: object) -> object:
-    from vitrail.recipes.config import override
+    from vitrail.config import override
     from vitrail.recipes.registry import get_recipe
 
     tiny = runs.TINY | {"data": f"pairs:{pairs}", "backbone_options": ("width=32", "depth=2")}
@@ -196,7 +196,7 @@ def test_a_run_without_words_says_so(tmp_path):
 
 
 def test_slices_of_unequal_labels_are_refused(tmp_path):
-    from vitrail.recipes.config import override
+    from vitrail.config import override
     from vitrail.recipes.registry import get_recipe
 
     pairs = write_pairs(tmp_path)

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-import runs
 import torch
+
+from tests.train import runs
 
 pytestmark = pytest.mark.gpu
 
@@ -41,7 +42,7 @@ def test_a_step_on_cuda_has_the_loss_of_the_cpu(tmp_path):
 
 def test_features_on_cuda_are_those_of_the_cpu(tmp_path):
     from vitrail import api
-    from vitrail.data.sources.table import open_source
+    from vitrail.data.sources.registry import open_source
 
     run = tmp_path / "run"
     api.start(runs.tiny_recipe("dino", device="cuda"), run)

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from vitrail import journal as journal_module
-from vitrail.data import timing as timing_module
-from vitrail.data.timing import Meter, Reading
-from vitrail.distributed import Ranks
-from vitrail.journal import Journal
+from vitrail.data.loading import wait_time as timing_module
+from vitrail.data.loading.wait_time import Meter, Reading
+from vitrail.distributed.ranks import Ranks
+from vitrail.train import log as journal_module
+from vitrail.train.log import Journal
 
 CPU = torch.device("cpu")
 RANKS = Ranks(0, 0, 1, CPU)

@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runs
 import torch
 from PIL import Image
 
-from vitrail import api, checkpoint, epochs
-from vitrail.assemble import assemble, preprocess_of
-from vitrail.data.loader import Loader
-from vitrail.data.quarantine import Quarantine
-from vitrail.data.sampling import SampleOrder
-from vitrail.distributed import Ranks
+from tests.train import runs
+from vitrail import api
+from vitrail.data.loading.loader import Loader
+from vitrail.data.loading.order import SampleOrder
+from vitrail.data.loading.quarantine import Quarantine
+from vitrail.distributed.ranks import Ranks
 from vitrail.encoder import Encoder
 from vitrail.evals.features import features
 from vitrail.objectives.deepcluster import DeepCluster
+from vitrail.train import checkpoint, epochs
+from vitrail.train.build import assemble, preprocess_of
 
 ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 

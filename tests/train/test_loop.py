@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-import runs
 import torch
+
+from tests.train import runs
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,7 @@ def test_a_collapsing_run_says_so_while_it_happens(tmp_path, capfd):
 
 
 def test_the_untrained_baseline_is_the_run_s_first_encoder(tmp_path):
-    from vitrail.distributed import join
+    from vitrail.distributed.ranks import join
     from vitrail.encoder import Encoder
 
     trained("dino", tmp_path / "run", steps=2)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
 from PIL import Image
 
+from tests.train import runs
 from vitrail import api, figures
-from vitrail.recipes.config import override
+from vitrail.config import override
 from vitrail.recipes.registry import get_recipe
 from vitrail.report.build import build_report
 

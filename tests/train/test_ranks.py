@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import runs
 import torch
+
+from tests.train import runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -32,7 +33,7 @@ def losses(run: Path) -> list[float]:
 
 
 def write_config(run: Path, objective: str, /, **changes: object) -> None:
-    from vitrail.run import create
+    from vitrail.train.run_folder import create
 
     create(run, runs.tiny_recipe(objective, **changes))
 

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-import runs
+
+from tests.train import runs
 
 
 @pytest.fixture(scope="module", params=["simdino", "dino"])

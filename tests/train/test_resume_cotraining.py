@@ -2,7 +2,7 @@
 
 import signal
 
-import runs
+from tests.train import runs
 
 
 def test_killed_and_resumed_ends_with_the_bits_of_one_that_was_not(tmp_path):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.backbones.attention import MHSA, MSSA, attention_row
+from vitrail.backbones.operators.attention import MHSA, MSSA, attention_row
 
 
 class CausalMHSA(MHSA):

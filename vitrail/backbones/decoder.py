@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitrail.backbones.attention import MHSA, MSSA
 from vitrail.backbones.embedding import check_divides
 from vitrail.backbones.initial import xavier_linear
 from vitrail.backbones.layers import Kind, pack, run_blocks, stack
+from vitrail.backbones.operators.attention import MHSA, MSSA
+from vitrail.backbones.operators.tokenwise import MLP
 from vitrail.backbones.stochastic_depth import Shapes
-from vitrail.backbones.tokenwise import MLP
 
 
 def patchify(images: Float[Tensor, "B C S s"], patch_size: int) -> Float[Tensor, "B N K"]:

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitrail.backbones.attention import Attention
 from vitrail.backbones.contract import LayerState
+from vitrail.backbones.operators.attention import Attention
 from vitrail.backbones.stochastic_depth import Drop, Shapes, add_branch
 
 

@@ -15,8 +15,8 @@ from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from vitrail.backbones.embedding import check_images
+from vitrail.backbones.maps import LayerMaps, MapBackbone, scaled
 from vitrail.backbones.model import Model
-from vitrail.backbones.timm_models import LayerMaps, MapBackbone, scaled
 from vitrail.nn.batch_norm import convert_batch_norms
 
 

@@ -16,8 +16,8 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
 from vitrail.backbones.embedding import check_divides, check_images
+from vitrail.backbones.maps import LayerMaps, MapBackbone, scaled
 from vitrail.backbones.model import Model
-from vitrail.backbones.timm_models import LayerMaps, MapBackbone, scaled
 
 MASKED = -100.0  # added to the scores of cells that are not neighbours, as in the official code
 

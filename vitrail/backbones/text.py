@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitrail.backbones.attention import Attention
 from vitrail.backbones.causal import CausalMHSA, CausalMSSA
 from vitrail.backbones.layers import Kind, run_blocks, stack, undecayed
+from vitrail.backbones.operators.attention import Attention
+from vitrail.backbones.operators.tokenwise import ISTA, MLP, ODL
+from vitrail.backbones.operators.tssa import CausalTSSA
 from vitrail.backbones.stochastic_depth import Drop, Shapes
-from vitrail.backbones.tokenwise import ISTA, MLP, ODL
-from vitrail.backbones.tssa import CausalTSSA
 
 VOCABULARY = 50_304  # GPT-2's 50,257 tokens, padded to a multiple of 64
 CONTEXT = 1024

@@ -31,9 +31,9 @@ from vitrail.backbones.layers import (
     unpack,
 )
 from vitrail.backbones.model import Model, check_sizes
+from vitrail.backbones.operators.tokenwise import MLP
+from vitrail.backbones.operators.tssa import TSSA
 from vitrail.backbones.stochastic_depth import plan_drops
-from vitrail.backbones.tokenwise import MLP
-from vitrail.backbones.tssa import TSSA
 from vitrail.backbones.xcit import ClassBlock, ConvStem
 from vitrail.nn.random import Draws
 

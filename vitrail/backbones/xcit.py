@@ -14,8 +14,8 @@ from jaxtyping import Float
 from timm.models.xcit import conv3x3
 from torch import Tensor, nn
 
-from vitrail.backbones.attention import MHSA, attention_row
 from vitrail.backbones.layers import Kind
+from vitrail.backbones.operators.attention import MHSA, attention_row
 from vitrail.nn.batch_norm import convert_batch_norms
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 # Pixels of the decoded image, at least, for each pixel of a view: the resampling that follows still
 # has room for its own, better filter. Measured on photographs of 4096 x 4096 pixels as JPEGs of
 # quality 90: 99 % of the pixels of drawn views move by 2/255 or less, those of the smallest
-# box by 4/255 or less. With 1 it is 97 % of drawn views' pixels (tests/data/test_detail.py).
+# box by 4/255 or less. With 1 it is 97 % of drawn views' pixels (tests/data/views/test_detail.py).
 GAP = 2.0
 
 REDUCTIONS = (8, 4, 2)  # what libjpeg can divide an image's sides by

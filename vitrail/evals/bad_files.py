@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitrail.data.quarantine import Quarantine
+from vitrail.data.loading.quarantine import Quarantine
 
 MAX_BAD_FRACTION = 0.5  # where neither the call nor the run says so
 NAMED = 3

@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from vitrail.data.quarantine import Quarantine
-from vitrail.data.sources.table import open_source
-from vitrail.durable import replacing
+from vitrail.atomic import replacing
+from vitrail.data.loading.quarantine import Quarantine
+from vitrail.data.sources.registry import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.bad_files import allowed, sentence
 from vitrail.evals.features import features

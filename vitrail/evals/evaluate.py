@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from vitrail.atomic import write_atomically
 from vitrail.backbones.contract import TokenBackbone
-from vitrail.data.batch import Source
-from vitrail.data.memory import Subset
-from vitrail.data.preprocess import Preprocess
-from vitrail.data.quarantine import Quarantine
-from vitrail.durable import write_atomically
+from vitrail.data.contract import Source
+from vitrail.data.loading.quarantine import Quarantine
+from vitrail.data.subset import Subset
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.evals.bad_files import allowed, counts, sentence
+from vitrail.evals.contract import KINDS, Material, Settings, Split
 from vitrail.evals.features import Embed, collect, raw_pixels, raw_side
-from vitrail.evals.kept import earlier, identity, kept, plain
-from vitrail.evals.material import KINDS, Material, Settings, Split
-from vitrail.evals.protocols import PROTOCOLS
 from vitrail.evals.rank import rank_numbers
+from vitrail.evals.registry import PROTOCOLS
+from vitrail.evals.reuse import earlier, identity, kept, plain
 from vitrail.evals.splits import open_splits, require_known, require_labels
 from vitrail.evals.tables import accuracy_names, rank_line, results_table, transfer_table
 from vitrail.text_encoder import TextEncoder, has_text

@@ -11,10 +11,10 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrail.data.batch import Source
-from vitrail.data.loader import read_images
-from vitrail.data.preprocess import Preprocess
-from vitrail.data.quarantine import Quarantine
+from vitrail.data.contract import Source
+from vitrail.data.loading.loader import read_images
+from vitrail.data.loading.quarantine import Quarantine
+from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
 from vitrail.evals.colours import fill_no_range, in_colours
 

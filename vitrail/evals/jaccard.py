@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vitrail.evals.saliency import KEEP, mass_mask
+from vitrail.evals.patches.saliency import KEEP, mass_mask
 
 Array = np.ndarray
 
@@ -41,7 +41,7 @@ def saliency_jaccard(
     """The Jaccard similarity of thresholded maps with the foreground, per image, then averaged.
 
     Args:
-        maps: >= 0, as `vitrail.evals.saliency.token_maps` gives them.
+        maps: >= 0, as `vitrail.evals.patches.saliency.token_maps` gives them.
         masks: of each image: its foreground [y, x], at any size, seen whole as the maps are.
         ignored: of each image: pixels that do not count, such as VOC's border of objects.
         keep: share of a map's mass, in (0, 1].

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from vitrail.data.batch import NoTestSplitError, Source
-from vitrail.data.memory import hold_out
-from vitrail.data.sources.table import open_source
-from vitrail.evals.protocols import PROTOCOLS
+from vitrail.data.contract import NoTestSplitError, Source
+from vitrail.data.sources.registry import open_source
+from vitrail.data.subset import hold_out
+from vitrail.evals.registry import PROTOCOLS
 
 
 def open_splits(spec: str, channels: int) -> tuple[Source, Source]:

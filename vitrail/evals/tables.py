@@ -4,8 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-from vitrail.evals.material import KINDS
-from vitrail.evals.protocols import PROTOCOLS
+from vitrail.evals.contract import KINDS
+from vitrail.evals.registry import PROTOCOLS
 
 METRICS = {"accuracy": "test accuracy", "mean_per_class": "test accuracy, mean over classes,"}
 

@@ -5,12 +5,12 @@ Shape legend: D features · h heads.
 
 from dataclasses import dataclass
 
-from vitrail.backbones.attention import MHSA
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.embedding import ConvPatchEmbed
 from vitrail.backbones.layers import Block, LayerScale
+from vitrail.backbones.operators.attention import MHSA
+from vitrail.backbones.operators.tokenwise import MLP, SwiGLU
 from vitrail.backbones.skeleton import SkeletonBackbone
-from vitrail.backbones.tokenwise import MLP, SwiGLU
 
 NORM_EPS = 1e-6  # of timm's and Hugging Face's ViTs, and of ours
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.nn.collectives import all_gather, sum_over_ranks, world_size
+from vitrail.distributed.collectives import all_gather, sum_over_ranks, world_size
 
 MOMENTUM = 0.1  # torch's, timm's: the share of a new batch in the running statistics
 

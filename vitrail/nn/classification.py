@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vitrail.nn.collectives import sum_over_ranks, world_size
+from vitrail.distributed.collectives import sum_over_ranks, world_size
 
 UNLABELLED = -1  # the label of a sample that has none
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.nn.collectives import all_gather, all_sum, world_size
+from vitrail.distributed.collectives import all_gather, all_sum, world_size
 
 
 def coding_rate(z: Float[Tensor, "V M D"], eps: float) -> Float[Tensor, " V"]:

@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vitrail.nn.collectives import all_gather, sum_over_ranks
+from vitrail.distributed.collectives import all_gather, sum_over_ranks
 
 TILE = 2**20  # entries: 4 MiB of float32
 

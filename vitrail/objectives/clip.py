@@ -30,13 +30,13 @@ from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.joint import JointSpace, TextKind
-from vitrail.data.batch import Batch
-from vitrail.data.tokens import Tokenizer
-from vitrail.data.views import RandomResizedCrop, ViewPlan
-from vitrail.nn.collectives import all_gather, rank
+from vitrail.data.contract import Batch
+from vitrail.data.tokenizer import Tokenizer
+from vitrail.data.views.plan import RandomResizedCrop, ViewPlan
+from vitrail.distributed.collectives import all_gather, rank
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup, TextSide
 from vitrail.objectives.param_groups import decay_groups
-from vitrail.schedules import Horizon
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MAX_SCALE = 100.0  # of 1/τ

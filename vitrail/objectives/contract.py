@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.joint import JointSpace
-from vitrail.data.batch import Batch
-from vitrail.data.tokens import Tokenizer
-from vitrail.data.views import ViewPlan
+from vitrail.data.contract import Batch
+from vitrail.data.tokenizer import Tokenizer
+from vitrail.data.views.plan import ViewPlan
 
 
 class ParamGroup(TypedDict, total=False):

@@ -29,14 +29,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
-from vitrail.data.batch import Batch
-from vitrail.data.views import MultiCrop, ViewPlan
-from vitrail.nn.collectives import all_mean
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import MultiCrop, ViewPlan
+from vitrail.distributed.collectives import all_mean
 from vitrail.nn.heads import linear_head
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
 from vitrail.objectives.network import Network
 from vitrail.objectives.param_groups import decay_groups
-from vitrail.schedules import Horizon
 
 TINY = 1e-38  # a float32 above 0: the slope of -p ln p is infinite at 0
 

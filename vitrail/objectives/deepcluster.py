@@ -36,16 +36,16 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
-from vitrail.data.batch import Batch
-from vitrail.data.views import RandomResizedCrop, ViewPlan
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import RandomResizedCrop, ViewPlan
+from vitrail.distributed.collectives import of_first_rank, rank
 from vitrail.nn.classification import UNLABELLED, classify
-from vitrail.nn.collectives import of_first_rank, rank
 from vitrail.nn.kmeans import kmeans, whiten
 from vitrail.nn.random import philox
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives.contract import EmbedAll, MakeBackbone, Objective, ParamGroup
 from vitrail.objectives.network import Network
 from vitrail.objectives.param_groups import decay_groups
-from vitrail.schedules import Horizon
 
 HEAD_STD = 0.01
 

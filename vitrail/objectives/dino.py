@@ -29,16 +29,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
-from vitrail.data.batch import Batch
-from vitrail.data.views import MultiCrop, ViewPlan
-from vitrail.nn.collectives import mean_over_ranks
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import MultiCrop, ViewPlan
+from vitrail.distributed.collectives import mean_over_ranks
 from vitrail.nn.ema import ema_update, make_teacher
 from vitrail.nn.heads import PrototypeHead, WeightNormLinear
 from vitrail.nn.prototype_entropy import prototype_entropy
+from vitrail.nn.schedules import Horizon, cosine
 from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
 from vitrail.objectives.network import Network
 from vitrail.objectives.param_groups import decay_groups
-from vitrail.schedules import Horizon, cosine
 
 SHOWN_PROTOTYPES = 256  # to the health check: enough to tell whether they depend on the input
 

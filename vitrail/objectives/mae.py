@@ -27,14 +27,14 @@ from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.decoder import ViTDecoder
-from vitrail.data.batch import Batch
-from vitrail.data.views import RandomResizedCrop, ViewPlan
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import RandomResizedCrop, ViewPlan
 from vitrail.nn.masking import hidden_error, lowest_visible
 from vitrail.nn.random import Draws
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives import masked
 from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup, Pictures
 from vitrail.objectives.param_groups import decay_groups
-from vitrail.schedules import Horizon
 
 
 @dataclass(frozen=True)

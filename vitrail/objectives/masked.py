@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vitrail.backbones.contract import Backbone, MaskableBackbone
 from vitrail.backbones.decoder import patchify, sincos_positions, unpatchify
-from vitrail.data.batch import Batch
-from vitrail.data.views import ViewPlan
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import ViewPlan
 from vitrail.nn.masking import count_visible, patch_statistics
 from vitrail.nn.random import Draws
 from vitrail.objectives.contract import Pictures

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from vitrail.backbones.contract import TokenBackbone
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives import (
     clip,
     cotraining,
@@ -17,7 +18,6 @@ from vitrail.objectives import (
     swav,
 )
 from vitrail.objectives.contract import MakeBackbone, Objective
-from vitrail.schedules import Horizon
 
 
 class Row(NamedTuple):

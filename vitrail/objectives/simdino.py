@@ -32,16 +32,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
-from vitrail.data.batch import Batch
-from vitrail.data.views import MultiCrop, ViewPlan
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import MultiCrop, ViewPlan
+from vitrail.distributed.collectives import world_size
 from vitrail.nn.coding_rate import coding_rate
-from vitrail.nn.collectives import world_size
 from vitrail.nn.ema import ema_update, make_teacher
 from vitrail.nn.heads import ProjectionHead
+from vitrail.nn.schedules import Horizon, cosine
 from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
 from vitrail.objectives.network import Network
 from vitrail.objectives.param_groups import decay_groups
-from vitrail.schedules import Horizon, cosine
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
-from vitrail.data.batch import Batch
-from vitrail.data.views import RandomResizedCrop, ViewPlan
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import RandomResizedCrop, ViewPlan
 from vitrail.nn.classification import classify
 from vitrail.nn.heads import linear_head
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
 from vitrail.objectives.network import Network
 from vitrail.objectives.param_groups import decay_groups
-from vitrail.schedules import Horizon
 
 
 @dataclass(frozen=True)

@@ -35,16 +35,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
-from vitrail.data.batch import Batch
-from vitrail.data.views import MultiCrop, ViewPlan
+from vitrail.data.contract import Batch
+from vitrail.data.views.plan import MultiCrop, ViewPlan
+from vitrail.distributed.collectives import all_gather, rank, world_size
 from vitrail.nn.batch_norm import GlobalBatchNorm
-from vitrail.nn.collectives import all_gather, rank, world_size
 from vitrail.nn.heads import unit_norm
+from vitrail.nn.schedules import Horizon
 from vitrail.nn.sinkhorn import sinkhorn
 from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
 from vitrail.objectives.network import Network
 from vitrail.objectives.param_groups import decay_groups
-from vitrail.schedules import Horizon
 
 # Stronger colours than DINO's, blur in half of all views, no solarisation, smaller local views.
 VIEWS = MultiCrop(

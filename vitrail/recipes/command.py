@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from vitrail.recipes.config import to_dict
+from vitrail.config import to_dict
 from vitrail.recipes.recipe import Recipe
 from vitrail.recipes.registry import RECIPES
 

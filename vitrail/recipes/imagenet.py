@@ -5,7 +5,7 @@ Facts from the papers, the official code at the commits named in the objectives,
 
 from dataclasses import replace
 
-from vitrail.data.views import MultiCrop, RandomResizedCrop
+from vitrail.data.views.plan import MultiCrop, RandomResizedCrop
 from vitrail.objectives import dino, simdino, supervised
 from vitrail.optim import Config as Optim
 from vitrail.recipes.recipe import Recipe

@@ -2,23 +2,23 @@
 
 from collections.abc import Callable
 
-from vitrail.recipes import captions, digits, fashion, imagenet
-from vitrail.recipes.config import suggest
+from vitrail.config import suggest
+from vitrail.recipes import clip, dino, imagenet, supervised
 from vitrail.recipes.recipe import Recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    "simdino_digits": digits.simdino_digits,
-    "deepcluster_digits": digits.deepcluster_digits,
-    "mae_digits": digits.mae_digits,
-    "crate_mae_digits": digits.crate_mae_digits,
-    "swav_digits": digits.swav_digits,
-    "cotraining_digits": digits.cotraining_digits,
-    "crate_digits_supervised": digits.crate_digits_supervised,
-    "clip_emoji": captions.clip_emoji,
-    "clip_vits16_pairs": captions.clip_vits16_pairs,
-    "simdino_vits_fashion": fashion.simdino_vits_fashion,
-    "dino_vits_fashion": fashion.dino_vits_fashion,
-    "crate_fashion_supervised": fashion.crate_fashion_supervised,
+    "simdino_digits": supervised.simdino_digits,
+    "deepcluster_digits": supervised.deepcluster_digits,
+    "mae_digits": supervised.mae_digits,
+    "crate_mae_digits": supervised.crate_mae_digits,
+    "swav_digits": supervised.swav_digits,
+    "cotraining_digits": supervised.cotraining_digits,
+    "crate_digits_supervised": supervised.crate_digits_supervised,
+    "clip_emoji": clip.clip_emoji,
+    "clip_vits16_pairs": clip.clip_vits16_pairs,
+    "simdino_vits_fashion": dino.simdino_vits_fashion,
+    "dino_vits_fashion": dino.dino_vits_fashion,
+    "crate_fashion_supervised": dino.crate_fashion_supervised,
     "dino_vitb16_in1k": imagenet.dino_vitb16_in1k,
     "simdino_vitb16_in1k": imagenet.simdino_vitb16_in1k,
     "simdino_vitl16_in1k": imagenet.simdino_vitl16_in1k,

@@ -9,13 +9,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vitrail.durable import write_atomically
-from vitrail.report.again import evaluate_again, report_again, train_again
+from vitrail.atomic import write_atomically
+from vitrail.report.commands import evaluate_again, report_again, train_again
 from vitrail.report.compare import comparison, read_runs
 from vitrail.report.curves import health_curves, training_curves
 from vitrail.report.facts import data_note, facts, flat, rank, state, visible
-from vitrail.report.files import RunFiles, read_run
-from vitrail.report.measures import (
+from vitrail.report.pictures import Picture, Words, picture_words, pictures
+from vitrail.report.rows import (
     KINDS,
     Cell,
     Row,
@@ -28,7 +28,7 @@ from vitrail.report.measures import (
     transfer,
     transfer_protocols,
 )
-from vitrail.report.pictures import Picture, Words, picture_words, pictures
+from vitrail.report.run_files import RunFiles, read_run
 from vitrail.report.words import word_rows
 
 MAX_LISTED = 100  # quarantined files named on the page

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vitrail.evals.kept import AFFECTED
-from vitrail.evals.protocols import PROTOCOLS
-from vitrail.report.again import evaluate_again, report_again, train_again, usual_settings
+from vitrail.evals.registry import PROTOCOLS
+from vitrail.evals.reuse import AFFECTED
+from vitrail.report.commands import evaluate_again, report_again, train_again, usual_settings
 from vitrail.report.facts import facts, flat, state
-from vitrail.report.files import RunFiles, read_run
-from vitrail.report.measures import (
+from vitrail.report.overlays import health_overlays, set_apart, training_overlays
+from vitrail.report.pictures import WHILE_TRAINING, Picture, Words, picture_words, pictures
+from vitrail.report.rows import (
     MEASURES,
     THE_SAME,
     Cell,
@@ -21,8 +22,7 @@ from vitrail.report.measures import (
     trained_cell,
     transfer,
 )
-from vitrail.report.overlays import health_overlays, set_apart, training_overlays
-from vitrail.report.pictures import WHILE_TRAINING, Picture, Words, picture_words, pictures
+from vitrail.report.run_files import RunFiles, read_run
 from vitrail.report.words import word_rows
 
 # The protocols whose rows a setting of the evaluation changes; one that is not here changes all.

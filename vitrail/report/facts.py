@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from vitrail.data.sources.digits import CANVAS, SIDES
-from vitrail.data.timing import UNTYPICAL_STEPS
-from vitrail.report.files import RunFiles
+from vitrail.data.loading.wait_time import UNTYPICAL_STEPS
+from vitrail.data.sources.datasets.digits import CANVAS, SIDES
+from vitrail.report.run_files import RunFiles
 
 # How the data came to be, where a name does not tell.
 DATA_NOTES: dict[str, str] = {

@@ -11,7 +11,7 @@ from vitrail.report.curves import (
     title_of,
     training_points,
 )
-from vitrail.report.files import RunFiles
+from vitrail.report.run_files import RunFiles
 
 # These mean the same whatever is trained. All others are parts or consequences of the loss.
 ALIKE = ("lr", "weight_decay", "images_per_s", "data_wait")

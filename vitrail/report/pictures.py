@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from vitrail.report.again import evaluate_again, train_again
-from vitrail.report.files import RunFiles
-from vitrail.report.measures import describe
+from vitrail.report.commands import evaluate_again, train_again
+from vitrail.report.rows import describe
+from vitrail.report.run_files import RunFiles
 
 BUDGET = 6_800_000  # bytes of all pictures of a page; base64 makes 4/3 of it
 QUALITY = 80  # of the WebP that a picture becomes where they are more

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from vitrail.evals.retrieval import KS
-from vitrail.report.measures import Row
+from vitrail.evals.retrieval.caption_recall import KS
+from vitrail.report.rows import Row
 
 
 def word_rows(evaluation: dict[str, Any]) -> list[Row]:

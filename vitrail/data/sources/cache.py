@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitrail.durable import write_atomically
+from vitrail.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 

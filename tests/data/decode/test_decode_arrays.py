@@ -1,0 +1,257 @@
+"""Files of 16 bits and any channel count, against the arrays that were written."""
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from vitrail.data.contract import BadSampleError
+from vitrail.data.decode.arrays import check_readers, decode_array_file, needs_arrays
+
+RNG = np.random.default_rng(5)
+DEEP_5HW = RNG.integers(0, 65536, (5, 12, 9), dtype=np.uint16)
+FLAT_5HW = RNG.integers(0, 256, (5, 12, 9), dtype=np.uint8)
+RGB_HWC = RNG.integers(0, 65536, (12, 9, 3), dtype=np.uint16)
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """16 bits as 8, by the nearest."""
+    return np.round(x / 65535 * 255).astype(np.uint8)
+
+
+def luma(x_3HW: np.ndarray) -> np.ndarray:
+    return np.einsum("chw,c->hw", x_3HW.astype(np.float64), [0.299, 0.587, 0.114])
+
+
+def reason(path, channels: int, bits: int) -> str:
+    with pytest.raises(BadSampleError) as caught:
+        decode_array_file(path, channels, bits, "it")
+    assert caught.value.id == "it"
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("array", [DEEP_5HW, FLAT_5HW, DEEP_5HW.astype(">u2")])
+def test_npy_of_either_layout_and_depth(tmp_path, array, bits):
+    np.save(tmp_path / "first.npy", array)
+    np.save(tmp_path / "last.NPY.npy", np.asfortranarray(array.transpose(1, 2, 0)))
+    if array.dtype.itemsize == 1:
+        expected = array if bits == 8 else array.astype(np.uint16) * 257
+    else:
+        expected = rounded(array) if bits == 8 else array.astype(np.uint16)
+    for path in tmp_path.iterdir():
+        image = decode_array_file(path, 5, bits)
+        assert image.dtype == (torch.uint8 if bits == 8 else torch.uint16)
+        assert image.is_contiguous()
+        np.testing.assert_array_equal(image.numpy(), expected)
+
+
+def test_grey_becomes_rgb_and_rgb_grey(tmp_path):
+    np.save(tmp_path / "grey.npy", DEEP_5HW[0])
+    np.save(tmp_path / "rgb.npy", RGB_HWC)
+    grey = decode_array_file(tmp_path / "grey.npy", 3, 16)
+    np.testing.assert_array_equal(grey.numpy(), np.stack([DEEP_5HW[0]] * 3))
+    luma_HW = decode_array_file(tmp_path / "rgb.npy", 1, 16).numpy()[0]
+    assert np.abs(luma_HW - luma(RGB_HWC.transpose(2, 0, 1))).max() <= 1
+    np.save(tmp_path / "white.npy", np.full((4, 4, 3), 65535, np.uint16))
+    assert int(decode_array_file(tmp_path / "white.npy", 1, 16).int().min()) == 65535
+
+
+def test_arrays_that_are_no_images_are_named(tmp_path):
+    path = tmp_path / "x.npy"
+
+    def told(array, channels: int = 3) -> str:
+        np.save(path, array)
+        return reason(path, channels, 16)
+
+    assert "floating-point (float32)" in told(np.zeros((4, 4), np.float32))
+    assert "astype('uint16')" in told(np.zeros((4, 4), np.float64))
+    assert "int64" in told(np.zeros((4, 4), np.int64))
+    assert "shape [2, 2, 2, 2]" in told(np.zeros((2, 2, 2, 2), np.uint8))
+    assert "neither or both" in told(np.zeros((3, 8, 3), np.uint8))
+    assert "neither or both" in told(np.zeros((8, 8, 5), np.uint8))
+    assert "0 pixels" in told(np.zeros((3, 0, 0), np.uint8)) or "empty" in reason(path, 3, 16)
+    # Sparse: 9 GB by its header, and never read.
+    huge = np.lib.format.open_memmap(path, "w+", np.uint8, (1, 95_000, 95_000))
+    del huge
+    assert "more than the limit" in reason(path, 3, 16)
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    assert "Python objects" in reason(path, 3, 8)
+    path.write_bytes(b"no array")
+    assert reason(path, 3, 8) == "it is not a .npy file, or holds objects"
+    np.save(path, DEEP_5HW)
+    path.write_bytes(path.read_bytes()[:-5])
+    assert "damaged" in reason(path, 5, 16)
+    np.savez(tmp_path / "z.npz", a=DEEP_5HW)
+    path.write_bytes((tmp_path / "z.npz").read_bytes())
+    assert ".npz archive" in reason(path, 5, 16)
+    path.write_bytes(b"")
+    assert reason(path, 5, 16) == "the file is empty"
+    assert "no such file" in reason(tmp_path / "gone.npy", 5, 16)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, x: tifffile.imwrite(path, x),
+        lambda path, x: tifffile.imwrite(path, x, metadata=None),
+        lambda path, x: tifffile.imwrite(path, x, planarconfig="separate"),
+        lambda path, x: tifffile.imwrite(path, x, imagej=x.dtype == np.uint16),
+        lambda path, x: tifffile.imwrite(path, x, ome=True, metadata={"axes": "CYX"}),
+        lambda path, x: tifffile.imwrite(path, x, compression="zlib", predictor=True),
+        lambda path, x: tifffile.imwrite(path, x.transpose(1, 2, 0), compression="lzw"),
+        lambda path, x: tifffile.imwrite(path, x.transpose(1, 2, 0)),
+        lambda path, x: tifffile.imwrite(
+            path, x.transpose(1, 2, 0), planarconfig="contig", photometric="minisblack"
+        ),
+    ],
+)
+@pytest.mark.parametrize("array", [DEEP_5HW, FLAT_5HW])
+def test_tiff_of_five_channels_however_written(tmp_path, write, array):
+    path = tmp_path / "x.tif"
+    write(path, array)
+    image = decode_array_file(path, 5, array.dtype.itemsize * 8)
+    np.testing.assert_array_equal(image.numpy(), array)
+
+
+def test_tiff_of_16_bit_grey_and_colour_alpha_and_orientation(tmp_path):
+    path = tmp_path / "x.tiff"
+    tifffile.imwrite(path, RGB_HWC)
+    rgb_3HW = RGB_HWC.transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode_array_file(path, 3, 16).numpy(), rgb_3HW)
+    tifffile.imwrite(path, RGB_HWC[..., 0])
+    np.testing.assert_array_equal(decode_array_file(path, 1, 16).numpy()[0], RGB_HWC[..., 0])
+    tifffile.imwrite(path, RGB_HWC[..., 0], photometric="miniswhite")
+    np.testing.assert_array_equal(
+        decode_array_file(path, 1, 16).numpy()[0], 65535 - RGB_HWC[..., 0]
+    )
+    alpha_HW1 = RNG.integers(0, 65536, (12, 9, 1), dtype=np.uint16)
+    tifffile.imwrite(path, np.concatenate([RGB_HWC, alpha_HW1], -1), photometric="rgb")
+    share = alpha_HW1 / 65535
+    over_HWC = np.round(RGB_HWC * share + 65535 * (1 - share))
+    np.testing.assert_array_equal(
+        decode_array_file(path, 3, 16).numpy(), over_HWC.transpose(2, 0, 1)
+    )
+    raw = decode_array_file(path, 4, 16).numpy()
+    np.testing.assert_array_equal(raw[3], alpha_HW1[..., 0])
+    for orientation in range(1, 9):
+        extra = [(274, "H", 1, orientation, True)]
+        tifffile.imwrite(path, RGB_HWC, extratags=extra)
+        plain = Image.fromarray((RGB_HWC >> 8).astype(np.uint8))
+        exif = plain.getexif()
+        exif[274] = orientation
+        plain.save(tmp_path / "x.png", exif=exif)
+        turned = decode_array_file(path, 3, 16).numpy() >> 8
+        by_pillow = decode_array_file(tmp_path / "x.png", 3, 8).numpy()
+        np.testing.assert_array_equal(turned, by_pillow, err_msg=str(orientation))
+
+
+def test_tiff_that_cannot_be_used_is_named(tmp_path):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, DEEP_5HW)
+    assert "5 pages of one channel, and 4" in reason(path, 4, 16)
+    # Of a file of frames, the first.
+    np.testing.assert_array_equal(decode_array_file(path, 1, 16).numpy()[0], DEEP_5HW[0])
+    tifffile.imwrite(path, RGB_HWC.astype(np.float32), photometric="rgb")
+    assert "32 bits a value" in reason(path, 3, 16)
+    tifffile.imwrite(path, RGB_HWC)
+    assert "it has 3 channels, and 7 are asked for" in reason(path, 7, 16)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "damaged" in reason(path, 3, 16)
+    tifffile.imwrite(path, RGB_HWC, photometric="rgb")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages.first.tags["SamplesPerPixel"].overwrite(60_000)
+    assert "it has 60000 channels" in reason(path, 3, 16)
+    path.write_bytes(b"II*\0" + b"\0" * 40)
+    assert "damaged" in reason(path, 3, 16)
+    header = bytearray(_tiff_of_size(path, 12, 9))
+    path.write_bytes(header)
+    assert "more than the limit" in reason(path, 1, 16)
+
+
+def _tiff_of_size(path, height: int, width: int) -> bytes:
+    """A small file whose header says that it is 60,000 x 60,000."""
+    tifffile.imwrite(path, RGB_HWC[..., 0])
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages.first.tags["ImageWidth"].overwrite(60_000)
+        file.pages.first.tags["ImageLength"].overwrite(60_000)
+    return path.read_bytes()
+
+
+def test_ome_names_no_other_file(tmp_path):
+    """OME-TIFF may say that its channels are in other files, here one outside of the folder."""
+    inside, outside = tmp_path / "in" / "x.ome.tif", tmp_path / "secret.tif"
+    inside.parent.mkdir()
+    tifffile.imwrite(outside, DEEP_5HW[0])
+    planes = "".join(
+        f'<TiffData IFD="0" FirstC="{c}"><UUID FileName="../secret.tif">urn:uuid:{c}</UUID>'
+        "</TiffData>"
+        for c in range(5)
+    )
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:0">'
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="9" '
+        f'SizeY="12" SizeC="5" SizeZ="1" SizeT="1">{planes}</Pixels></Image></OME>'
+    )
+    tifffile.imwrite(inside, DEEP_5HW[1], description=xml, metadata=None)
+    assert "1 page of one channel" in reason(inside, 5, 16)
+
+
+def test_plain_pictures_with_16_bits_asked_for(tmp_path):
+    small_HWC = (RGB_HWC >> 8).astype(np.uint8)
+    Image.fromarray(small_HWC).save(tmp_path / "x.png")
+    image = decode_array_file(tmp_path / "x.png", 3, 16).numpy()
+    np.testing.assert_array_equal(image, small_HWC.transpose(2, 0, 1).astype(np.uint16) * 257)
+    Image.fromarray(small_HWC).save(tmp_path / "x.tif")
+    image = decode_array_file(tmp_path / "x.tif", 3, 16).numpy()
+    np.testing.assert_array_equal(image, small_HWC.transpose(2, 0, 1).astype(np.uint16) * 257)
+    Image.fromarray(RGB_HWC[..., 1]).save(tmp_path / "grey.png")
+    image = decode_array_file(tmp_path / "grey.png", 1, 16).numpy()
+    np.testing.assert_array_equal(image[0], RGB_HWC[..., 1])
+    alpha_HWC = np.dstack([small_HWC, small_HWC[..., 0]])
+    Image.fromarray(alpha_HWC).save(tmp_path / "x.png")
+    image = decode_array_file(tmp_path / "x.png", 4, 8).numpy()
+    np.testing.assert_array_equal(image, alpha_HWC.transpose(2, 0, 1))
+    assert "it has 4 channels, and 5" in reason(tmp_path / "x.png", 5, 8)
+    (tmp_path / "x.png").write_bytes(b"no image")
+    assert "not an image" in reason(tmp_path / "x.png", 5, 8)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_png_of_16_bit_colour_keeps_its_bits(tmp_path, channels):
+    import struct
+    import zlib
+
+    array_HWC = RNG.integers(0, 65536, (6, 5, channels), dtype=np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array_HWC)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", 5, 6, 16, 2 if channels == 3 else 6, 0, 0, 0)
+    path = tmp_path / "x.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+    image = decode_array_file(path, channels, 16).numpy()
+    np.testing.assert_array_equal(image, array_HWC.transpose(2, 0, 1))
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "damaged" in reason(path, channels, 16)
+
+
+def test_who_reads_what(monkeypatch):
+    assert needs_arrays("a.NPY", 3, 8)
+    assert needs_arrays("a.jpg", 3, 16)
+    assert needs_arrays("a.tif", 5, 8)
+    assert not needs_arrays("a.tif", 3, 8)
+    assert not needs_arrays("a.png", 1, 8)
+    monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
+    check_readers(["a.tif", "b.npy"], 3, 8)
+    with pytest.raises(ValueError, match=r"need tifffile: pip install 'vitrail\[tiff\]'"):
+        check_readers(["a.npy", "b.TIF"], 3, 16)

@@ -1,0 +1,152 @@
+"""What limits a run: read off the clocks of the threads that read."""
+
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitrail.data.loading import wait_time
+from vitrail.data.loading.loader import Loader
+from vitrail.data.loading.quarantine import Quarantine
+from vitrail.data.loading.wait_time import Adviser, Meter, Moment, Reading, Spent, advise
+from vitrail.data.subset import MemorySource
+from vitrail.data.views.plan import RandomResizedCrop
+
+CPU = torch.device("cpu")
+BUSY = 10.0
+SMALL, LARGE = (RandomResizedCrop(side, mean=(0.5,), std=(0.5,)).plan() for side in (4, 160))
+
+
+class Slow(MemorySource):
+    """Grey images that are read one by one, each in so many seconds of waiting and of working."""
+
+    def __init__(self, waiting: float = 0.0, working: float = 0.0):
+        images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+        super().__init__("slow", images, torch.zeros(64, dtype=torch.long), ["one"], None)
+        self._costs = waiting, working
+
+    def pixels(self) -> Tensor | None:
+        return None
+
+    def read(self, index, detail=None):
+        waiting, working = self._costs
+        time.sleep(waiting)
+        stop = time.thread_time() + working
+        while time.thread_time() < stop:
+            pass
+        return super().read(index, detail)
+
+
+def of_steps(source, plan, workers: int, step: float = 0.0, steps: int = 8) -> tuple[Spent, float]:
+    """What steps of so many seconds wait for, the first two left out; and their seconds."""
+    quarantine = Quarantine(None, len(source))
+    loader = Loader(
+        source, plan, batch_size=8, seed=0, device="cpu", workers=workers, quarantine=quarantine
+    )
+    start = 0.0
+    for number, _ in enumerate(loader.steps(0, steps)):
+        if number == 1:
+            loader.meter.take()
+            start = time.perf_counter()
+        time.sleep(step)
+    return loader.meter.take(), time.perf_counter() - start
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("costs", "plan", "limit"),
+    [((0.01, 0.0), SMALL, "storage"), ((0.0, 0.01), SMALL, "decode"), ((0, 0), LARGE, "views")],
+)
+def test_the_limit_is_named(workers, costs, plan, limit):
+    assert of_steps(Slow(*costs), plan, workers)[0].limit(1e-6) == limit
+
+
+@pytest.mark.parametrize("costs", [(0.002, 0.0), (0.0, 0.001)])
+def test_nothing_is_waited_for_where_the_step_is_slower(costs):
+    spent, busy = of_steps(Slow(*costs), SMALL, 2, step=0.06)
+    assert spent.waited < 0.1 * busy
+    alone, busy = of_steps(Slow(*costs), SMALL, 0, step=0.06)
+    assert alone.waited > 0.1 * busy, "without workers it would be"
+
+
+def test_of_a_source_in_memory_only_views_take_time():
+    images, labels = torch.zeros(64, 1, 8, 8, dtype=torch.uint8), torch.zeros(64, dtype=torch.long)
+    source = MemorySource("here", images, labels, ["one"], None)
+    spent, _ = of_steps(source, LARGE, 2)
+    assert (spent.waited, spent.decode, spent.storage) == (0, 0, 0)
+    assert 0 < spent.views <= spent.stalled
+    assert spent.limit(spent.stalled) == "views"
+
+
+def test_a_thread_that_sleeps_waits_and_one_that_counts_runs():
+    start = Moment.now()
+    time.sleep(0.05)
+    asleep = start.since()
+    assert asleep.storage > 0.04
+    assert asleep.decode < 0.02
+    start = Moment.now()
+    while time.thread_time() < start.running + 0.05:
+        pass
+    awake = start.since()
+    assert awake.decode > 0.045
+    assert awake.storage < 0.02
+
+
+@pytest.mark.parametrize(
+    ("spent", "limit"),
+    [
+        (Spent(stalled=0.9, waited=0.9, decode=9.0), None),  # below a tenth
+        (Spent(stalled=1.1, waited=0.2, views=0.9, decode=9.0), "views"),
+        (Spent(stalled=1.1, waited=0.9, views=0.2, decode=5.0, storage=4.0), "decode"),
+        (Spent(stalled=1.1, waited=0.9, views=0.2, decode=4.0, storage=5.0), "storage"),
+    ],
+)
+def test_limits(spent, limit):
+    assert spent.limit(BUSY) == limit
+
+
+def test_a_meter_is_emptied():
+    meter = Meter(CPU)
+    meter.read(Reading(decode=1.0, storage=2.0))
+    meter.read(Reading(decode=0.5, storage=0.0))
+    with meter.stalled(), meter.views():
+        time.sleep(0.002)
+    spent = meter.take()
+    assert (spent.decode, spent.storage, spent.waited) == (1.5, 2.0, 0.0)
+    assert spent.stalled >= spent.views >= 0.002
+    assert meter.take() == Spent()
+
+
+def test_advice_is_given_once_and_not_on_the_first_steps():
+    adviser = Adviser(CPU, workers=3)
+    slow = Spent(stalled=3.0, waited=3.0, storage=9.0)
+    assert adviser.after(wait_time.UNTYPICAL_STEPS, 50.0, slow) is None
+    assert adviser.after(1, 6.0, slow) is None, "too short to know"
+    said = adviser.after(1, 6.0, slow)
+    assert said.startswith("note: 50% of a step is waiting for data, limited by storage: ")
+    assert "--workers (now 3)" in said
+    assert "vitrail pack" in said
+    assert adviser.after(1, 6.0, slow) is None
+
+
+def test_no_advice_where_nothing_is_waited_for():
+    adviser = Adviser(CPU, workers=3)
+    assert all(adviser.after(100, 50.0, Spent(stalled=2.0, waited=2.0)) is None for _ in range(5))
+
+
+def test_more_workers_are_advised_while_cores_are_free(monkeypatch):
+    monkeypatch.setattr(wait_time, "_cores", lambda: 4)
+    assert "more --workers (now 2; this machine has 4 cores)" in advise("decode", False, 2)
+    assert "more --workers" not in advise("decode", False, 3)
+    assert "vitrail pack" in advise("decode", False, 3)
+    assert "GPU" in advise("views", False, 2)
+    assert "GPU" not in advise("views", True, 2)
+
+
+def test_without_the_system_s_word_on_it_waiting_for_a_core_is_not_counted(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(wait_time, "open", missing, raising=False)
+    assert Moment.now().in_line == 0.0

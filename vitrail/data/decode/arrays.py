@@ -1,0 +1,152 @@
+"""Image files beyond 8-bit grey and RGB: `.npy`, `.tif` of any channel count, 16-bit PNG.
+
+Shape legend: C channels · H, W an image.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8, UInt16
+from PIL import Image
+from torch import Tensor
+
+from vitrail.data.decode.image import (
+    UnusablePixelsError,
+    check_pixels,
+    check_status,
+    from_pil,
+    open_image,
+    told_plainly,
+)
+from vitrail.data.decode.pixels import (
+    ADAPTABLE,
+    Bits,
+    as_image,
+    channel_axis,
+    channel_counts,
+    check_numbers,
+    check_size,
+    over_white,
+    upright,
+)
+from vitrail.data.decode.tiff import ORIENTATION, check_tifffile, read_tiff
+
+Array = np.ndarray
+
+NPY_SUFFIX = ".npy"
+TIFF_SUFFIXES = (".tif", ".tiff")
+PNG_COLOUR = ("RGB", "RGBA")  # of which Pillow keeps the high byte when they have 16 bits
+PNG_DEPTH = 24  # where a PNG has its bits a value
+CHANNELS = ("L", "LA", "RGB", "RGBA", "CMYK")  # Pillow's modes whose bands are channels
+
+
+def needs_arrays(path: Path | str, channels: int, bits: Bits) -> bool:
+    """Whether `decode_array_file` is to read an image, not `decode.decode_file`."""
+    return bits == 16 or channels not in ADAPTABLE or str(path).lower().endswith(NPY_SUFFIX)
+
+
+def decode_array_file(
+    path: Path | str, channels: int, bits: Bits, id: str | None = None
+) -> UInt8[Tensor, "{channels} H W"] | UInt16[Tensor, "{channels} H W"]:
+    """Decodes an image file of whole numbers to uint8 (bits 8) or uint16 (bits 16).
+
+    By its suffix: `.npy` holds H x W, H x W x C or C x H x W; `.tif` and `.tiff` are read by
+    tifffile, channels as samples of a pixel or as pages, unless they have 8 bits and 1 or 3
+    channels are asked for; everything else, and those, by Pillow, 16-bit colour PNG by torchvision.
+    8 bits become 16 as x 257, and 16 become 8 by rounding: the largest number stands for 1.
+    Grey becomes RGB and RGB grey where asked; any other count must be the file's own. In TIFF and
+    PNG, alpha is laid over white for 1 or 3 channels, and is a channel for more.
+
+    Args:
+        channels: of the result. It also tells which axis of a `.npy` holds them.
+        id: what messages call it; the path where not given.
+
+    Raises:
+        BadSampleError: of another channel count, of floats or other numbers, an array whose axes
+            cannot be told, more than MAX_PIXELS, damaged, ...
+        OSError, MemoryError: the machine failed.
+        ValueError: tifffile is needed and not installed (`check_readers` tells earlier).
+    """
+    called = str(path) if id is None else id
+    name = str(path).lower()
+    is_npy, is_tiff = name.endswith(NPY_SUFFIX), name.endswith(TIFF_SUFFIXES)
+    if is_tiff:
+        check_readers([name], channels, bits)
+    if is_npy or is_tiff:
+        with told_plainly(called, str(path)):
+            check_status(path)
+            read = _read_npy(path, channels) if is_npy else read_tiff(path, channels)
+            if read is not None:
+                return as_image(read, channels, bits)
+    with open_image(path, called) as image:
+        check_pixels(image)
+        return as_image(_of_picture(image, path, channels), channels, bits)
+
+
+def check_readers(paths: Collection[str], channels: int, bits: Bits) -> None:
+    """ValueError where one of the files needs a package that is not installed."""
+    if any(p.lower().endswith(TIFF_SUFFIXES) and needs_arrays(p, channels, bits) for p in paths):
+        check_tifffile()
+
+
+def _read_npy(path: Path | str, channels: int) -> Array:
+    # Mapped, so that of a file that is not to be used no pixel is read.
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        # NumPy's advice on what it takes for a pickle is to open it.
+        raise UnusablePixelsError("it is not a .npy file, or holds objects") from error
+    if not isinstance(array, np.ndarray):
+        raise UnusablePixelsError("it is a .npz archive under the name of a .npy file")
+    check_numbers(array.dtype)
+    if array.ndim == 2:
+        array = array[None]
+    if array.ndim != 3:
+        raise UnusablePixelsError(
+            f"it has the shape {list(array.shape)}; an image is H x W, H x W x C or C x H x W"
+        )
+    axis = channel_axis(array.shape, *channel_counts(channels))
+    if axis is None:
+        raise UnusablePixelsError(
+            f"of its shape {list(array.shape)}, neither or both of the first and last axis could "
+            f"be the {channels} channels that are asked for; an image is C x H x W or H x W x C"
+        )
+    pixels_CHW = array if axis == 0 else np.moveaxis(array, 2, 0)
+    check_size(*pixels_CHW.shape[1:])
+    return pixels_CHW
+
+
+def _of_picture(image: Image.Image, path: Path | str, channels: int) -> Array:
+    """What Pillow reads, and 16 bits of what it would cut to 8."""
+    if image.mode in PNG_COLOUR and image.format == "PNG" and _png_depth(path) == 16:
+        pixels_CHW = _read_png16(path)
+        if channels in ADAPTABLE and len(pixels_CHW) == 4:
+            pixels_CHW = over_white(pixels_CHW, premultiplied=False)
+    elif image.mode.startswith("I"):
+        values_HW = np.asarray(image)
+        if values_HW.min() < 0 or values_HW.max() > 65535:
+            raise UnusablePixelsError("its pixels are 32-bit, of no agreed range")
+        pixels_CHW = values_HW.astype(np.uint16)[None]
+    elif channels in ADAPTABLE:
+        return from_pil(image, channels).numpy()
+    elif image.mode in CHANNELS:
+        pixels_CHW = np.moveaxis(np.atleast_3d(np.asarray(image)), 2, 0)
+    else:
+        raise UnusablePixelsError(f"its mode is {image.mode}, which has no channels")
+    return upright(pixels_CHW, image.getexif().get(ORIENTATION))
+
+
+def _png_depth(path: Path | str) -> int:
+    with open(path, "rb") as file:
+        return file.read(PNG_DEPTH + 1)[PNG_DEPTH]
+
+
+def _read_png16(path: Path | str) -> Array:
+    from torchvision.io import ImageReadMode, decode_png  # only here: it is slow to import
+
+    data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
+    return decode_png(data, ImageReadMode.UNCHANGED).numpy()

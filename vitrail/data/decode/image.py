@@ -1,0 +1,251 @@
+"""Image files to uint8 tensors, and the guard in front: whatever is wrong with a file is named.
+
+Pillow opens them all: it reads headers, EXIF and what is damaged. The pixels of a plain JPEG come
+from simplejpeg where that is installed, in less time (benchmarks/decode.py) and to the bit the same
+(`fast_jpeg.py`). They stay interleaved, as decoders write them and torch's resize reads them: the
+tensors have the shape [C, H, W] and the memory of [H, W, C].
+"""
+
+import errno
+import io
+import logging
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from vitrail.data.contract import BadSampleError
+from vitrail.data.decode.jpeg import decode_whole
+from vitrail.data.detail import Detail
+
+logger = logging.getLogger(__name__)
+
+# Pillow's own line between plain and suspicious: 268 MB once decoded to RGB. Photographs stay below
+# (a 61-megapixel full-frame camera is at two thirds); a 30,000 x 30,000 bomb is ten times above.
+MAX_PIXELS = 89_478_485
+
+# Only these decoders are ever given a file, whatever its name says.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of such files
+
+
+# The machine's fault, not the file's: a failing disk or network, too many open files, no memory.
+# They pass, and a quarantine does not.
+MACHINE_ERRNOS = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+# Decoders that can leave out what would be averaged away. MPO: several JPEGs, of a camera or phone.
+_SCALABLE = ("JPEG", "MPO")
+
+_MODES = {1: "L", 3: "RGB"}  # of so many channels
+
+_EMPTY = "the file is empty"
+
+
+File = io.BufferedReader | io.BytesIO
+
+
+class UnusablePixelsError(ValueError):
+    """An image that is whole, but not to be used; the message is the reason in plain words."""
+
+
+def decode_file(
+    path: Path | str, channels: int, id: str | None = None, detail: Detail | None = None
+) -> UInt8[Tensor, "{channels} H W"]:
+    """Decodes an image file, as `from_pil` describes. Of several frames the first is taken.
+
+    Args:
+        id: what messages call it; the path where not given.
+        detail: what will be looked at. A JPEG that has more comes smaller: its sides are divided by
+            2, 4 or 8 and rounded up. Other formats come whole.
+
+    Raises:
+        BadSampleError, OSError, MemoryError: as `open_image`.
+    """
+    with told_plainly(str(path) if id is None else id, str(path)):
+        check_status(path)
+        with open(path, "rb") as file:
+            return _decode(file, channels, detail)
+
+
+def decode_bytes(
+    data: bytes | memoryview, channels: int, id: str, detail: Detail | None = None
+) -> UInt8[Tensor, "{channels} H W"]:
+    """Decodes an image file that is in memory; the pixels are those of `decode_file`.
+
+    Raises:
+        BadSampleError, MemoryError: as `open_image`.
+    """
+    with told_plainly(id, id):
+        if not len(data):
+            raise UnusablePixelsError(_EMPTY)
+        return _decode(io.BytesIO(data), channels, detail)
+
+
+def _decode(file: File, channels: int, detail: Detail | None) -> Tensor:
+    with _open(file) as image:
+        check_pixels(image)
+        by = 1
+        if detail is not None and image.format in _SCALABLE:
+            by = detail.reduction(image.height, image.width)
+        if by > 1:
+            # Pillow takes the largest of 2, 4, 8 that leaves no side below these: exactly `by`.
+            image.draft(None, (max(1, image.width // by), max(1, image.height // by)))
+        elif _is_plain_jpeg(image, channels):
+            file.seek(0)
+            if (pixels_CHW := decode_whole(file.read(), image.mode)) is not None:
+                return pixels_CHW
+        return from_pil(image, channels)
+
+
+@contextmanager
+def open_image(path: Path | str, id: str) -> Iterator[Image.Image]:
+    """An image file, opened for what is done within; whatever that meets is told in plain words.
+
+    Of the pixels nothing is decoded yet: `check_pixels` comes before them.
+
+    Raises:
+        BadSampleError: with `id` and the reason.
+        OSError, MemoryError: the machine failed (MACHINE_ERRNOS); of the file nothing is known.
+    """
+    with told_plainly(id, str(path)):
+        check_status(path)
+        with open(path, "rb") as file, _open(file) as image:
+            yield image
+
+
+@contextmanager
+def _open(file: File) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on files; what matters raises
+        with Image.open(file, formats=FORMATS) as image:
+            yield image
+
+
+@contextmanager
+def told_plainly(id: str, where: str) -> Iterator[None]:
+    """What goes wrong within, as `open_image` raises it. where: named where the machine fails."""
+    try:
+        yield
+        return
+    except UnusablePixelsError as error:
+        reason = str(error)
+    except UnidentifiedImageError:
+        reason = "it is not an image (JPEG, PNG, WebP, BMP, GIF, TIFF), or damaged from its start"
+    except FileNotFoundError:
+        reason = "there is no such file (a link to nowhere, or removed since the folder was listed)"
+    except PermissionError:
+        reason = "it may not be read (permission denied)"
+    except Image.DecompressionBombError:
+        reason = f"it has more pixels than the limit of {MAX_PIXELS:,}"
+    except MemoryError:
+        raise
+    # Pillow's decoders meet damaged bytes with whatever they trip over: OSError (without a number),
+    # SyntaxError, ValueError, struct.error, zlib.error, IndexError, ...
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
+            raise OSError(error.errno, error.strerror, where) from error
+        reason = f"it is damaged ({type(error).__name__}: {error})"
+    raise BadSampleError(id, reason)
+
+
+def from_pil(image: Image.Image, channels: int) -> UInt8[Tensor, "{channels} H W"]:
+    """A Pillow image as uint8 with 1 channel (luma) or 3 (RGB).
+
+    Upright as its EXIF orientation says; transparency over white; 16-bit grey scaled to 8 bits
+    (of 16-bit colours Pillow has kept the high byte).
+
+    Raises:
+        UnusablePixelsError: more than MAX_PIXELS, or floating-point or 32-bit pixels.
+    """
+    if channels not in _MODES:
+        raise ValueError(f"channels is {channels}; image files give 1 (grey) or 3 (RGB)")
+    check_pixels(image)
+    image.load()
+    if _is_turned(image):  # asked first: Pillow copies an image that is upright
+        image = _turned(image)
+    image, mode = _opaque(_eight_bits(image)), _MODES[channels]
+    pixels = np.array(image if image.mode == mode else image.convert(mode))
+    return torch.from_numpy(pixels.reshape(image.height, image.width, channels)).permute(2, 0, 1)
+
+
+def _is_plain_jpeg(image: Image.Image, channels: int) -> bool:
+    """Whether its pixels, once decoded, are those that are wanted."""
+    wanted = image.mode == _MODES.get(channels)
+    return image.format == "JPEG" and wanted and not _is_turned(image)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether its EXIF orientation is other than upright."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except MemoryError:
+        raise
+    except Exception:  # damaged metadata say nothing of the pixels
+        logger.debug("its metadata are damaged and ignored", exc_info=True)
+        return False
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # what is left of its metadata is damaged
+        logger.debug("its metadata are damaged and ignored", exc_info=True)
+        return image
+
+
+def check_pixels(image: Image.Image) -> None:
+    """UnusablePixelsError where there are more than MAX_PIXELS, by what the header says."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UnusablePixelsError(
+            f"it has {width:,} x {height:,} pixels, more than the limit of {MAX_PIXELS:,}"
+        )
+
+
+def check_status(path: Path | str) -> None:
+    status = os.stat(path)
+    # Opening a pipe would wait for ever.
+    if not stat.S_ISREG(status.st_mode):
+        raise UnusablePixelsError("it is not a file (a folder, pipe or device)")
+    if status.st_size == 0:
+        raise UnusablePixelsError(_EMPTY)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits, where Pillow's own convert would clip it. Others unchanged."""
+    if image.mode == "F":
+        raise UnusablePixelsError(
+            "its pixels are floating-point, of no agreed range; save it with 8 bits"
+        )
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise UnusablePixelsError(
+            "its pixels are 32-bit, of no agreed range; save it with 8 or 16 bits"
+        )
+    bytes_HW = ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        bytes_HW[values == transparent] = 255
+    return Image.fromarray(bytes_HW)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Over white where transparent: the colours of transparent pixels are garbage."""
+    if not image.has_transparency_data:
+        return image
+    colours = image.convert("RGBA")
+    white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, colours).convert("RGB")

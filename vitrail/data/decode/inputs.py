@@ -1,0 +1,139 @@
+"""What people hand to `Encoder.transform`, as batches of uint8 or uint16 images [C, H, W].
+
+Shape legend: N images · C channels · H×W pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitrail.data.contract import BadSampleError
+from vitrail.data.decode.arrays import decode_array_file, needs_arrays
+from vitrail.data.decode.image import UnusablePixelsError, decode_file, from_pil
+from vitrail.data.decode.pixels import channel_axis
+
+# A sequence's items are arrays, tensors, PIL images or paths; others are refused by name.
+ImagesLike = np.ndarray | Tensor | Sequence[object]
+
+CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGB with alpha
+GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601 luma, as Pillow's convert("L")
+
+
+def batches(images: ImagesLike, channels: int, batch_size: int) -> Iterator[list[Tensor]]:
+    """Lists of up to `batch_size` images [channels, H, W], decoded as they are asked for.
+
+    They are uint8 or uint16, whose largest numbers stand for 1.
+
+    Raises:
+        ValueError: a type, shape or range that is not images, or a file that cannot be read.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if isinstance(images, (str, Path, Image.Image)):
+        raise ValueError(f"transform takes a sequence of images, not one: write [{images!r}]")
+    whole = isinstance(images, (np.ndarray, Tensor)) and images.dtype != object
+    if whole:
+        images = _channels_first(_whole_numbers(images, "images"), channels)
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        named = ((f"image {start + i}", image) for i, image in enumerate(part))
+        if whole:
+            yield [_adapt(image, channels, name) for name, image in named]
+        else:
+            yield [_one(image, channels, name) for name, image in named]
+
+
+def _whole_numbers(array: Any, name: str) -> Tensor:
+    dtype = str(array.dtype).removeprefix("torch.")
+    known = {"uint8": np.uint8, "uint16": np.uint16, ">u2": np.uint16}  # the last: swapped bytes
+    if dtype not in known:
+        raise ValueError(
+            f"{name} have dtype {dtype}: pass uint8 in 0..255 or uint16 in 0..65535 (for floats in "
+            "0..1: (255 * images).round().astype('uint8')), so that there is no guessing of the "
+            "range"
+        )
+    if isinstance(array, Tensor):
+        return array
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=known[dtype]))
+
+
+def _channels_first(images: Tensor, channels: int) -> Tensor:
+    """[N, H, W], [N, H, W, C] or [N, C, H, W] -> [N, C, H, W]."""
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim != 4:
+        raise ValueError(
+            f"images have shape {list(images.shape)}: expected [N, H, W], [N, H, W, C] or "
+            "[N, C, H, W] (a single image needs a leading axis: images[None])"
+        )
+    return images if _axis(images.shape[1:], channels) == 0 else images.permute(0, 3, 1, 2)
+
+
+def _axis(shape: Sequence[int], channels: int) -> int:
+    """Which of the first and the last of three axes (0 or 2) holds the channels."""
+    known = (channels, *CHANNEL_COUNTS)
+    axis = channel_axis(shape, (channels,), known)
+    if axis is not None:
+        return axis
+    reason = "either axis could be" if shape[0] in known else "no axis can be"
+    raise ValueError(
+        f"an image of shape {list(shape)}: {reason} the channels ({channels} of the encoder, or "
+        f"one of {', '.join(map(str, CHANNEL_COUNTS))}); pass [C, H, W] or [H, W, C] with such a "
+        "count, or PIL images"
+    )
+
+
+def _one(image: Any, channels: int, name: str) -> Tensor:
+    """One image of a sequence as [channels, H, W]."""
+    if isinstance(image, (str, Path)):
+        try:
+            if needs_arrays(image, channels, 8):
+                return decode_array_file(image, channels, 16)  # 8 bits lose nothing by it
+            return decode_file(image, channels)
+        except BadSampleError as error:
+            raise ValueError(f"{name} ({image}): {error.reason}") from error
+    if isinstance(image, Image.Image):
+        try:
+            return from_pil(image, channels)
+        except UnusablePixelsError as error:
+            raise ValueError(f"{name}: {error}") from error
+    if not isinstance(image, (np.ndarray, Tensor)):
+        raise ValueError(
+            f"{name} is a {type(image).__name__}; pass a uint8 or uint16 array or tensor, a PIL "
+            "image, or the path of an image file"
+        )
+    tensor = _whole_numbers(image, f"pixels of {name}")
+    if tensor.ndim == 2:
+        return _adapt(tensor[None], channels, name)
+    if tensor.ndim != 3:
+        raise ValueError(
+            f"{name} has shape {list(tensor.shape)}; pass [H, W], [H, W, C] or [C, H, W]"
+        )
+    first = _axis(tensor.shape, channels) == 0
+    return _adapt(tensor if first else tensor.permute(2, 0, 1), channels, name)
+
+
+def _adapt(image: Tensor, channels: int, name: str) -> Tensor:
+    """Grey <-> RGB; alpha is laid over white, as for files."""
+    count = image.shape[0]
+    if count == channels:
+        return image.contiguous()
+    if count == 4 and channels in (1, 3):
+        white = torch.iinfo(image.dtype).max
+        alpha = image[3:].float() / white
+        flat = image[:3].float() * alpha + white * (1 - alpha)
+        return _adapt(flat.round().to(image.dtype), channels, name)
+    if count == 1 and channels == 3:
+        return image.expand(3, -1, -1).contiguous()
+    if count == 3 and channels == 1:
+        luma = torch.einsum("chw,c->hw", image.float(), GREY.to(image.device))
+        return luma.round().to(image.dtype)[None]
+    raise ValueError(
+        f"{name} has {count} channels and the encoder was trained on {channels}: there is no "
+        "way to turn one into the other"
+    )

@@ -1,0 +1,174 @@
+"""The order of samples: streams of epochs, pure functions of (seed, position) and of groups."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from vitrail.data.contract import Source
+from vitrail.nn.random import philox
+
+# Blocks whose samples are shuffled together. More mix better, fewer are open or in memory at once.
+WINDOW = 8
+
+
+class Order(ABC):
+    """Abstract. Which samples a step sees."""
+
+    @abstractmethod
+    def indices(self, step: int) -> Int[Tensor, " G"]:
+        """The samples of the global batch, int64."""
+
+
+class SampleOrder(Order):
+    """Row r of step s is position p = s * G + r of the stream: sample permutation(p // n)[p % n].
+
+    Every epoch has its own permutation of the n samples and visits each exactly once; a batch may
+    straddle two epochs, or span many when the source is smaller than the batch.
+    """
+
+    def __init__(self, n_samples: int, batch_size: int, seed: int):
+        assert n_samples > 0
+        assert batch_size > 0
+        self._n_samples = n_samples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._permutation = lru_cache(maxsize=2)(self._draw_permutation)
+
+    def _draw_permutation(self, epoch: int) -> np.ndarray:
+        return philox(self._seed, "order", epoch).permutation(self._n_samples)
+
+    def indices(self, step: int) -> Int[Tensor, " G"]:
+        first = step * self._batch_size
+        stop = first + self._batch_size
+        n = self._n_samples
+        epochs = range(first // n, (stop - 1) // n + 1)
+        stream = np.concatenate([self._permutation(epoch) for epoch in epochs])
+        offset = first - epochs.start * n
+        return torch.from_numpy(stream[offset : offset + self._batch_size].astype(np.int64))
+
+
+class BlockOrder(Order):
+    """As SampleOrder, but samples of a block stay near each other: few blocks are read at a time.
+
+    Every epoch is a permutation of the blocks, cut into windows of `window` blocks, and in each
+    window a permutation of its samples. So a run reads from at most `window` blocks at a time, or
+    twice as many where a batch straddles two windows. With one window it is a SampleOrder.
+    WebDataset and Hugging Face streams shuffle shards, then samples through a buffer; here the
+    buffer is the window, and any place of the stream is computed without what came before.
+
+    Args:
+        blocks: runs that make up range(n), in any order; empty ones are left out.
+    """
+
+    def __init__(self, blocks: Sequence[range], batch_size: int, seed: int, window: int = WINDOW):
+        filled = [block for block in blocks if len(block)]
+        assert filled
+        assert batch_size > 0
+        assert window > 0
+        self._starts = np.array([block.start for block in filled])
+        self._sizes = np.array([len(block) for block in filled])
+        self._n_samples = int(self._sizes.sum())
+        self._batch_size = batch_size
+        self._seed = seed
+        self._window = window
+        self._blocks = lru_cache(maxsize=2)(self._draw_blocks)
+        self._samples = lru_cache(maxsize=2)(self._draw_samples)
+
+    def _draw_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The blocks of an epoch in order, and where in it each window ends."""
+        order = philox(self._seed, "block order", epoch).permutation(len(self._sizes))
+        ends = np.cumsum(self._sizes[order])
+        last = np.arange(self._window - 1, len(order) + self._window - 1, self._window)
+        return order, ends[np.minimum(last, len(order) - 1)]
+
+    def _draw_samples(self, epoch: int, window: int) -> np.ndarray:
+        order, _ = self._blocks(epoch)
+        chosen = order[window * self._window : (window + 1) * self._window]
+        sizes = self._sizes[chosen]
+        before = np.cumsum(sizes) - sizes
+        samples = np.repeat(self._starts[chosen] - before, sizes) + np.arange(sizes.sum())
+        return philox(self._seed, f"order in window {window}", epoch).permutation(samples)
+
+    def indices(self, step: int) -> Int[Tensor, " G"]:
+        position, stop = step * self._batch_size, (step + 1) * self._batch_size
+        parts = []
+        while position < stop:
+            epoch, offset = divmod(position, self._n_samples)
+            _, ends = self._blocks(epoch)
+            window = int(np.searchsorted(ends, offset, side="right"))
+            end = int(ends[window])
+            samples = self._samples(epoch, window)
+            taken = samples[len(samples) - (end - offset) :][: stop - position]
+            parts.append(taken)
+            position += len(taken)
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
+def default_order(source: Source, batch_size: int, seed: int) -> Order:
+    """Every epoch a random order of all samples; by blocks where the source has them."""
+    blocks = source.blocks()
+    if blocks is None:
+        return SampleOrder(len(source), batch_size, seed)
+    return BlockOrder(blocks, batch_size, seed)
+
+
+def epoch_at(step: int, length: int, batch_size: int) -> tuple[int, range]:
+    """The epoch that a step is of, and all steps of that epoch: for epochs that do not overlap.
+
+    A step belongs to the epoch of its first sample in the stream, (s * G) // length. So epochs are
+    whole steps, length / G of them on average; where that is below 1 each step is of an epoch of
+    its own, and the numbers between are left out.
+
+    Args:
+        length: of an epoch, in samples.
+    """
+    epoch = step * batch_size // length
+    first, stop = (-(-e * length // batch_size) for e in (epoch, epoch + 1))
+    return epoch, range(first, stop)
+
+
+class GroupOrder(Order):
+    """One epoch in which every group is drawn equally often, whatever its size.
+
+    Caron et al. 2018, section 3.3; `UnifLabelSampler` of facebookresearch/deepcluster at 2d1927e:
+    as many draws of each non-empty group, without replacement where the group has more samples than
+    that and with replacement where it has not, all shuffled. Departures: there, an epoch has n
+    samples and ends in a part of a batch; here it has whole steps. There each group is drawn
+    floor(n / groups) + 1 times, here ceil(length / groups), and a random excess is cut off.
+
+    Args:
+        groups: int64 [n], the group of each sample; negative: never drawn. On any device.
+        epoch: the draws are a function of (seed, epoch, groups).
+        steps: the steps of this epoch.
+
+    Raises:
+        ValueError: no sample is in a group.
+    """
+
+    def __init__(
+        self, groups: Int[Tensor, " n"], batch_size: int, seed: int, epoch: int, steps: range
+    ):
+        self._steps = steps
+        self._batch_size = batch_size
+        random = philox(seed, "group order", epoch)
+        self._stream = _equal_draws(groups.cpu().numpy(), len(steps) * batch_size, random)
+
+    def indices(self, step: int) -> Int[Tensor, " G"]:
+        first = self._steps.index(step) * self._batch_size
+        return torch.from_numpy(self._stream[first : first + self._batch_size])
+
+
+def _equal_draws(groups: np.ndarray, length: int, random: np.random.Generator) -> np.ndarray:
+    by_group = np.argsort(groups, kind="stable")
+    sizes = np.unique(groups[groups >= 0], return_counts=True)[1]
+    if not len(sizes):
+        raise ValueError("no sample is in a group, so that there is nothing to draw")
+    members = np.split(by_group[len(groups) - sizes.sum() :], np.cumsum(sizes)[:-1])
+    each = -(-length // len(members))
+    draws = [random.choice(some, each, replace=len(some) < each) for some in members]
+    return random.permutation(np.concatenate(draws))[:length].astype(np.int64)

@@ -1,0 +1,226 @@
+"""Processes that read: requests go out, slices come back in order, and what kills one is named.
+
+Each has a pipe of its own, so that the death of one is seen where its answer is waited for and
+nowhere else. They know nothing that a process started in their place would not know.
+"""
+
+import json
+import signal
+import traceback
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
+from ctypes import c_int64
+from multiprocessing import Pipe, Process, RawValue, parent_process, util
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler  # torch has told it how tensors are shared
+from typing import Any
+
+import torch
+
+from vitrail.data.loading.reader import Reader, Request, Slice
+
+# Requests that each worker is ahead: one being decoded, one ready.
+PREFETCH = 2
+
+# What a decoder does to its process when a file is too much for it.
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+
+# As many files may crash their decoder one after the other, with no slice read between. More than
+# that, and it is not the files.
+RESTARTS = 3
+
+# Sent to the whole process group, they are the main process's to answer: it saves, then stops the
+# workers.
+FOR_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM)
+
+NOTHING = -1  # in the note of a worker that reads no file
+
+
+def read_slices(
+    reader: Reader, requests: Iterable[Request], workers: int
+) -> Generator[Slice, None, None]:
+    """The slices, in order. Workers live until the last one, or until the iterator is closed.
+
+    With 0 workers, this process reads each as it is asked for.
+
+    Raises:
+        OSError: a worker was killed (for memory, mostly), or crashed and not by a file.
+    """
+    if not workers:
+        yield from map(reader.read, requests)
+        return
+    crew: list[_Worker] = []
+    # At exit at the latest, before multiprocessing sends SIGTERM, which they ignore, and waits.
+    stop = util.Finalize(None, _stop, (crew,), exitpriority=10)
+    try:
+        for _ in range(workers):
+            crew.append(_Worker(reader))
+        coming = iter(requests)
+        asked: deque[_Worker] = deque()
+        for worker in crew * PREFETCH:
+            _ask(worker, coming, asked)
+        while asked:
+            worker = asked.popleft()
+            read = worker.answer()
+            _ask(worker, coming, asked)
+            yield read
+    finally:
+        stop()
+
+
+class _Worker:
+    """A process that reads, and what it was asked for and has not answered."""
+
+    def __init__(self, reader: Reader):
+        self._reader = reader
+        self._asked: deque[Request] = deque()
+        self._start()
+
+    def _start(self) -> None:
+        self._connection, theirs = Pipe()
+        self._note = RawValue(c_int64, NOTHING)  # the index of the sample that it reads
+        arguments = theirs, self._reader, self._note
+        self._process = Process(target=_serve, args=arguments, daemon=True)
+        # It takes them up blocked, and ignores them before it lets them in.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_MAIN_PROCESS)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()  # so that a worker's end is its own alone
+
+    def ask(self, request: Request) -> None:
+        self._asked.append(request)
+        self._send(request)
+
+    def _send(self, request: Request) -> None:
+        with suppress(ConnectionError):  # it is dead, which `answer` finds
+            self._connection.send(request)
+
+    def answer(self) -> Slice:
+        """What came of the oldest request. A file that crashes the worker is bad, as others are."""
+        crashed: list[tuple[str, str]] = []
+        while (answer := self._receive()) is None:
+            id, how = self._cause_of_death()
+            if len(crashed) == RESTARTS:
+                raise OSError(
+                    f"{self._reader.source.spec}: {RESTARTS + 1} processes that read images died "
+                    f"in a row, the last on {how} while reading {json.dumps(id)}: what decodes "
+                    "them may be broken; use --workers 0 to see the cause"
+                )
+            crashed.append((id, f"its decoder crashed: {how}"))
+            self._restart(id)
+        self._asked.popleft()
+        read, error, where = answer
+        if error is not None:
+            raise error from _InWorkerError(where)
+        return read._replace(bad=[*crashed, *read.bad])
+
+    def _receive(self) -> Any:
+        """An answer, None when the worker died."""
+        wait([self._connection, self._process.sentinel])
+        try:
+            return self._connection.recv() if self._connection.poll() else None
+        except (EOFError, OSError):
+            # It died while it handed an image over; or it lives, and the failure is another.
+            self._process.join(1.0)
+            if self._process.exitcode is None:
+                raise
+            return None
+
+    def _cause_of_death(self) -> tuple[str, str]:
+        """(id, signal) of the file that crashed the process.
+
+        Raises OSError where no file did, or none is known to have done it.
+        """
+        self._process.join()
+        code, index, source = self._process.exitcode, self._note.value, self._reader.source
+        assert code is not None
+        how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
+        died = f"{source.spec}: a process that reads images died on {how}"
+        if index == NOTHING:
+            raise OSError(
+                f"{died} while reading none of them; the memory may have run out, or the shared "
+                "memory (/dev/shm; of a container --shm-size): use fewer --workers"
+            )
+        id = source.id(index)
+        if -code not in CRASHES:
+            raise OSError(
+                f"{died} while reading {json.dumps(id)}; the memory may have run out: use fewer "
+                "--workers, or --workers 0 to see the cause"
+            )
+        return id, how
+
+    def _restart(self, bad: str) -> None:
+        self._reader.known_bad.add(bad)
+        self._connection.close()
+        self._start()
+        for request in self._asked:
+            self._send(request)
+
+    def stop(self) -> None:
+        """At once: nothing that it does is worth waiting for."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+
+class _InWorkerError(Exception):
+    """Where an error was raised, in the words of a traceback."""
+
+    def __str__(self) -> str:
+        return f"in a process that reads images:\n{self.args[0]}"
+
+
+def _ask(worker: _Worker, coming: Iterator[Request], asked: deque[_Worker]) -> None:
+    request = next(coming, None)
+    if request is not None:
+        worker.ask(request)
+        asked.append(worker)
+
+
+def _stop(crew: list[_Worker]) -> None:
+    for worker in crew:
+        worker.stop()
+
+
+def _serve(connection: Connection, reader: Reader, note: c_int64) -> None:
+    """A worker's life: until the main process closes the pipe, or is gone."""
+    for number in FOR_THE_MAIN_PROCESS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_MAIN_PROCESS)
+    torch.set_num_threads(1)
+    main = parent_process()
+    assert main is not None
+
+    def take_note(index: int | None) -> None:
+        note.value = NOTHING if index is None else index
+
+    reader.note = take_note
+    while True:
+        wait([connection, main.sentinel])
+        try:
+            if not connection.poll():
+                return
+            connection.send_bytes(_answer(reader, connection.recv()))
+        except (EOFError, ConnectionError):
+            return
+
+
+def _answer(reader: Reader, request: Request) -> bytes:
+    """Pickled: (slice, None, "") or (None, what was raised, where)."""
+    try:
+        return bytes(ForkingPickler.dumps((reader.read(request), None, "")))
+    except Exception as error:
+        return _failed(error, traceback.format_exc())
+
+
+def _failed(error: Exception, where: str) -> bytes:
+    try:
+        answer = bytes(ForkingPickler.dumps((None, error, where)))
+        ForkingPickler.loads(answer)
+    except Exception:  # it cannot be sent as it is
+        said = RuntimeError(f"{type(error).__name__}: {error}")
+        answer = bytes(ForkingPickler.dumps((None, said, where)))
+    return answer

@@ -1,0 +1,257 @@
+"""Data sets of the Hugging Face hub, or saved by `datasets`: as files on the disk, or streamed."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vitrail.data.contract import BadSampleError, NoTestSplitError, Sample, Source
+from vitrail.data.decode.image import decode_bytes
+from vitrail.data.detail import Detail
+from vitrail.data.sources.formats.parquet import OPTIONS, image_bytes, parquet_source, plain_text
+from vitrail.data.sources.formats.parquet_index import Files
+from vitrail.data.sources.labels import number_classes
+from vitrail.data.sources.parquet_columns import Columns, find_columns
+from vitrail.data.sources.spec import split_options
+
+TEST_SPLITS = ("test", "validation", "val", "valid")  # the first that there is
+
+
+class HfSource(Source):
+    """A data set on the disk, in the Arrow files that `datasets` keeps. An id is the row's number.
+
+    Images stay encoded until they are read, and are read by our own decoder.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        rows: Any,
+        columns: Columns,
+        classes: tuple[Sequence[str] | None, np.ndarray],
+        channels: int,
+    ):
+        self.spec = spec
+        self.channels = channels
+        self.classes, self._labels = classes
+        self.captioned = columns.text is not None
+        self._columns = columns
+        kept = [columns.image] + ([columns.text] if columns.text else [])
+        self._rows = rows.select_columns(kept).with_format("arrow")
+        texts = [columns.text] if columns.text else []
+        self._texts = rows.select_columns(texts).with_format("arrow") if texts else None
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, index: int, detail: Detail | None = None) -> Sample:
+        id, columns = self.id(index), self._columns
+        try:
+            row = self._rows[index].to_pylist()[0]
+        except UnicodeDecodeError as error:
+            raise BadSampleError(id, "its text is not UTF-8") from error
+        data = image_bytes(row[columns.image], id)
+        text = None if columns.text is None else plain_text(row[columns.text])
+        if self.captioned and text is None:
+            raise BadSampleError(id, "its row has no caption")
+        image = decode_bytes(data, self.channels, id, detail)
+        return Sample(image, self.label(index), text, id)
+
+    def id(self, index: int) -> str:
+        return str(index)
+
+    def label(self, index: int) -> int | None:
+        label = int(self._labels[index])
+        return None if label < 0 else label
+
+    def text(self, index: int) -> str | None:
+        if self._texts is None:
+            return None
+        try:
+            return plain_text(self._texts[index].column(0)[0].as_py())
+        except UnicodeDecodeError:
+            return None
+
+    def fingerprint(self) -> str:
+        """Of the columns and labels, and of the sizes of the encoded images."""
+        from pyarrow import compute, types
+
+        digest = hashlib.blake2b(repr(self._columns).encode(), digest_size=16)
+        digest.update(self._labels.astype(np.int64).tobytes())
+        for start in range(0, len(self), 10_000):
+            stop = min(start + 10_000, len(self))
+            images = self._rows[start:stop].column(self._columns.image)
+            if types.is_struct(images.type):
+                images = compute.struct_field(images, "bytes")
+            digest.update(repr(compute.binary_length(images).to_pylist()).encode())
+        return digest.hexdigest()
+
+
+def open_hf(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
+    """`hf:NAME[,config=..][,split=..][,image=..][,label=..][,text=..][,stream=yes]`.
+
+    NAME: of the hub, as `uoft-cs/cifar10`, or a folder: saved by `save_to_disk`, or of files that
+    `load_dataset` understands. No code of a data set is ever run. split: what to train on, by
+    default `train`; the test split is `test`, else `validation`. image, label, text: columns
+    (`parquet_columns.find_columns`). stream: nothing is downloaded as a whole; the hub's Parquet
+    files are read a row group at a time, in the same order as every time.
+
+    Raises:
+        ValueError: no such data set, configuration, split or column, no network, an option that
+            does not fit, or `datasets` is not installed.
+        NoTestSplitError: "test" where there is none.
+    """
+    spec = f"hf:{rest}"
+    name, options = split_options("hf", rest, (*OPTIONS, "config", "split", "stream"))
+    if not name:
+        raise ValueError("hf: names no data set; write hf:NAME, or hf:FOLDER")
+    if options.get("stream", "no") not in ("yes", "no"):
+        raise ValueError(f"{spec}: stream is {options['stream']!r}; it must be yes or no")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"{spec}: channels is {channels}; image files give 1 (grey) or 3 (RGB)")
+    _check_installed(spec)
+    asked = {key: options[key] for key in OPTIONS if key in options}
+    train_split = options.get("split", "train")
+    if options.get("stream") == "yes":
+        files = _parquet_files(spec, name, options.get("config"))
+        wanted = _wanted(spec, split, train_split, list(files))
+        train_files = files.get(train_split, files[wanted])
+        return parquet_source(spec, files[wanted], train_files, asked, channels)
+    whole = _load(spec, name, options.get("config"))
+    names = [str(key) for key in whole]
+    base = re.split(r"[\[+]", train_split)[0]  # of train[:10%]
+    if split == "train" and base != train_split:
+        rows = _load(spec, name, options.get("config"), train_split)
+        train = rows
+    else:
+        rows = whole[_wanted(spec, split, train_split, names)]
+        train = whole[base] if base in names else rows
+    return _hf_source(spec, rows, train, asked, channels)
+
+
+def _hf_source(
+    spec: str, rows: Any, train: Any, asked: dict[str, str], channels: int | None
+) -> HfSource:
+    rows, train = _undecoded(rows), _undecoded(train)
+    if not len(rows):
+        raise ValueError(f"{spec}: the split has no rows")
+    try:
+        columns = find_columns(rows.features.arrow_schema, asked)
+    except ValueError as error:
+        raise ValueError(f"{spec}: {error}") from error
+    _require_bytes(spec, rows, columns.image)
+    values, codes = _labels(rows, columns.label)
+    train_values = _labels(train, columns.label)[0] if columns.classes is None else values
+    classes = number_classes(spec, codes, values, train_values, columns.classes)
+    return HfSource(spec, rows, columns, classes, channels or 3)
+
+
+def _require_bytes(spec: str, rows: Any, image: str) -> None:
+    """ValueError where the images are files beside the data set, as the first row tells."""
+    first = rows.with_format("arrow")[0].column(image)[0].as_py()
+    if isinstance(first, dict) and first.get("bytes") is None and first.get("path"):
+        raise ValueError(
+            f"{spec}: it holds no images but paths of files (the first: {first['path']!r}), which "
+            "are not followed; read their folder as folder:DIR"
+        )
+
+
+def _undecoded(rows: Any) -> Any:
+    """Images as the bytes of their files."""
+    from datasets import Image
+
+    for name, feature in rows.features.items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+    return rows
+
+
+def _labels(rows: Any, name: str | None) -> tuple[list[str], np.ndarray]:
+    """(the labels as text, each once; int64 [N] the place of each row's, -1 for none)."""
+    if name is None:
+        return [], np.full(len(rows), -1)
+    column = rows.select_columns([name]).with_format("arrow")[:].column(0)
+    written = [None if v is None else str(v).strip() or None for v in column.to_pylist()]
+    values = sorted({value for value in written if value is not None})
+    number = {value: i for i, value in enumerate(values)}
+    return values, np.array([-1 if v is None else number[v] for v in written], dtype=np.int64)
+
+
+def _check_installed(spec: str) -> None:
+    try:
+        import datasets  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"{spec}: it needs datasets: pip install 'vitrail[hf]'") from error
+
+
+def _wanted(spec: str, split: str, train_split: str, names: list[str]) -> str:
+    """Which of the data set's splits is meant."""
+    if split == "test":
+        found = next((name for name in TEST_SPLITS if name in names and name != train_split), None)
+        if found is None:
+            raise NoTestSplitError(
+                f"{spec} has no test split: its splits are {', '.join(names)}; hold samples out "
+                "with vitrail.data.subset.hold_out"
+            )
+        return found
+    if train_split not in names:
+        raise ValueError(
+            f"{spec}: it has no split {train_split!r}; its splits are {', '.join(names)}"
+        )
+    return train_split
+
+
+@contextmanager
+def _told(spec: str, name: str) -> Iterator[None]:
+    """What the hub and `datasets` raise, in words: they do so with types of their own."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        offline = "" if Path(name).is_dir() else "; without a network, give a folder of files"
+        raise ValueError(f"{spec}: it cannot be loaded ({first}){offline}") from error
+
+
+def _load(spec: str, name: str, config: str | None, split: str | None = None) -> Any:
+    """All splits by name, or one."""
+    import datasets
+
+    folder = Path(name).expanduser()
+    with _told(spec, name):
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            if config or split:
+                raise ValueError("a saved data set has no configurations, and no parts of splits")
+            saved = datasets.load_from_disk(str(folder))
+            return saved if isinstance(saved, dict) else {"train": saved}
+        path = str(folder) if folder.is_dir() else name
+        return datasets.load_dataset(path, config, split=split)
+
+
+def _parquet_files(spec: str, name: str, config: str | None) -> dict[str, Files]:
+    """The Parquet files of every split, where they lie."""
+    import datasets
+    import fsspec
+
+    folder = Path(name).expanduser()
+    with _told(spec, name):
+        path = str(folder) if folder.is_dir() else name
+        builder = datasets.load_dataset_builder(path, config)
+        of_split = {str(k): [str(url) for url in v] for k, v in builder.config.data_files.items()}
+        files = {}
+        for key, urls in of_split.items():
+            if not all(url.endswith(".parquet") for url in urls):
+                raise ValueError(
+                    f"only Parquet files can be streamed, and {os.path.basename(urls[0])} is none: "
+                    "leave stream=yes out"
+                )
+            filesystem, _ = fsspec.core.url_to_fs(urls[0])
+            paths = tuple(filesystem._strip_protocol(url) for url in urls)
+            files[key] = Files(paths, filesystem)
+    return files

@@ -1,0 +1,174 @@
+"""Sources that live in memory as one tensor, and subsets of any source."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8, UInt16
+from torch import Tensor
+
+from vitrail.data.contract import Mask, Sample, Source
+from vitrail.data.detail import Detail
+from vitrail.nn.random import philox
+
+
+class MemorySource(Source):
+    """Images of one size, labelled, captioned or not. Grey ones become 3 channels where asked.
+
+    A negative label is none. Without ids, an image is called by its number.
+    Raises ValueError where `channels` is neither the images' own number nor 3 of grey ones.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        images: UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"],
+        labels: Int[Tensor, " N"] | None,
+        classes: Sequence[str] | None,
+        channels: int | None,
+        texts: Sequence[str] | None = None,
+        ids: Sequence[str] | None = None,
+    ):
+        own = images.shape[1]
+        if channels not in (None, own) and not (own == 1 and channels == 3):
+            raise ValueError(
+                f"{spec}: channels is {channels}, but its images have {own}; "
+                f"use {own} or leave it out"
+            )
+        self.spec = spec
+        self.channels = channels or own
+        self.bits = 8 if images.dtype == torch.uint8 else 16
+        self.classes: Sequence[str] | None = None if classes is None else tuple(classes)
+        self._images = images.expand(-1, self.channels, -1, -1).contiguous()
+        self.captioned = texts is not None
+        self._labels: list[int] | None = None if labels is None else labels.tolist()
+        self._texts = None if texts is None else tuple(texts)
+        self._ids = None if ids is None else tuple(ids)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int, detail: Detail | None = None) -> Sample:
+        return Sample(self._images[index], self.label(index), self.text(index), self.id(index))
+
+    def id(self, index: int) -> str:
+        return str(index) if self._ids is None else self._ids[index]
+
+    def label(self, index: int) -> int | None:
+        label = -1 if self._labels is None else self._labels[index]
+        return None if label < 0 else label
+
+    def text(self, index: int) -> str | None:
+        return None if self._texts is None else self._texts[index]
+
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(self._images.flatten().numpy().data, digest_size=16)
+        digest.update(repr((tuple(self._images.shape), self._labels)).encode())
+        if self._texts is not None:
+            digest.update(repr(self._texts).encode())
+        return digest.hexdigest()
+
+    def pixels(self) -> UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"]:
+        return self._images
+
+
+class Subset(Source):
+    """The samples `indices` of another source, in that order."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self.spec = source.spec
+        self.channels = source.channels
+        self.bits = source.bits
+        self.classes = source.classes
+        self.captioned = source.captioned
+        self.metric = source.metric
+        self.masked = source.masked
+        self._source = source
+        self._indices = [int(index) for index in indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int, detail: Detail | None = None) -> Sample:
+        return self._source.read(self._indices[index], detail)
+
+    def id(self, index: int) -> str:
+        return self._source.id(self._indices[index])
+
+    def label(self, index: int) -> int | None:
+        return self._source.label(self._indices[index])
+
+    def text(self, index: int) -> str | None:
+        return self._source.text(self._indices[index])
+
+    def mask(self, index: int) -> Mask | None:
+        return self._source.mask(self._indices[index])
+
+    def picture(self, index: int) -> str:
+        return self._source.picture(self._indices[index])
+
+    def fingerprint(self) -> str:
+        parts = repr((self._source.fingerprint(), self._indices))
+        return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+
+    def pixels(self) -> UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"] | None:
+        pixels = self._source.pixels()
+        return None if pixels is None else pixels[torch.tensor(self._indices, dtype=torch.long)]
+
+    def blocks(self) -> Sequence[range] | None:
+        """Those of the source, where the indices are in their order; else nothing lies together."""
+        blocks = self._source.blocks()
+        indices = np.array(self._indices)
+        if blocks is None or (np.diff(indices) < 0).any():
+            return None
+        in_order = sorted(blocks, key=lambda block: block.start)
+        cuts = np.searchsorted(indices, [block.stop for block in in_order]).tolist()
+        return [range(start, stop) for start, stop in zip([0, *cuts], cuts, strict=False)]
+
+
+def stratified_split(
+    labels: Sequence[int | None], fraction: float, seed: int, stream: str
+) -> tuple[list[int], list[int]]:
+    """Positions split in two, the second with about `fraction` of each label; each in order.
+
+    Counter-based: a pure function of the arguments. Samples of no label are a class of their own.
+    """
+    groups: dict[int, list[int]] = {}
+    for position, label in enumerate(labels):
+        groups.setdefault(-1 if label is None else label, []).append(position)
+    second: set[int] = set()
+    for label, members in groups.items():
+        order = philox(seed, stream, label + 1).permutation(len(members))
+        second.update(np.array(members)[order[: round(len(members) * fraction)]].tolist())
+    return [i for i in range(len(labels)) if i not in second], sorted(second)
+
+
+def hold_out(source: Source, fraction: float = 0.2, seed: int = 0) -> tuple[Subset, Subset]:
+    """(train, test): a deterministic split of any source, stratified where it is labelled.
+
+    Samples of one image with several captions stay together.
+
+    Args:
+        fraction: share of the samples (of each class) held out, rounded, in (0, 1).
+
+    Raises:
+        ValueError: if the fraction is out of range, or leaves one side empty.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"hold_out: fraction is {fraction}; it must be between 0 and 1")
+    samples: dict[str, list[int]] = {}  # of every image
+    for index in range(len(source)):
+        samples.setdefault(source.picture(index), []).append(index)
+    images = list(samples.values())
+    labels = [source.label(indices[0]) for indices in images]
+    train, test = (
+        sorted(index for image in side for index in images[image])
+        for side in stratified_split(labels, fraction, seed, "hold_out")
+    )
+    if not train or not test:
+        raise ValueError(
+            f"hold_out: fraction {fraction} of the {len(source)} samples of {source.spec} leaves "
+            f"{len(train)} for training and {len(test)} for testing; both need at least one"
+        )
+    return Subset(source, train), Subset(source, test)

@@ -1,0 +1,129 @@
+"""What an encoder sees at evaluation: the whole image, made small, its centre cut out, normalised.
+
+Shape legend: N images · C channels · H, W an image.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8, UInt16
+from torch import Tensor
+
+from vitrail.data.views.apply import full_precision
+from vitrail.data.views.plan import check_normalisation
+from vitrail.data.views.resample import Taps, resample_one, taps
+
+STACK_VALUES = 2**22  # pixel values turned to float at a time, 16 MB
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resizes the short side to `resize` pixels, cuts out the central `size` × `size`, normalises.
+
+    As torchvision's Resize(resize, BICUBIC), CenterCrop(size), Normalize(mean, std) without the
+    rounding to 8 bits; only the pixels that are kept are computed, whatever the image's shape.
+    """
+
+    size: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= self.resize:
+            raise ValueError(
+                f"preprocess: size is {self.size} and resize is {self.resize}; "
+                "they must be at least 1 and size must not be above resize"
+            )
+        check_normalisation("preprocess", self.mean, self.std)
+
+    def __call__(
+        self,
+        images: list[UInt8[Tensor, "_ _ _"] | UInt16[Tensor, "_ _ _"]]
+        | UInt8[Tensor, "N C H W"]
+        | UInt16[Tensor, "N C H W"],
+    ) -> Float[Tensor, "N C {self.size} {self.size}"]:
+        """Computes on the device of the images, of which the largest number of their type is 1.
+
+        Raises ValueError if their channels do not fit.
+        """
+        device = images[0].device if len(images) else torch.device("cpu")
+        mean = torch.tensor(self.mean, device=device)[:, None, None]
+        std = torch.tensor(self.std, device=device)[:, None, None]
+        out = torch.empty(len(images), len(self.mean), self.size, self.size, device=device)
+        with torch.no_grad(), full_precision(device):
+            for start, same_NCHW in _of_one_size(images):
+                if same_NCHW.shape[1] != len(self.mean):
+                    raise ValueError(
+                        f"preprocess: image {start} has {same_NCHW.shape[1]} channels, but mean "
+                        f"has {len(self.mean)}; open the images with channels={len(self.mean)}"
+                    )
+                # To the two products, the images of a stack are so many more channels.
+                resized_MSS = self._resized(same_NCHW.flatten(0, 1))
+                resized_MSS.div_(torch.iinfo(same_NCHW.dtype).max)
+                out[start : start + len(same_NCHW)] = resized_MSS.unflatten(0, same_NCHW.shape[:2])
+        return out.clamp_(0, 1).sub_(mean).div_(std)
+
+    def stretched(
+        self, image: UInt8[Tensor, "_ _ _"] | UInt16[Tensor, "_ _ _"], size: tuple[int, int]
+    ) -> Float[Tensor, "C H W"]:
+        """The whole of an image, nothing cut off, resized to (height, width) and normalised.
+
+        For who looks at places in the image; its shape is that of `size`. Same filter as above.
+        Raises ValueError if the channels do not fit.
+        """
+        if len(image) != len(self.mean):
+            raise ValueError(
+                f"preprocess: the image has {len(image)} channels, but mean has {len(self.mean)}; "
+                f"open it with channels={len(self.mean)}"
+            )
+        device = image.device
+        mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (self.mean, self.std))
+        sides = []
+        for old, new in zip(image.shape[1:], size, strict=True):
+            none, no = torch.tensor(0), torch.tensor(False)
+            along = taps(torch.tensor(old), torch.tensor(new), none, no, new)
+            sides.append(Taps(along.position.to(device), along.weight.to(device)))
+        with torch.no_grad(), full_precision(device):
+            resized_CHW = resample_one(image, *sides)
+        resized_CHW.div_(torch.iinfo(image.dtype).max)
+        return resized_CHW.clamp_(0, 1).sub_(mean).div_(std)
+
+    def _resized(
+        self, image: UInt8[Tensor, "C H W"] | UInt16[Tensor, "C H W"]
+    ) -> Float[Tensor, "C S S"]:
+        short = min(image.shape[1:])
+        windows, sides = [], []
+        for length in image.shape[1:]:
+            out_length = self.resize * length // short
+            first = round((out_length - self.size) / 2)
+            window, along = self._window(length, out_length, first)
+            windows.append(window)
+            sides.append(Taps(along.position.to(image.device), along.weight.to(image.device)))
+        return resample_one(image[:, windows[0], windows[1]], *sides)
+
+    def _window(self, length: int, out_length: int, first: int) -> tuple[slice, Taps]:
+        """The pixels that are needed along one axis, and the taps counted from their first."""
+        no = torch.tensor(False)
+        along = taps(
+            torch.tensor(length), torch.tensor(out_length), torch.tensor(first), no, self.size
+        )
+        used = along.position[along.position >= 0]
+        start, stop = int(used.min()), int(used.max()) + 1
+        position = torch.where(along.position < 0, -1, along.position - start)
+        return slice(start, stop), Taps(position, along.weight)
+
+
+def _of_one_size(
+    images: list[UInt8[Tensor, "_ _ _"] | UInt16[Tensor, "_ _ _"]]
+    | UInt8[Tensor, "N C H W"]
+    | UInt16[Tensor, "N C H W"],
+) -> Iterator[tuple[int, UInt8[Tensor, "n C H W"] | UInt16[Tensor, "n C H W"]]]:
+    """Stacks of images to resize together, each with the position of its first."""
+    if isinstance(images, list):
+        yield from ((i, image[None]) for i, image in enumerate(images))
+        return
+    together = max(1, STACK_VALUES // max(1, images[:1].numel()))
+    for start in range(0, len(images), together):
+        yield start, images[start : start + together]

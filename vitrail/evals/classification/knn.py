@@ -1,0 +1,228 @@
+"""k-nearest-neighbour classification of frozen features: exact, with bounded memory.
+
+Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4: each of the k neighbours with the highest
+cosine similarity s votes for its class with weight exp(s / tau), tau = .07. The textbook's plain
+majority is `tau=None`.
+
+Shape legend: N bank rows · M queries · D features · Q queries of a chunk · P bank rows of a chunk ·
+G groups of a chunk · K neighbours.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitrail.data.views.apply import full_precision
+
+Array = np.ndarray
+
+K = 20
+TAU = 0.07
+GROUP = 32  # columns whose largest stands for them all
+QUERY_BLOCK = 65536  # queries on the device together; each block goes over the bank once
+
+
+def _require_finite(features: Array, name: str) -> None:
+    bad = sum(
+        int((~np.isfinite(features[start : start + QUERY_BLOCK]).all(axis=1)).sum())
+        for start in range(0, len(features), QUERY_BLOCK)
+    )
+    if bad:
+        raise ValueError(
+            f"{name} features: {bad} of {len(features)} rows hold NaN or infinity; "
+            "the encoder has diverged or its input is broken, so k-NN would mean nothing"
+        )
+
+
+def _unit(features: Array, device: str) -> Tensor:
+    """Rows of unit length on the device; a zero row stays zero."""
+    return F.normalize(torch.from_numpy(np.ascontiguousarray(features)).to(device), dim=1)
+
+
+def _top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, descending; of equal ones the leftmost first."""
+    values, columns = similarity.topk(k, dim=1)
+    boundary = values[:, -1:]
+    # topk picks any of the entries equal to the k-th; rows where it had a choice need a sort.
+    choice = (similarity == boundary).sum(1) != (values == boundary).sum(1)
+    if choice.any():
+        ranked, order = similarity[choice].sort(dim=1, descending=True, stable=True)
+        values[choice], columns[choice] = ranked[:, :k], order[:, :k]
+    columns, order = columns.sort(dim=1)
+    values, by_value = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, columns.gather(1, by_value)
+
+
+def _top_k_of_groups(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `_top_k`, for many columns, a multiple of GROUP; each is looked at once.
+
+    Runs of GROUP columns are ordered by their maxima. Every group before another holds an entry
+    that comes before all of the other's, so that the first k groups hold the first k entries.
+    """
+    groups_QGg = similarity.unflatten(1, (-1, GROUP))
+    if groups_QGg.shape[1] <= k:
+        return _top_k(similarity, min(k, similarity.shape[1]))
+    chosen_QK = _top_k(groups_QGg.amax(2), k)[1].sort(dim=1).values
+    members_QKg = groups_QGg.gather(1, chosen_QK[:, :, None].expand(-1, -1, GROUP))
+    values, at = _top_k(members_QKg.flatten(1), k)
+    return values, chosen_QK.gather(1, at // GROUP) * GROUP + at % GROUP
+
+
+def neighbours(
+    bank: Float32[Array, "N D"],
+    queries: Float32[Array, "M _"],
+    k: int = K,
+    *,
+    query_chunk: int = 1024,
+    bank_chunk: int = 16384,
+    device: str = "cpu",
+) -> tuple[Float32[Array, "M K"], Int64[Array, "M K"]]:
+    """The k rows of the bank with the highest cosine similarity to each query.
+
+    Exact, in float32. Equal similarities are ordered by bank index, lowest first.
+
+    Beyond inputs and outputs, memory on `device` is at most about
+    query_chunk * (5 bank_chunk + 1000 k) bytes for the similarities of one chunk to another,
+    8 D bank_chunk bytes for the chunk of the bank, and 65,536 * (8 D + 12 k) bytes for the queries:
+    350 MB with the defaults and D = 384, whatever N and M are. The M x N similarities never exist,
+    nor a copy of the bank. On the CPU it is a bank's chunk more.
+
+    Args:
+        k: clipped to the size of the bank, with a warning.
+
+    Returns:
+        similarities in [-1, 1], descending, and bank indices.
+
+    Raises:
+        ValueError: an empty bank, k < 1, differing widths, or features that are not finite.
+    """
+    if k < 1:
+        raise ValueError(f"k = {k}: k-NN needs at least one neighbour")
+    if len(bank) == 0:
+        raise ValueError("the k-NN bank is empty: there are no training features to compare with")
+    if bank.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"bank features have {bank.shape[1]} dimensions and queries {queries.shape[1]}: "
+            "both must come from the same encoder"
+        )
+    _require_finite(bank, "bank")
+    _require_finite(queries, "query")
+    if k > len(bank):
+        warnings.warn(f"k = {k} is clipped to the {len(bank)} samples of the bank", stacklevel=2)
+        k = len(bank)
+    similarity_MK = np.empty((len(queries), k), dtype=np.float32)
+    index_MK = np.empty((len(queries), k), dtype=np.int64)
+    with torch.inference_mode(), full_precision(torch.device(device)):
+        for start in range(0, len(queries), QUERY_BLOCK):
+            rows = slice(start, start + QUERY_BLOCK)
+            best, index = _search(bank, _unit(queries[rows], device), k, query_chunk, bank_chunk)
+            similarity_MK[rows], index_MK[rows] = best.cpu().numpy(), index.cpu().numpy()
+    return similarity_MK, index_MK
+
+
+def _search(
+    bank: Array, queries: Tensor, k: int, query_chunk: int, bank_chunk: int
+) -> tuple[Tensor, Tensor]:
+    """A running top k of a block of queries over the chunks of the bank, each sent once."""
+    best_BK = queries.new_full((len(queries), k), -torch.inf)
+    index_BK = torch.zeros_like(best_BK, dtype=torch.int64)
+    width = -(-min(bank_chunk, len(bank)) // GROUP) * GROUP
+    room = queries.new_empty(min(query_chunk, len(queries)), width)  # written again for each chunk
+    for start in range(0, len(bank), bank_chunk):
+        bank_PD = _unit(bank[start : start + bank_chunk], str(queries.device))
+        for first in range(0, len(queries), query_chunk):
+            rows = slice(first, first + query_chunk)
+            similarity_QP = _similarities(queries[rows], bank_PD, room)
+            values, columns = _top_k_of_groups(similarity_QP, k)
+            # The running best comes first and has the lower indices: leftmost is still lowest.
+            values = torch.cat([best_BK[rows], values], dim=1)
+            columns = torch.cat([index_BK[rows], columns + start], dim=1)
+            best_BK[rows], kept = _top_k(values, k)
+            index_BK[rows] = columns.gather(1, kept)
+    return best_BK, index_BK
+
+
+def _similarities(queries_QD: Tensor, bank_PD: Tensor, room: Tensor) -> Tensor:
+    """All of one chunk to another, and -infinity up to a whole number of groups."""
+    n_rows, n_columns = len(queries_QD), len(bank_PD)
+    similarity_QP = room[:n_rows, : -(-n_columns // GROUP) * GROUP]
+    torch.mm(queries_QD, bank_PD.T, out=similarity_QP[:, :n_columns])
+    similarity_QP[:, n_columns:] = -torch.inf
+    return similarity_QP
+
+
+def vote(
+    similarity: Float32[Array, "M K"],
+    neighbour_labels: Int64[Array, "M K"],
+    n_classes: int,
+    tau: float | None = TAU,
+) -> Int64[Array, " M"]:
+    """The class with the most votes; of equal ones the lowest.
+
+    Args:
+        tau: temperature of the weights exp(similarity / tau); None for plain majority.
+    """
+    if tau is not None and tau <= 0:
+        raise ValueError(f"tau = {tau}: the temperature must be above 0 (or None for majority)")
+    weights = np.ones(similarity.shape)
+    if tau is not None:
+        # Relative to the nearest neighbour: a common factor changes no vote and cannot overflow.
+        weights = np.exp((similarity - similarity[:, :1]).astype(np.float64) / tau)
+    predicted = np.empty(len(similarity), dtype=np.int64)
+    for start in range(0, len(similarity), 1024):
+        rows = slice(start, start + 1024)
+        votes = np.zeros((len(weights[rows]), n_classes))
+        np.add.at(votes, (np.arange(len(votes))[:, None], neighbour_labels[rows]), weights[rows])
+        predicted[rows] = votes.argmax(axis=1)
+    return predicted
+
+
+def check_labels(labels: Int64[Array, " N"], what: str) -> None:
+    """Raises ValueError unless every row has a class."""
+    if len(labels) == 0:
+        raise ValueError(f"the {what} set is empty: there is nothing to evaluate")
+    unlabelled = int((labels < 0).sum())
+    if unlabelled:
+        raise ValueError(
+            f"{unlabelled} of {len(labels)} {what} samples have no label, and this protocol needs "
+            "labels; evaluate on labelled data, or ask for pictures only (saliency, pca)"
+        )
+
+
+def knn_predict(
+    bank: Float32[Array, "N D"],
+    labels: Int64[Array, " N"],
+    queries: Float32[Array, "M _"],
+    k: int = K,
+    tau: float | None = TAU,
+    device: str = "cpu",
+) -> Int64[Array, " M"]:
+    """Classes of the queries by the votes of their k nearest neighbours in the bank.
+
+    A bank of a single class predicts that class. Raises ValueError as `neighbours` and `vote`, and
+    for an unlabelled bank.
+    """
+    check_labels(labels, "train")
+    similarity, index = neighbours(bank, queries, k, device=device)
+    return vote(similarity, labels[index], int(labels.max()) + 1, tau)
+
+
+def knn_accuracy(
+    bank: Float32[Array, "N D"],
+    labels: Int64[Array, " N"],
+    queries: Float32[Array, "M _"],
+    query_labels: Int64[Array, " M"],
+    k: int = K,
+    tau: float | None = TAU,
+    device: str = "cpu",
+) -> float:
+    """The fraction of queries whose class `knn_predict` gets right, in [0, 1].
+
+    A query of a class that the bank does not have counts as wrong.
+    """
+    check_labels(query_labels, "test")
+    return float((knn_predict(bank, labels, queries, k, tau, device) == query_labels).mean())

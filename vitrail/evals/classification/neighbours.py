@@ -1,0 +1,61 @@
+"""The nearest training images of some test images: what the encoder takes to be alike."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from vitrail.data.contract import Source
+from vitrail.encoder import Encoder
+from vitrail.evals.classification.knn import neighbours
+from vitrail.evals.features import shown
+from vitrail.evals.figures.grid import RIGHT, WRONG, Cell, cell_side, save_grid
+
+Array = np.ndarray
+
+
+def neighbours_figure(
+    encoder: Encoder,
+    train: Source,
+    train_features: Float32[Array, "N D"],
+    train_index: Int64[Array, " N"],
+    test: Source,
+    test_features: Float32[Array, "n D"],
+    test_index: Int64[Array, " n"],
+    path: Path,
+    k: int = 6,
+) -> Path:
+    """A PNG: a row for each test image, followed by its k nearest train images, nearest first.
+
+    Where there are labels, a green frame and a tick mark neighbours of the same class; a red frame
+    and a cross mark others.
+
+    Args:
+        train_index: which sample of the source each row of features is; likewise test_index.
+    """
+    similarity, nearest = neighbours(train_features, test_features, min(k, len(train_features)))
+    rows = []
+    for query, row, cosines in zip(test_index.tolist(), nearest, similarity, strict=True):
+        label = test.label(query)
+        cells = [Cell(_picture(encoder, test, query), _name(test, label))]
+        for at, cosine in zip(train_index[row].tolist(), cosines.tolist(), strict=True):
+            other, frame, mark = train.label(at), None, ""
+            if label is not None and other is not None:
+                frame, mark = (RIGHT, "✓ ") if other == label else (WRONG, "✗ ")
+            caption = " · ".join(filter(None, [f"{mark}{_name(train, other)}", f"{cosine:.2f}"]))
+            cells.append(Cell(_picture(encoder, train, at), caption, frame))
+        rows.append(cells)
+    titles = ["test image", "nearest", *[""] * (nearest.shape[1] - 1)]
+    side = cell_side(encoder.preprocess.size)
+    return save_grid(rows, path, side=side, columns=titles)
+
+
+def _picture(encoder: Encoder, source: Source, index: int) -> Array:
+    return shown(encoder, [source.read(index).image])[0]
+
+
+def _name(source: Source, label: int | None) -> str:
+    if label is None or source.classes is None:
+        return ""
+    name = str(source.classes[label])
+    return name if len(name) <= 14 else f"{name[:13]}…"

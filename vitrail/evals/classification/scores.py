@@ -1,0 +1,31 @@
+"""What predicted classes are worth."""
+
+import numpy as np
+from jaxtyping import Int64
+
+from vitrail.data.contract import Metric
+
+Array = np.ndarray
+
+
+def score(
+    predicted: Int64[Array, " M"], labels: Int64[Array, " M"], metric: Metric = "accuracy"
+) -> float:
+    """In [0, 1]. Both in class numbers; there is at least one.
+
+    "accuracy": the fraction that is right. "mean_per_class": that fraction within each class of
+    `labels`, averaged over these, as is usual where test classes differ much in size (flowers,
+    pets, aircraft, Caltech-101; Kornblith et al. 2019, arXiv:1805.08974).
+    """
+    right = predicted == labels
+    if metric == "accuracy":
+        return float(right.mean())
+    return float(np.mean([right[labels == c].mean() for c in np.unique(labels)]))
+
+
+def confusion_matrix(
+    predicted: Int64[Array, " M"], labels: Int64[Array, " M"], n_classes: int
+) -> Int64[Array, "n_classes n_classes"]:
+    """Entry (i, j): the samples of class i that were taken for j."""
+    counts = np.bincount(labels * n_classes + predicted, minlength=n_classes**2)
+    return counts.reshape(n_classes, n_classes).astype(np.int64)

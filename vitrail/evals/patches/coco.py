@@ -1,0 +1,275 @@
+"""Detection and segmentation by COCO's rules: a folder in, predictions out, their precision.
+
+Class-agnostic, as CutLER (Wang et al. 2023) and others who find objects without labels report it:
+all categories count as one. The evaluator is pycocotools' COCOeval itself: IoU from 0.50 to 0.95,
+up to 100 predictions an image, crowds ignored.
+
+Scores. MaskCut has none; as its authors say (facebookresearch/CutLER issue 18), every mask gets 1.
+Among equal scores the evaluator's order is fixed: images by their id, and within an image the order
+of the file, which is the order in which masks were found. So the numbers are the same each time.
+AP depends on that order, which no method has chosen: another numbering of the images moves it.
+
+Shape legend: M masks of an image · y, x its pixels.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from vitrail.atomic import write_atomically
+from vitrail.data.contract import BadSampleError
+from vitrail.data.decode.image import decode_file
+from vitrail.encoder import Encoder
+from vitrail.evals.patches.maskcut import MaskCut, Refine, segment
+
+Array = np.ndarray
+OBJECT = 1  # the one category of predictions
+MEASURES = {"AP": 0, "AP50": 1, "AP75": 2}  # where COCOeval's summary has them
+KINDS = {"box": "bbox", "mask": "segm"}
+NEEDED = ("id", "image_id", "bbox", "area", "iscrowd", "segmentation")  # of every object
+
+
+@dataclass(frozen=True)
+class CocoPlace:
+    """folder: that holds the rest, none where empty; annotations: a file, and images: a folder, in
+    it. COCO's own: annotations/instances_val2017.json and val2017."""
+
+    folder: str = ""
+    annotations: str = "annotations.json"
+    images: str = "images"
+
+
+@dataclass(frozen=True)
+class CocoFolder:
+    """images: COCO's entries (id, file_name, width, height), by id; folder: where their files are;
+    truth: all that the annotation file holds."""
+
+    folder: Path
+    images: list[dict[str, Any]]
+    truth: dict[str, Any]
+
+    def read(self, image: Mapping[str, Any], channels: int) -> UInt8[Tensor, "{channels} y x"]:
+        """Decodes one. Raises BadSampleError, also where its size is not the annotated one."""
+        name = image["file_name"]
+        pixels = decode_file(self.folder / name, channels, name)
+        if tuple(pixels.shape[1:]) != (image["height"], image["width"]):
+            raise BadSampleError(
+                name,
+                f"it has {pixels.shape[2]} x {pixels.shape[1]} pixels, its annotations are for "
+                f"{image['width']} x {image['height']}",
+            )
+        return pixels
+
+    def first(self, count: int) -> "CocoFolder":
+        """The first `count` images and what is annotated in them."""
+        images = self.images[:count]
+        ids = {image["id"] for image in images}
+        rows = [row for row in self.truth["annotations"] if row["image_id"] in ids]
+        truth = self.truth | {"images": images, "annotations": rows}
+        return replace(self, images=images, truth=truth)
+
+
+def open_coco(
+    root: str | Path, annotations: str = "annotations.json", images: str = "images"
+) -> CocoFolder:
+    """A folder in COCO's format, such as `vitrail.data.tools.scenes.write_scenes` makes.
+
+    COCO itself: open_coco(DIR, "annotations/instances_val2017.json", "val2017").
+
+    Args:
+        annotations, images: the file and the folder, within root.
+
+    Raises:
+        ValueError: no such file, one that is not COCO's "instances", no images in it, an object
+            that lacks what the evaluator needs, or an image name that leads out of the folder.
+    """
+    path = Path(root).expanduser() / annotations
+    try:
+        truth = json.loads(path.read_text(encoding="utf-8"))
+        listed = sorted(truth["images"], key=lambda image: image["id"])
+        names = [str(image["file_name"]) for image in listed]
+        sizes = [(image["height"], image["width"]) for image in listed]
+        owners = {row["image_id"] for row in truth["annotations"]}
+        ids = [image["id"] for image in listed]
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"coco: there is no file {path}; a COCO-format folder has {annotations} and {images}/"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"coco: {path} does not hold COCO's images and annotations ({error!r})"
+        ) from error
+    if not ids:
+        raise ValueError(f"coco: {path} lists no images")
+    if len(set(ids)) < len(ids) or not owners <= set(ids):
+        raise ValueError(f"coco: {path} has two images of one id, or objects of an unknown image")
+    for name, size in zip(names, sizes, strict=True):
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in name:
+            raise ValueError(f"coco: {path} names the image {name!r}, outside of its folder")
+        if not all(isinstance(length, int) and length > 0 for length in size):
+            raise ValueError(f"coco: {path} gives {name!r} the size {size}")
+    for at, row in enumerate(truth["annotations"]):
+        if wrong := _fault(row):
+            raise ValueError(f"coco: {path}: its object {at} (counted from 0) has {wrong}")
+    return CocoFolder(Path(root).expanduser() / images, listed, truth)
+
+
+def _fault(row: Mapping[str, Any]) -> str:
+    """What is wrong with an annotated object, or nothing."""
+    if missing := [name for name in NEEDED if row.get(name) is None]:
+        return f"no {', no '.join(missing)}"
+    if not _are_numbers(row["bbox"], 4):
+        return f"the bbox {row['bbox']!r} instead of [x, y, width, height]"
+    shape = row["segmentation"]
+    outlines = isinstance(shape, list) and shape and all(_are_numbers(o, 6) for o in shape)
+    lengths = isinstance(shape, dict) and {"size", "counts"} <= shape.keys()
+    return "" if outlines or lengths else "a segmentation that is neither polygons nor run lengths"
+
+
+def _are_numbers(values: Any, least: int) -> bool:
+    listed = isinstance(values, list) and len(values) >= least
+    return listed and all(isinstance(value, (int, float)) for value in values)
+
+
+def evaluate_maskcut(
+    encoder: Encoder,
+    coco: CocoFolder,
+    out: str | Path,
+    config: MaskCut | None = None,
+    refine: Refine | None = None,
+) -> dict[str, Any]:
+    """MaskCut on all images; writes the predictions to `out`, in COCO's results format.
+
+    An image that cannot be read is passed over, counted, and its objects are missed.
+
+    Returns:
+        "box" and "mask": AP, AP50 and AP75, fractions in [0, 1]; "images", "unreadable" and
+        "predictions": counts.
+
+    Raises:
+        ValueError: as `segment` and `average_precision`; no image can be read.
+    """
+    rows: list[dict[str, Any]] = []
+    unreadable: list[str] = []
+    for image in coco.images:
+        try:
+            pixels = coco.read(image, encoder.channels)
+        except BadSampleError as error:
+            unreadable.append(str(error))
+            continue
+        rows += predictions(image["id"], segment(encoder, [pixels], config, refine)[0])
+    if len(unreadable) == len(coco.images):
+        raise ValueError(f"coco: none of the images can be read; the first: {unreadable[0]}")
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json.dumps(rows) + "\n")
+    counts = {"images": len(coco.images), "unreadable": len(unreadable), "predictions": len(rows)}
+    return {**average_precision(coco.truth, rows), **counts}
+
+
+def predictions(
+    image_id: int, masks: Bool[Array, "M y x"], scores: Sequence[float] | None = None
+) -> list[dict[str, Any]]:
+    """COCO's results of one image: masks as compressed run lengths, the boxes around them.
+
+    Args:
+        masks: none of them empty. scores: of each; 1 where not given.
+    """
+    code = _pycocotools("mask")
+    scores = [1.0] * len(masks) if scores is None else scores
+    rows = []
+    for mask, score in zip(masks, scores, strict=True):
+        lengths = code.encode(np.asfortranarray(mask.astype(np.uint8)))
+        segmentation = {"size": list(mask.shape), "counts": lengths["counts"].decode("ascii")}
+        rows.append(
+            {
+                "image_id": image_id,
+                "category_id": OBJECT,
+                "segmentation": segmentation,
+                "bbox": code.toBbox(lengths).tolist(),
+                "score": float(score),
+            }
+        )
+    return rows
+
+
+def truth_masks(coco: CocoFolder, image: Mapping[str, Any]) -> Bool[Array, "M y x"]:
+    """The masks of an image's annotated objects, crowds left out, in the order of the file."""
+    rows = [row for row in coco.truth["annotations"] if row["image_id"] == image["id"]]
+    rows = [row for row in rows if not row.get("iscrowd")]
+    api = _as_coco({"images": [image], "annotations": rows})
+    masks = [api.annToMask(row).astype(bool) for row in rows]
+    return np.stack(masks) if masks else np.zeros((0, image["height"], image["width"]), dtype=bool)
+
+
+def average_precision(
+    truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """Class-agnostic AP, AP50 and AP75 of "box" and "mask", as fractions in [0, 1].
+
+    Args:
+        truth: COCO's images, annotations and categories; the latter all count as one.
+        found: predictions in COCO's results format, with `segmentation`, `bbox` and `score`.
+
+    Raises:
+        ValueError: no object in the truth that counts, or predictions in an unknown image.
+    """
+    if not any(not row.get("iscrowd") for row in truth["annotations"]):
+        raise ValueError("coco: nothing is annotated, so there is no precision to measure")
+    ids = {image["id"] for image in truth["images"]}
+    unknown = [row["image_id"] for row in found if row["image_id"] not in ids]
+    if unknown:
+        raise ValueError(f"coco: a prediction is of image {unknown[0]}, which is not in the truth")
+    if not found:  # for which pycocotools has no form
+        return {kind: dict.fromkeys(MEASURES, 0.0) for kind in KINDS}
+    expected = _as_coco(truth)
+    # pycocotools adds fields to what it is given.
+    with contextlib.redirect_stdout(io.StringIO()):
+        results = expected.loadRes(deepcopy(_of_one_class(found)))
+    return {kind: _summary(expected, results, iou) for kind, iou in KINDS.items()}
+
+
+def _summary(expected: Any, results: Any, kind: str) -> dict[str, float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _pycocotools("cocoeval").COCOeval(expected, results, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: float(evaluation.stats[at]) for name, at in MEASURES.items()}
+
+
+def _as_coco(truth: Mapping[str, Any]) -> Any:
+    """pycocotools' index of the truth, all categories one."""
+    coco = _pycocotools("coco").COCO()
+    coco.dataset = {
+        "images": list(truth["images"]),
+        "annotations": deepcopy(_of_one_class(truth["annotations"])),
+        "categories": [{"id": OBJECT, "name": "object"}],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _of_one_class(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**row, "category_id": OBJECT} for row in rows]
+
+
+def _pycocotools(module: str) -> ModuleType:
+    """One of its modules. It is an extra, since it is compiled. Raises ValueError without it."""
+    try:
+        from pycocotools import coco, cocoeval, mask
+    except ImportError as error:
+        raise ValueError("coco needs pycocotools: pip install 'vitrail[coco]'") from error
+    return {"coco": coco, "cocoeval": cocoeval, "mask": mask}[module]

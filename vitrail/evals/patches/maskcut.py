@@ -1,0 +1,223 @@
+"""MaskCut: several objects of an image, one normalised cut after the other. No training, no labels.
+
+Source: Wang et al. 2023 (CutLER, arXiv:2301.11320), section 3.2; facebookresearch/CutLER cca0a27,
+`maskcut/maskcut.py`. Departures:
+
+- The sign of an eigenvector is arbitrary, and the published test of the corners depends on it: here
+  the entry of largest magnitude, the seed, is made positive first. Of entries that are equal to
+  1e-6 (patches of a graph in separate parts), the first is the seed.
+- A pass that finds nothing new ends the search: it would have left the graph as it was, and all
+  later passes would have found the same.
+- Masks that cover at most 1 % of the patches are dropped by what earlier masks have left of them;
+  published is by what they were before. An image whose patches are all alike has none.
+- Masks are brought to the image's own size by their value at half, published by any overlap.
+
+The refinement (published: a dense CRF, and holes filled) is an argument.
+
+Shape legend: H×W patches · n = H·W · D features · M masks of an image · C channels · S pixels a
+side of what the backbone sees · y, x pixels of the image.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8, UInt16
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+from vitrail.backbones.contract import TokenBackbone
+from vitrail.data.views.apply import full_precision
+from vitrail.encoder import Encoder, evaluating
+from vitrail.evals.patches.normalised_cut import Eigenvector, peak, second_eigenvector
+from vitrail.evals.patches.saliency import token_backbone
+
+Array = np.ndarray
+Solve = Callable[[Tensor], Eigenvector]
+# From an image, uint8 [S, S, C], and one mask of it, bool [S, S], to a better mask [S, S].
+Refine = Callable[[Array, Array], Array]
+
+SAME = 0.5  # IoU with the mask before, above which a mask is not new
+LEAST_AREA = 0.01  # of the patches
+LEAST_KEPT = 0.5  # IoU of a mask before and after its refinement
+ALIKE = 1 - 1e-9  # the second eigenvalue from which a graph has no cut
+
+
+@dataclass(frozen=True)
+class MaskCut:
+    """tau: cosine above which two patches are connected; masks: at most, of an image (the N of the
+    paper); size: pixels a side to which images are resized, rounded down to whole patches."""
+
+    tau: float = 0.15
+    masks: int = 3
+    size: int = 480
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tau < 1:
+            raise ValueError(f"maskcut: tau is {self.tau}; it is a cosine in [0, 1)")
+        if self.masks < 1:
+            raise ValueError(f"maskcut: masks is {self.masks}; it must be at least 1")
+        if self.size < 1:
+            raise ValueError(f"maskcut: size is {self.size} pixels; it must be at least 1")
+
+
+def segment(
+    encoder: Encoder,
+    images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
+    config: MaskCut | None = None,
+    refine: Refine | None = None,
+) -> list[Bool[Array, "_ _ _"]]:
+    """The objects of each image: boolean masks [M, y, x] at its own size, M from 0 to
+    `config.masks`, disjoint before they are refined, in the order in which they were found.
+
+    Args:
+        images: with the encoder's channels, of any sizes.
+        refine: may sharpen masks; a mask that it changes beyond recognition is dropped.
+
+    Raises:
+        ValueError: a backbone without tokens, or a size that holds fewer than two patches a side.
+    """
+    config = config or MaskCut()
+    backbone = token_backbone(encoder, "maskcut")
+    found = []
+    for image in images:
+        keys_HWD, seen_SSC = image_keys(encoder, backbone, image, config.size)
+        masks_MHW = discover(keys_HWD, config.tau, config.masks)
+        found.append(to_image(masks_MHW, seen_SSC, image.shape[1:], refine))
+    return found
+
+
+def image_keys(
+    encoder: Encoder,
+    backbone: TokenBackbone,
+    image: UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"],
+    size: int,
+) -> tuple[Float[Tensor, "H W D"], UInt8[Array, "S S C"]]:
+    """The last layer's keys of an image made square, and what the backbone saw, in 8 bits."""
+    side = size // backbone.patch_size * backbone.patch_size
+    if side < 2 * backbone.patch_size:
+        raise ValueError(
+            f"maskcut: size is {size} pixels, fewer than two patches of {backbone.patch_size} a "
+            "side; make it larger"
+        )
+    if image.shape[0] != encoder.channels:
+        raise ValueError(
+            f"maskcut: an image has {image.shape[0]} channels, the encoder {encoder.channels}; "
+            f"open the images with channels={encoder.channels}"
+        )
+    # Pillow resizes 8 bits and floats.
+    white = torch.iinfo(image.dtype).max
+    arrays = [plane.cpu().numpy() for plane in (image if white == 255 else image.float())]
+    resized = [
+        np.asarray(Image.fromarray(a).resize((side, side), Image.Resampling.LANCZOS))
+        for a in arrays
+    ]
+    resized_SSC = np.stack(resized, -1)
+    pixels_CSS = torch.from_numpy(resized_SSC).permute(2, 0, 1).to(encoder.device).float() / white
+    pixels_CSS = pixels_CSS.clamp(0, 1)  # as 8 bits have been
+    seen_SSC = (255 * pixels_CSS).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    mean, std = (
+        torch.tensor(values, device=encoder.device)[:, None, None]
+        for values in (encoder.preprocess.mean, encoder.preprocess.std)
+    )
+    with evaluating(backbone):
+        keys_HWD = backbone.token_keys(((pixels_CSS - mean) / std)[None])[0]
+    return keys_HWD.float(), seen_SSC
+
+
+def discover(
+    keys: Float[Tensor, "H W D"], tau: float, masks: int, solve: Solve = second_eigenvector
+) -> Bool[Array, "M H W"]:
+    """MaskCut on the patch grid: at most `masks` disjoint sets of patches, each connected unless
+    an earlier one took a part of it. A pure function of the keys.
+
+    Args:
+        solve: the eigenvector of a boolean graph [n, n].
+
+    Raises:
+        ValueError: fewer than 4 patches.
+    """
+    height, width, _ = keys.shape
+    if height * width < 4:
+        raise ValueError(f"maskcut: {height} x {width} patches; it needs at least 4")
+    graph_nn = similar(keys, tau)
+    taken_HW = np.zeros((height, width), dtype=bool)
+    before_HW = np.zeros_like(taken_HW)
+    found: list[Array] = []
+    for _ in range(masks):
+        cut = solve(graph_nn)
+        if cut.value >= ALIKE:
+            break
+        object_HW = foreground(cut.vector.reshape(height, width))
+        left_HW = object_HW & ~taken_HW
+        if overlap(object_HW, before_HW) > SAME or (found and left_HW.mean() <= LEAST_AREA):
+            break
+        found.append(left_HW)
+        taken_HW |= object_HW
+        before_HW = object_HW
+        # As if the features of what is taken were zero: they are like nothing, not even themselves.
+        free_n = ~torch.from_numpy(taken_HW.ravel()).to(graph_nn.device)
+        graph_nn = graph_nn & free_n & free_n[:, None]
+    return np.stack(found) if found else np.zeros((0, height, width), dtype=bool)
+
+
+def similar(keys: Float[Tensor, "H W D"], tau: float) -> Bool[Tensor, "n n"]:
+    """Which patches' keys have a cosine above tau. Symmetric, whatever the rounding."""
+    unit_nD = F.normalize(keys.flatten(0, 1).float(), dim=-1)
+    with full_precision(keys.device):
+        above_nn = unit_nD @ unit_nD.T > tau
+    return above_nn | above_nn.T
+
+
+def foreground(vector: Float[Tensor, "H W"]) -> Bool[Array, "H W"]:
+    """The object in a cut: the side of the seed, unless three of the picture's corners lie on it;
+    of that side, the part that hangs together with its peak (by edges of patches).
+
+    Args:
+        vector: with its entry of largest magnitude positive.
+    """
+    sides_HW = (vector > vector.mean()).cpu().numpy()
+    seed = peak(vector.flatten())
+    if sides_HW[[0, 0, -1, -1], [0, -1, 0, -1]].sum() >= 3:
+        sides_HW = ~sides_HW
+        lowest = -vector.flatten()
+        seed = peak(lowest - lowest.min())
+    parts_HW, _ = ndimage.label(sides_HW)
+    return parts_HW == parts_HW.flat[seed]
+
+
+def to_image(
+    masks: Bool[Array, "M H W"],
+    seen: UInt8[Array, "S S C"],
+    size: Sequence[int],
+    refine: Refine | None = None,
+) -> Bool[Array, "m y x"]:
+    """Masks of patches as masks of the image of the given size [y, x]; empty ones are dropped."""
+    patch = seen.shape[0] // masks.shape[1]
+    pixels: list[Array] = []
+    for mask_HW in masks:
+        mask_SS = np.kron(mask_HW, np.ones((patch, patch), dtype=bool))
+        if refine is not None:
+            mask_SS = _refined(mask_SS, seen, refine)
+        drawn = Image.fromarray(mask_SS.astype(np.float32))
+        half = drawn.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        pixels.append(np.asarray(half) >= 0.5)
+    kept = [mask for mask in pixels if mask.any()]
+    return np.stack(kept) if kept else np.zeros((0, *size), dtype=bool)
+
+
+def _refined(
+    mask_SS: Bool[Array, "S S"], seen_SSC: UInt8[Array, "S S C"], refine: Refine
+) -> Bool[Array, "S S"]:
+    refined_SS = ndimage.binary_fill_holes(refine(seen_SSC, mask_SS))
+    if overlap(mask_SS, refined_SS) < LEAST_KEPT:
+        return np.zeros_like(mask_SS)
+    return refined_SS
+
+
+def overlap(one: Bool[Array, "*size"], other: Bool[Array, "*size"]) -> float:
+    """Intersection over union; 0 where both are empty."""
+    return float((one & other).sum() / max(int((one | other).sum()), 1))

@@ -1,0 +1,197 @@
+"""What the config.json of a hub folder says of an architecture, where its weights do not show it.
+
+Of timm's it names an architecture and the arguments that differ. The model is built on the meta
+device, without memory for its weights, and what it is made of is looked at.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from vitrail.backbones.registry import BACKBONES
+from vitrail.interop.read.weights_file import Checkpoint
+from vitrail.interop.vit_shape import NORM_EPS
+
+# timm's arguments that are of training, or of how other sizes of images are taken.
+HARMLESS = {
+    *("num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"),
+    *("attn_drop_rate", "drop_path_rate", "drop_block_rate", "weight_init", "fix_init"),
+    *("zero_init_last", "dynamic_img_size", "strict_img_size"),
+}
+UNDERSTOOD = {
+    *("img_size", "patch_size", "in_chans", "embed_dim", "depth", "depths", "num_heads"),
+    *("mlp_ratio", "qkv_bias", "proj_bias", "init_values", "no_embed_class", "reg_tokens"),
+    *("window_size", "global_pool"),
+}
+
+COMMON = {"Sequential", "ModuleList", "Identity", "Linear", "Conv2d", "Dropout", "DropPath"}
+OF_VIT = {
+    *("VisionTransformer", "PatchEmbed", "Block", "Attention", "LayerScale", "LayerNorm"),
+    *("Mlp", "GELU", "GluMlp", "SiLU"),
+}
+OF_SWIN = {
+    *("SwinTransformer", "SwinTransformerStage", "SwinTransformerBlock", "PatchMerging"),
+    *("PatchEmbed", "WindowAttention", "LayerNorm", "Mlp", "GELU", "Softmax"),
+    *("ClassifierHead", "SelectAdaptivePool2d", "FastAdaptiveAvgPool", "AdaptiveAvgPool2d"),
+}
+OF_RESNET = {
+    *("ResNet", "BasicBlock", "Bottleneck", "BatchNorm2d", "ReLU", "MaxPool2d", "Flatten"),
+    *("SelectAdaptivePool2d", "FastAdaptiveAvgPool", "AdaptiveAvgPool2d"),
+}
+
+
+@dataclass(frozen=True)
+class OfTimm:
+    """A class of timm's that we have too: its modules, norms and how its features are pooled."""
+
+    parts: set[str]
+    norm_eps: float
+    pools: tuple[str, ...]
+
+
+CLASSES = {
+    "VisionTransformer": OfTimm(OF_VIT, NORM_EPS, ("token", "")),
+    "SwinTransformer": OfTimm(OF_SWIN, 1e-5, ("avg", "")),
+    "ResNet": OfTimm(OF_RESNET, 1e-5, ("avg", "")),
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """heads: of the layers, or of a Swin's stages. img_size: what it was trained on.
+
+    backbone: a row of our table by name, with kwargs of `create_backbone`.
+    """
+
+    heads: int | tuple[int, ...] | None = None
+    img_size: int | None = None
+    backbone: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def told_by(checkpoint: Checkpoint) -> Told:
+    """What a hub folder's config.json says; nothing for a lone file.
+
+    Raises:
+        ValueError: another function than ours, with the name of what makes it so.
+    """
+    config = checkpoint.config
+    if "architecture" in config:
+        return _by_timm(checkpoint)
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise _refusal(checkpoint, f"hidden_act is {config['hidden_act']!r}, not 'gelu'")
+    heads = config.get("num_attention_heads", config.get("num_heads"))
+    return Told(tuple(heads) if isinstance(heads, list) else heads, config.get("image_size"))
+
+
+def _by_timm(checkpoint: Checkpoint) -> Told:
+    name = str(checkpoint.config["architecture"]).partition(".")[0]
+    arguments = checkpoint.config.get("model_args") or {}
+    if name in BACKBONES and not _is_timms(name):
+        return _of_our_table(checkpoint, name, arguments)
+    if not _is_timms(name):
+        raise _refusal(
+            checkpoint, f"the architecture is {name!r}, which timm {timm.__version__} does not have"
+        )
+    model = _built(checkpoint, name, arguments)
+    _check(checkpoint, model)
+    if type(model).__name__ == "ResNet":
+        size = checkpoint.config.get("pretrained_cfg", {}).get("input_size")
+        return Told(img_size=size[-1] if size else None)
+    if type(model).__name__ == "VisionTransformer":
+        return Told(heads=model.blocks[0].attn.num_heads)
+    _check_windows(checkpoint, model)
+    heads = tuple(stage.blocks[0].attn.num_heads for stage in model.layers)
+    return Told(heads=heads, img_size=model.patch_embed.img_size[0])
+
+
+def _is_timms(name: str) -> bool:
+    """Whether timm has the name without us: `timm_zoo` adds ours."""
+    return timm.is_model(name) and timm.models.model_entrypoint(name).__module__.startswith("timm.")
+
+
+def _of_our_table(checkpoint: Checkpoint, name: str, arguments: dict[str, Any]) -> Told:
+    known = {"img_size", "in_chans", *BACKBONES[name].options()}
+    pool = checkpoint.config.get("global_pool", arguments.get("global_pool", "token"))
+    unknown = arguments.keys() - known - HARMLESS - {"global_pool"}
+    if unknown:
+        raise _refusal(checkpoint, f"{name} has {_listed(arguments, unknown)}, not known here")
+    if pool not in ("token", ""):
+        raise _refusal(checkpoint, f"global_pool is {pool!r}, and ours is the class token")
+    return Told(backbone=name, kwargs={k: v for k, v in arguments.items() if k in known})
+
+
+def _built(checkpoint: Checkpoint, name: str, arguments: dict[str, Any]) -> Any:
+    unknown = arguments.keys() - UNDERSTOOD - HARMLESS
+    if unknown:
+        raise _refusal(checkpoint, f"{name} has {_listed(arguments, unknown)}, not understood here")
+    given = {key: value for key, value in arguments.items() if key in UNDERSTOOD}
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, pretrained=False, num_classes=0, **given)
+    except Exception as error:  # timm checks little: wrong arguments raise anything
+        raise _refusal(checkpoint, f"timm cannot build {name} with {given} ({error})") from error
+
+
+def _check(checkpoint: Checkpoint, model: Any) -> None:
+    """Refuses a model that is made of other things than ours, though its keys may be the same."""
+    kind = type(model).__name__
+    if kind not in CLASSES:
+        raise _refusal(checkpoint, f"it is a {kind} of timm's, which vitrail does not have")
+    expected = CLASSES[kind]
+    strange = {type(m).__name__ for m in model.modules()} - expected.parts - COMMON
+    # Pooled by another norm, as the keys say too.
+    pool = checkpoint.config.get("global_pool", getattr(model, "global_pool", "avg"))
+    if not isinstance(pool, str):  # timm's ResNets and Swins have a module there
+        pool = "avg"
+    if strange:
+        raise _refusal(checkpoint, f"it has {', '.join(sorted(strange))}, and our {kind} has not")
+    if pool not in expected.pools:
+        raise _refusal(checkpoint, f"global_pool is {pool!r}, and ours is {expected.pools[0]!r}")
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.BatchNorm2d) and module.eps != expected.norm_eps:
+            raise _refusal(checkpoint, f"norm_layer has eps {module.eps}, not {expected.norm_eps}")
+        if isinstance(module, nn.GELU) and module.approximate != "none":
+            raise _refusal(checkpoint, f"act_layer is GELU by {module.approximate}")
+        _check_gate(checkpoint, module)
+
+
+def _check_gate(checkpoint: Checkpoint, module: Any) -> None:
+    """An MLP is with GELU, and a gated one is SwiGLU, whose first half is the gate."""
+    act = type(getattr(module, "act", None)).__name__
+    kind = type(module).__name__
+    if (kind == "Mlp" and act != "GELU") or (kind == "GluMlp" and act != "SiLU"):
+        raise _refusal(checkpoint, f"act_layer of its {kind} is {act}")
+    if kind == "GluMlp" and module.gate_last:
+        raise _refusal(checkpoint, "its gated MLP has the gate last, and SwiGLU has it first")
+
+
+def _check_windows(checkpoint: Checkpoint, model: Any) -> None:
+    """timm pads maps after their shift, we do before: they must be whole windows."""
+    size, patch = model.patch_embed.img_size, model.patch_embed.patch_size[0]
+    if size[0] != size[1]:
+        raise _refusal(checkpoint, f"img_size is {size[0]} × {size[1]}; ours are squares")
+    for i, stage in enumerate(model.layers):
+        side = math.ceil(size[0] / (patch * 2**i))
+        window, shifts = stage.blocks[0].window_size, [b.shift_size for b in stage.blocks]
+        if any(side % w for w in window) and any(any(shift) for shift in shifts):
+            raise _refusal(
+                checkpoint,
+                f"at {size[0]} pixels, windows of {window[0]} do not divide a map of {side} cells, "
+                "which timm pads in another order",
+            )
+
+
+def _listed(arguments: dict[str, Any], names: set[str]) -> str:
+    return ", ".join(f"{name}={arguments[name]!r}" for name in sorted(names))
+
+
+def _refusal(checkpoint: Checkpoint, problem: str) -> ValueError:
+    return ValueError(
+        f"{checkpoint.path}: by its config.json, {problem}. The backbones here would compute "
+        "something else"
+    )

@@ -1,0 +1,208 @@
+"""Other people's weights as our backbones: DINO's, CRATE's, ToST's, MAE's, timm's, Hugging Face's.
+
+`formats.FORMATS` has all of them. Heads, decoders, mask tokens and optimizers are left out.
+"""
+
+import logging
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vitrail.backbones.contract import Backbone
+from vitrail.backbones.embedding import resize_positions
+from vitrail.backbones.registry import create_backbone, find_model
+from vitrail.backbones.skeleton import SkeletonBackbone
+from vitrail.interop.read.formats import OURS
+from vitrail.interop.read.match import choose_row, expected_state
+from vitrail.interop.read.translate import Translation, translate
+from vitrail.interop.read.weights_file import Checkpoint, Weights, read_checkpoint, some
+
+logger = logging.getLogger(__name__)
+
+# mean and standard deviation of a channel
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY = ((0.449,), (0.226,))  # averages over the channels
+DINOV2_TRAINED, DINOV2_EVALUATED = 518, 224  # pixels a side
+CROP = 0.875  # the side of what is cut out, of the side of the whole
+
+
+@dataclass(frozen=True)
+class Official:
+    """A file of other people's weights, and the backbone that it belongs to.
+
+    format: a name of `formats.FORMATS`. backbone, kwargs: arguments of `create_backbone`. weights:
+    by the backbone's keys. preprocess: size, resize, mean and std of the images at evaluation.
+    info: what vitrail wrote of the encoder, if it did.
+    """
+
+    format: str
+    backbone: str
+    kwargs: dict[str, Any]
+    weights: Weights
+    preprocess: dict[str, Any]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Backbone:
+        """The backbone with these weights, on the CPU, in float32."""
+        backbone = create_backbone(self.backbone, **self.kwargs)
+        _copy(self.weights, backbone)
+        return backbone
+
+
+def read_official(path: str | Path) -> Official:
+    """Reads a file or hub folder, whose format and sizes are told by its keys and shapes.
+
+    Of a folder that `vitrail export` wrote, in whatever layout, the backbone and its preprocessing
+    are those of the encoder that was exported, as its config.json says.
+
+    Else images are prepared as for ImageNet at the size the positions were learned on, 224 for
+    DINOv2's 518 (its own evaluations' size). A hub folder's preprocessor_config.json, or the
+    pretrained_cfg in timm's config.json, may name another mean and std. If timm's names the
+    architecture, its size and crop_pct are kept too, though not another crop or interpolation.
+
+    Positions of DINO, DINOv2 without registers, SimDINO and CRATE-MAE are later resampled as in
+    their code (`antialias=False`), those of the others with antialiasing, as in timm. transformers
+    differs there: it has no antialiasing for ViTs, and no 0.1 in the sizes for DINOv2. A ViT of
+    timm's that was saved without its head has the keys of DINO's, and is taken for one; at the size
+    it was trained on, that makes no difference.
+
+    Of lone files only CRATE-α's (JAX), ToST's and Swin's show their heads. For the others they are
+    the row's of that width, else of 64 features. A lone Swin does not tell the size it was trained
+    on: it is the row's. A lone file of timm's resnetblur18 has the keys of resnet18, and cannot
+    be told from it.
+
+    Raises:
+        ValueError: what cannot be read, is in no known format, or is not a whole backbone of its
+            format: missing and unexpected keys, and shapes that differ, are listed by name; weights
+            that are not finite; a config.json that says that the function is another than ours.
+    """
+    checkpoint = read_checkpoint(path)
+    if "vitrail" in checkpoint.config:
+        return _read_ours(checkpoint)
+    found = translate(checkpoint)
+    name, kwargs = choose_row(found)
+    wanted = expected_state(name, kwargs)
+    _check(found, wanted, f"a {name}" + (f" with {kwargs}" if kwargs else ""))
+    img_size = kwargs.get("img_size", find_model(name).img_size)
+    preprocess = _preprocess(found, img_size, kwargs.get("in_chans", 3))
+    return Official(found.format.name, name, kwargs, found.weights, preprocess)
+
+
+def load_official(backbone: Backbone, path: str | Path) -> None:
+    """Copies a file's weights into a backbone of the same architecture.
+
+    All weights are checked before any is copied. Positions that were learned on another square
+    grid than the backbone's are resampled, as the backbone does it for images of another size
+    (`resize_positions`), and this is logged: at the backbone's size it then computes what it would
+    compute with the file's own grid.
+
+    Raises:
+        ValueError: what `read_official` raises, or weights that are not this backbone's, listing
+            the missing and unexpected keys and the shapes that differ.
+    """
+    found = translate(read_checkpoint(path))
+    resized = _resized(found, backbone)
+    _check(resized, backbone.state_dict(), f"this {type(backbone).__name__}")
+    _copy(resized.weights, backbone)
+
+
+def _read_ours(checkpoint: Checkpoint) -> Official:
+    """What `vitrail export` wrote: its description says all that the weights do not."""
+    described = checkpoint.config["vitrail"]
+    try:
+        name, kwargs, plain = (described[key] for key in ("backbone", "kwargs", "preprocess"))
+        wanted = expected_state(name, kwargs)
+        sizes = {key: int(plain[key]) for key in ("size", "resize")}
+        channels = {key: tuple(plain[key]) for key in ("mean", "std")}
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{checkpoint.path}: 'vitrail' in its config.json does not describe an encoder "
+            f"({error!r}); restore the file, or export the encoder again"
+        ) from error
+    found = translate(checkpoint, OURS)
+    if found.weights.keys() != wanted.keys():  # another layout
+        found = _without_neutral(translate(checkpoint), wanted)
+    _check(found, wanted, f"a {name} with {kwargs}")
+    return Official(found.format.name, name, kwargs, found.weights, sizes | channels, described)
+
+
+def _without_neutral(found: Translation, wanted: Weights) -> Translation:
+    """Without biases of 0 and LayerScales of 1 that the backbone lacks.
+
+    transformers always has them, and ours are written to it with these.
+    """
+    neutral = {".bias": 0.0, ".gamma": 1.0}
+    weights = {
+        key: value
+        for key, value in found.weights.items()
+        if key in wanted
+        or not any(key.endswith(end) and (value == at).all() for end, at in neutral.items())
+    }
+    return replace(found, weights=weights)
+
+
+def _check(found: Translation, wanted: Weights, what: str) -> None:
+    """Raises ValueError, with all that differs, where a file is not the backbone's."""
+    weights = found.weights
+    shapes = [
+        f"{key}: {list(weights[key].shape)} in the file, {list(wanted[key].shape)} in the backbone"
+        for key in wanted.keys() & weights.keys()
+        if weights[key].shape != wanted[key].shape
+    ]
+    missing = wanted.keys() - weights.keys()
+    problems = {
+        # Files from before PyTorch 0.4.1 have no such counters, and evaluation needs none.
+        "missing": {key for key in missing if not key.endswith("num_batches_tracked")},
+        "unexpected": {found.origin.get(key, key) for key in weights.keys() - wanted.keys()},
+        "different shapes": shapes,
+    }
+    lines = [f"  {what}: {some(sorted(keys))}" for what, keys in problems.items() if keys]
+    if lines:
+        raise ValueError(
+            f"{found.source.path}, read as {found.format.name}, does not hold the weights of "
+            f"{what}; check that the file is whole, and, where you built the backbone, its name "
+            "and sizes\n" + "\n".join(lines)
+        )
+
+
+def _resized(found: Translation, backbone: Backbone) -> Translation:
+    positions = found.weights.get("pos_embed")
+    if positions is None or positions.ndim != 3 or not isinstance(backbone, SkeletonBackbone):
+        return found
+    grid = math.isqrt(max(0, positions.shape[1] - 1))
+    if grid in (0, backbone.grid) or positions.shape[1] != 1 + grid**2:
+        return found
+    new_grid = (backbone.grid, backbone.grid)
+    resized = resize_positions(positions, grid, new_grid, backbone.antialias)
+    logger.info(
+        "%s: positions of %d × %d patches resampled to %d × %d",
+        *(found.source.path, grid, grid, *new_grid),
+    )
+    return replace(found, weights=found.weights | {"pos_embed": resized})
+
+
+def _copy(weights: Weights, backbone: Backbone) -> None:
+    # They are checked: what may be missing is counters of batch norms.
+    backbone.load_state_dict(weights, strict=False)
+
+
+def _preprocess(found: Translation, img_size: int, in_chans: int) -> dict[str, Any]:
+    timm = found.source.config.get("pretrained_cfg", {})
+    size = DINOV2_EVALUATED if img_size == DINOV2_TRAINED else img_size
+    resize = round(size / CROP)
+    if "architecture" in found.source.config:
+        size = img_size
+        # As timm rounds, but what is below a whole number by rounding alone is that number.
+        resize = max(size, math.floor(size / (timm.get("crop_pct") or CROP) + 1e-6))
+    plain = {"size": size, "resize": resize}
+    hub = found.source.preprocessing
+    for mean, std in (
+        (hub.get("image_mean"), hub.get("image_std")),
+        (timm.get("mean"), timm.get("std")),
+        IMAGENET,
+        GREY,
+    ):
+        if mean is not None and std is not None and len(mean) == len(std) == in_chans:
+            return plain | {"mean": tuple(mean), "std": tuple(std)}
+    return plain | {"mean": GREY[0] * in_chans, "std": GREY[1] * in_chans}

@@ -1,0 +1,90 @@
+"""The command that makes a number or a picture again, as far as one does."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from vitrail.evals.contract import Settings
+from vitrail.report.run_files import RunFiles
+
+
+def evaluate_again(files: RunFiles, protocols: Sequence[str], sources: Sequence[str] = ()) -> str:
+    """`vitrail evaluate` as it has to be called in the folder that holds the run.
+
+    Args:
+        sources: SPECs, where several were measured; else what the evaluation says.
+    """
+    known = files.evaluation
+    weights, data = known.get("weights"), known.get("data")
+    foreign = isinstance(weights, str) and not files.description
+    words = ["vitrail", "evaluate", as_path(str(weights) if foreign else files.label)]
+    if sources or (isinstance(data, str) and data != files.description.get("data")):
+        words += ["--data", *(sources or [str(data)])]
+    words += ["--protocols", *protocols, *_settings(known.get("settings"))]
+    if foreign and files.label != f"{weights}.evaluation":
+        words += ["--out", as_path(files.label)]
+    return " ".join(map(quoted, words))
+
+
+def train_again(files: RunFiles) -> str | None:
+    """What config.json says; None where it says nothing."""
+    command = files.config.get("command")
+    return command if isinstance(command, str) else None
+
+
+def report_again(runs: Sequence[RunFiles], out: str | None = None) -> str:
+    """`vitrail report` in the folder that holds the runs."""
+    words = ["vitrail", "report", *(as_path(files.label) for files in runs)]
+    return " ".join(map(quoted, words + (["--out", as_path(out)] if out else [])))
+
+
+def as_path(name: str) -> str:
+    """A name that no command takes for a flag."""
+    return f"./{name}" if name.startswith("-") else name
+
+
+def quoted(word: str) -> str:
+    """For a shell, on one line: what does not print is written as bash's $'...' has it."""
+    if word.isprintable():
+        return shlex.quote(word)
+    letters = []
+    for letter in word:
+        if letter.isprintable() and letter not in "'\\":
+            letters.append(letter)
+            continue
+        raw = letter.encode("utf-8", "surrogateescape" if _is_byte(letter) else "replace")
+        letters.append("".join(f"\\x{byte:02x}" for byte in raw))
+    return f"$'{''.join(letters)}'"
+
+
+def _is_byte(letter: str) -> bool:
+    """Whether it stands for an undecodable byte of a file name."""
+    return 0xDC80 <= ord(letter) <= 0xDCFF
+
+
+def usual_settings() -> dict[str, Any]:
+    """The defaults, as evaluation.json would have them."""
+    usual: dict[str, Any] = json.loads(json.dumps(asdict(Settings())))
+    return usual
+
+
+def _settings(settings: Any) -> list[str]:
+    """Flags for what differs from the defaults; of a version with others, for what is known."""
+    usual = usual_settings()
+    flags: list[str] = []
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        if name not in usual or value == usual[name]:
+            continue
+        if isinstance(value, dict) and isinstance(usual[name], dict):
+            for inner, part in value.items():
+                flags += [] if part == usual[name].get(inner) else _flag(f"{name}.{inner}", part)
+        else:
+            flags += _flag(name, value)
+    return flags
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    many = value if isinstance(value, list) else [value]
+    return [f"--{name.replace('_', '-')}", *map(str, many)]

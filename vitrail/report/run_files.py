@@ -1,0 +1,109 @@
+"""A run folder as the page needs it. What is missing is left out; what is damaged is told."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitrail.evals.registry import PROTOCOLS
+
+
+@dataclass
+class RunFiles:
+    """name: of the folder. label: the same, or more of its path where a page has two of that name.
+
+    config, description (encoder.json), evaluation: {} where there is none; rows: metrics.jsonl;
+    bad: (id, reason) of quarantined samples; pictures: name -> PNG bytes; remarks: for the reader.
+    """
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    description: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        self.label = self.label or self.name
+
+
+# In the page's order; those of other protocols follow.
+PICTURES = (
+    "reconstruction", "confusion", "neighbours", "retrieval", "saliency", "pca", "xray",
+)  # fmt: skip
+PICTURE_LIMIT = 12_000_000  # bytes of a file that is worth reading
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def read_run(run: Path) -> RunFiles:
+    """Reads what a run has written so far.
+
+    Raises:
+        ValueError: no such folder, or one that is not a run.
+    """
+    if not run.is_dir():
+        raise ValueError(f"there is no run folder {run}; start one with `vitrail pretrain`")
+    known = ("config.json", "metrics.jsonl", "encoder.json", "evaluation.json")
+    if not any((run / name).exists() for name in known):
+        raise ValueError(f"{run} holds no run: none of {', '.join(known)} is in it")
+    files = RunFiles(run.resolve().name)
+    files.config = _read_object(run / "config.json", files.remarks)
+    files.description = _read_object(run / "encoder.json", files.remarks)
+    files.evaluation = _read_object(run / "evaluation.json", files.remarks)
+    files.rows = _read_lines(run / "metrics.jsonl", files.remarks)
+    reasons: dict[str, str] = {}  # two ranks may have written the same sample; the first counts
+    for row in _read_lines(run / "quarantine.jsonl", files.remarks):
+        reasons.setdefault(str(row.get("id")), str(row.get("reason")))
+    files.bad = list(reasons.items())
+    for name in dict.fromkeys((*PICTURES, *PROTOCOLS)):
+        path = run / "figures" / f"{name}.png"
+        if not path.is_file():
+            continue
+        if path.stat().st_size > PICTURE_LIMIT:
+            files.remarks.append(f"figures/{name}.png is too large for this page and is left out")
+            continue
+        picture = path.read_bytes()
+        if len(picture) < 24 or not picture.startswith(SIGNATURE):
+            files.remarks.append(f"figures/{name}.png is not a PNG picture and is left out")
+            continue
+        files.pictures[name] = picture
+    return files
+
+
+def _read_object(path: Path, remarks: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remarks.append(f"{path.name} cannot be read ({error})")
+        return {}
+    if isinstance(value, dict):
+        return value
+    remarks.append(f"{path.name} does not hold what it should and is left out")
+    return {}
+
+
+def _read_lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file. A last line that was cut short is nothing to remark upon."""
+    if not path.exists():
+        return []
+    rows, broken = [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            broken.append(number)
+            continue
+        if isinstance(value, dict):
+            rows.append(value)
+    inner = [number for number in broken if number != len(lines)]
+    if inner:
+        remarks.append(f"{path.name}: {len(inner)} damaged lines are left out (first: {inner[0]})")
+    return rows
