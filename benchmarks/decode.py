@@ -38,8 +38,8 @@ from benchmarks.decoders import (
     photographs,
 )
 from benchmarks.timing import alternate, one_line, provenance, speed_up
+from vitrail.data.contract import Detail
 from vitrail.data.decode.image import decode_bytes, decode_file
-from vitrail.data.detail import Detail
 from vitrail.data.views.apply import apply_views
 from vitrail.data.views.plan import View, ViewPlan
 from vitrail.nn.random import Draws

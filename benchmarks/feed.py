@@ -31,11 +31,11 @@ from benchmarks.view_peers import open_rgb
 from vitrail.data.contract import Batch, Source
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
+from vitrail.data.loading.workers import fair_workers
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.apply import apply_views
 from vitrail.data.views.plan import MultiCrop, ViewPlan
 from vitrail.nn.random import Draws
-from vitrail.train.build import fair_workers
 
 RESULTS = Path(__file__).parent / "results"
 FILES = 256

@@ -12,7 +12,7 @@ from benchmarks.step_peers import Peer, dino_peer, part, simdino_peer, timm_vit
 from benchmarks.step_setting import CLIP, LR, MOMENTUM, WEIGHT_DECAY, Setting, make_batch, view_list
 from benchmarks.timing import Work, alternate, speed_up
 from vitrail.backbones.contract import Backbone, TokenBackbone
-from vitrail.backbones.registry import BACKBONES, compile_blocks, create_backbone
+from vitrail.backbones.registry import BACKBONES, create_backbone
 from vitrail.data.contract import Batch
 from vitrail.data.views.plan import MultiCrop
 from vitrail.nn.schedules import Horizon
@@ -22,6 +22,7 @@ from vitrail.objectives.registry import build_objective
 from vitrail.optim import Config as Optim
 from vitrail.optim import build_optimizer, clip_gradients
 from vitrail.train.loop import forward_backward
+from vitrail.train.parallel import compile_blocks
 
 METHODS = {"dino": "lightly + timm", "simdino": "official formulation, lightly + timm"}
 TOLERANCE = 1e-4  # of the losses, relative

@@ -13,7 +13,7 @@ from vitrail.objectives import dino, simdino, supervised
 from vitrail.optim import Config as Optim
 from vitrail.recipes.recipe import Recipe
 from vitrail.recipes.registry import get_recipe
-from vitrail.train.run_folder import require_same
+from vitrail.train.checkpoint import require_same
 
 # beartype looks at random items of a tuple, also of those that a strategy builds.
 pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")

@@ -4,8 +4,8 @@ from torch import nn
 
 from tests.objectives.tiny import make_backbone
 from vitrail.nn.heads import PrototypeHead
-from vitrail.objectives.network import Network
-from vitrail.objectives.param_groups import decay_groups
+from vitrail.objectives.contract import Network
+from vitrail.optim import decay_groups
 
 
 def network(backbone: str = "vit_nano_patch4_32") -> Network:

@@ -16,6 +16,7 @@ from rich.text import Text
 from vitrail import api
 from vitrail.backbones.registry import BACKBONES, describe
 from vitrail.config import suggest
+from vitrail.data.loading.workers import fair_workers
 from vitrail.data.sources.registry import SOURCES, open_source, resolve_spec
 from vitrail.data.tools.encode import Packing
 from vitrail.data.tools.pack import pack, summary
@@ -31,7 +32,6 @@ from vitrail.objectives.registry import OBJECTIVES
 from vitrail.recipes.recipe import Recipe
 from vitrail.recipes.registry import RECIPES, get_recipe
 from vitrail.report.build import build_report
-from vitrail.train.build import fair_workers
 
 Path_ = Annotated[Path, tyro.conf.Positional]
 

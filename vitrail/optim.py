@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -10,8 +10,17 @@ from timm.optim import Lion
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from vitrail.backbones.contract import Backbone
 from vitrail.nn.schedules import Horizon, cosine
-from vitrail.objectives.contract import ParamGroup
+
+
+class ParamGroup(TypedDict, total=False):
+    """What the optimizer gets, and how the loop's schedules apply to it."""
+
+    params: list[nn.Parameter]
+    lr_scale: float  # times the scheduled learning rate, default 1
+    wd_scale: float  # times the scheduled weight decay, default 1
+    freeze_steps: int  # gradients are dropped while step < freeze_steps, default 0
 
 
 @dataclass(frozen=True)
@@ -91,3 +100,30 @@ def clip_gradients(parameters: list[nn.Parameter], config: Config) -> Float[Tens
         scales = [(config.clip / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
         torch._foreach_mul_(grads, scales)
     return total
+
+
+def decay_groups(module: nn.Module, freeze_steps: int = 0) -> list[ParamGroup]:
+    """Two groups of the parameters that take gradients: with weight decay, and without it.
+
+    Biases and other 1-D parameters (norms' scales) carry none, as in DINO's `get_params_groups`,
+    and what a backbone names (ToST's temperatures). Empty groups are left out.
+
+    Args:
+        module: whose parameters.
+        freeze_steps: their gradients are dropped while step < freeze_steps.
+    """
+    exempt = {
+        backbone.get_parameter(name)
+        for backbone in module.modules()
+        if isinstance(backbone, Backbone)
+        for name in backbone.no_weight_decay()
+    }
+    params = [p for p in module.parameters() if p.requires_grad]
+    exempt |= {p for p in params if p.ndim <= 1}
+    decayed = [p for p in params if p not in exempt]
+    free = [p for p in params if p in exempt]
+    groups: list[ParamGroup] = [
+        {"params": decayed, "freeze_steps": freeze_steps},
+        {"params": free, "wd_scale": 0.0, "freeze_steps": freeze_steps},
+    ]
+    return [group for group in groups if group["params"]]

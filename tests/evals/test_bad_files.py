@@ -7,10 +7,10 @@ import pytest
 
 from tests.evals.synthetic_runs import image_folder, tiny_encoder
 from vitrail.data.loading.quarantine import Quarantine
-from vitrail.evals.bad_files import MAX_BAD_FRACTION, allowed, sentence
 from vitrail.evals.contract import Settings
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
+from vitrail.evals.splits import MAX_BAD_FRACTION, allowed, sentence
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.evals.synthetic_runs import tiny_encoder
-from vitrail.data.subset import MemorySource
+from vitrail.data.sources.memory import MemorySource
 from vitrail.evals import evaluate as evaluation
 from vitrail.evals.classification.finetune import Finetune
 from vitrail.evals.contract import Settings

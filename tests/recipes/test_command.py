@@ -4,8 +4,7 @@ import shlex
 
 from vitrail import api, cli
 from vitrail.config import override
-from vitrail.recipes.command import command_of
-from vitrail.recipes.registry import get_recipe
+from vitrail.recipes.registry import command_of, get_recipe
 
 
 def test_the_command_gives_the_recipe_back(monkeypatch):

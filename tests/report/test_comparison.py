@@ -17,7 +17,7 @@ from tests.report.pages import (
 from vitrail import cli
 from vitrail.report.build import build_report
 from vitrail.report.compare import comparison, read_runs
-from vitrail.report.overlays import training_overlays
+from vitrail.report.curves import training_overlays
 
 
 def three(trained, untrained=0.1):

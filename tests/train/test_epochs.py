@@ -19,8 +19,9 @@ from vitrail.distributed.ranks import Ranks
 from vitrail.encoder import Encoder
 from vitrail.evals.features import features
 from vitrail.objectives.deepcluster import DeepCluster
+from vitrail.recipes.recipe import preprocess_of
 from vitrail.train import checkpoint, epochs
-from vitrail.train.build import assemble, preprocess_of
+from vitrail.train.build import assemble
 
 ALONE = Ranks(rank=0, world=1, local_rank=0, device=torch.device("cpu"))
 

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from tests.train import runs
-from vitrail import api, figures
+from vitrail import api
 from vitrail.config import override
 from vitrail.recipes.registry import get_recipe
 from vitrail.report.build import build_report
+from vitrail.train import loop
 
 
 @pytest.mark.parametrize("name", ["mae_digits", "crate_mae_digits"])
@@ -21,16 +22,16 @@ def test_stopped_and_resumed(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     # Two slices of a batch: their loss is its mean.
     recipe = override(get_recipe(name), changes | {"patch_size": 4, "accumulate": 2})
     whole = api.start(recipe, tmp_path / "whole")
-    draw = figures.draw
+    draw = loop.draw_pictures
 
     def draw_and_stop(*arguments: object) -> None:
         draw(*arguments)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(figures, "draw", draw_and_stop)
+    monkeypatch.setattr(loop, "draw_pictures", draw_and_stop)
     stopped = api.start(recipe, tmp_path / "stopped")
     assert max((stopped / "checkpoints").glob("step-*")).name.endswith("4")
-    monkeypatch.setattr(figures, "draw", draw)
+    monkeypatch.setattr(loop, "draw_pictures", draw)
     api.resume(stopped)
     runs.assert_equal_bits(runs.final_state(whole), runs.final_state(stopped))
     picture, again = (run / "figures" / "reconstruction.png" for run in (whole, stopped))

@@ -16,8 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.backbones.embedding import check_divides
-from vitrail.backbones.initial import xavier_linear
-from vitrail.backbones.layers import Kind, pack, run_blocks, stack
+from vitrail.backbones.layers import Kind, pack, run_blocks, stack, xavier_linear
 from vitrail.backbones.operators.attention import MHSA, MSSA
 from vitrail.backbones.operators.tokenwise import MLP
 from vitrail.backbones.stochastic_depth import Shapes

@@ -5,10 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from vitrail.backbones.contract import Model, check_sizes
 from vitrail.backbones.embedding import ConvPatchEmbed, NormPatchEmbed, check_divides
-from vitrail.backbones.initial import truncated_normal_linear, xavier_linear
-from vitrail.backbones.layers import Kind
-from vitrail.backbones.model import Model, check_sizes
+from vitrail.backbones.layers import Kind, truncated_normal_linear, xavier_linear
 from vitrail.backbones.operators.attention import MHSA, MSSA
 from vitrail.backbones.operators.tokenwise import ISTA, MLP, ODL, SwiGLU
 from vitrail.backbones.operators.tssa import TSSA

@@ -15,9 +15,8 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.backbones.causal import CausalMHSA
 from vitrail.backbones.layers import Kind
-from vitrail.backbones.operators.attention import MHSA
+from vitrail.backbones.operators.attention import MHSA, CausalMHSA
 from vitrail.backbones.operators.tokenwise import MLP
 from vitrail.backbones.text import TextBackbone
 from vitrail.nn.heads import unit_norm

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from vitrail.backbones.contract import Backbone, TokenBackbone
+from vitrail.backbones.contract import Backbone, Model
 from vitrail.backbones.families import Skeleton
-from vitrail.backbones.model import Model
 from vitrail.backbones.resnet import TimmResNet
 from vitrail.backbones.swin import TimmSwin
 from vitrail.backbones.tost import ToSTModel
@@ -204,17 +203,6 @@ def count_parameters(name: str) -> int:
 def describe(name: str) -> str:
     """One line for a listing: parameters, sizes, operators."""
     return f"{count_parameters(name) / 1e6:.2f} M parameters: {find_model(name).summary()}"
-
-
-def compile_blocks(backbone: TokenBackbone) -> None:
-    """Compiles each layer in place with `torch.compile`; parameter names do not change.
-
-    Layers of one shape share one compilation. Shapes are static, so each set of resolutions (the
-    student's, the teacher's) is compiled once.
-    """
-    backbone.compiled = True
-    for block in backbone.blocks:
-        block.compile(dynamic=False)
 
 
 def _number(text: str) -> int | float:

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
+from vitrail.backbones.contract import Model
 from vitrail.backbones.embedding import check_images
 from vitrail.backbones.maps import LayerMaps, MapBackbone, scaled
-from vitrail.backbones.model import Model
 from vitrail.nn.batch_norm import convert_batch_norms
 
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitrail.backbones.contract import Features, LayerState, MaskableBackbone
-from vitrail.backbones.embedding import check_images, resize_positions
+from vitrail.backbones.contract import Backbone, Features, LayerState, MaskableBackbone
+from vitrail.backbones.embedding import check_divides, check_images, resize_positions
 from vitrail.backbones.layers import (
     Kind,
     block_states,
@@ -156,3 +156,29 @@ class SkeletonBackbone(MaskableBackbone):
 
     def _grid_of(self, images: Tensor) -> tuple[int, int]:
         return images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
+
+
+def change_size(backbone: Backbone, img_size: int) -> None:
+    """Makes `img_size` the size that a backbone is built for, in place.
+
+    Learned positions are resampled as the backbone itself does for images of that size, so that
+    its features of such images stay the same.
+
+    Raises:
+        ValueError: a size that the patch does not divide.
+    """
+    name = backbone.config.get("name", type(backbone).__name__)
+    patch_size = backbone.config.get("patch_size", 1)
+    check_divides(img_size, patch_size, f"img_size of backbone {name},")
+    if isinstance(backbone, SkeletonBackbone):
+        _change_positions(backbone, img_size // backbone.patch_size)
+    backbone.img_size = img_size
+    backbone.config = backbone.config | {"img_size": img_size}
+
+
+def _change_positions(backbone: SkeletonBackbone, grid: int) -> None:
+    learned = backbone.pos_embed
+    with torch.no_grad():
+        resized = resize_positions(learned, backbone.grid, (grid, grid), backbone.antialias)
+    backbone.pos_embed = nn.Parameter(resized, requires_grad=learned.requires_grad)
+    backbone.grid = grid

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
+from vitrail.backbones.contract import Model
 from vitrail.backbones.embedding import check_divides, check_images
 from vitrail.backbones.maps import LayerMaps, MapBackbone, scaled
-from vitrail.backbones.model import Model
 
 MASKED = -100.0  # added to the scores of cells that are not neighbours, as in the official code
 

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from vitrail.backbones.causal import CausalMHSA, CausalMSSA
 from vitrail.backbones.layers import Kind, run_blocks, stack, undecayed
-from vitrail.backbones.operators.attention import Attention
+from vitrail.backbones.operators.attention import Attention, CausalMHSA, CausalMSSA
 from vitrail.backbones.operators.tokenwise import ISTA, MLP, ODL
 from vitrail.backbones.operators.tssa import CausalTSSA
 from vitrail.backbones.stochastic_depth import Drop, Shapes

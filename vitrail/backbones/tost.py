@@ -17,9 +17,8 @@ from jaxtyping import Float
 from timm.models.xcit import PositionalEncodingFourier
 from torch import Tensor, nn
 
-from vitrail.backbones.contract import Features, LayerState, TokenBackbone
+from vitrail.backbones.contract import Features, LayerState, Model, TokenBackbone, check_sizes
 from vitrail.backbones.embedding import check_divides, check_images
-from vitrail.backbones.initial import truncated_normal_linear
 from vitrail.backbones.layers import (
     Kind,
     block_states,
@@ -27,10 +26,10 @@ from vitrail.backbones.layers import (
     pack,
     run_blocks,
     stack,
+    truncated_normal_linear,
     undecayed,
     unpack,
 )
-from vitrail.backbones.model import Model, check_sizes
 from vitrail.backbones.operators.tokenwise import MLP
 from vitrail.backbones.operators.tssa import TSSA
 from vitrail.backbones.stochastic_depth import plan_drops

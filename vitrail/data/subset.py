@@ -5,72 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8, UInt16
+from jaxtyping import UInt8, UInt16
 from torch import Tensor
 
-from vitrail.data.contract import Mask, Sample, Source
-from vitrail.data.detail import Detail
+from vitrail.data.contract import Detail, Mask, Sample, Source
 from vitrail.nn.random import philox
-
-
-class MemorySource(Source):
-    """Images of one size, labelled, captioned or not. Grey ones become 3 channels where asked.
-
-    A negative label is none. Without ids, an image is called by its number.
-    Raises ValueError where `channels` is neither the images' own number nor 3 of grey ones.
-    """
-
-    def __init__(
-        self,
-        spec: str,
-        images: UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"],
-        labels: Int[Tensor, " N"] | None,
-        classes: Sequence[str] | None,
-        channels: int | None,
-        texts: Sequence[str] | None = None,
-        ids: Sequence[str] | None = None,
-    ):
-        own = images.shape[1]
-        if channels not in (None, own) and not (own == 1 and channels == 3):
-            raise ValueError(
-                f"{spec}: channels is {channels}, but its images have {own}; "
-                f"use {own} or leave it out"
-            )
-        self.spec = spec
-        self.channels = channels or own
-        self.bits = 8 if images.dtype == torch.uint8 else 16
-        self.classes: Sequence[str] | None = None if classes is None else tuple(classes)
-        self._images = images.expand(-1, self.channels, -1, -1).contiguous()
-        self.captioned = texts is not None
-        self._labels: list[int] | None = None if labels is None else labels.tolist()
-        self._texts = None if texts is None else tuple(texts)
-        self._ids = None if ids is None else tuple(ids)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, index: int, detail: Detail | None = None) -> Sample:
-        return Sample(self._images[index], self.label(index), self.text(index), self.id(index))
-
-    def id(self, index: int) -> str:
-        return str(index) if self._ids is None else self._ids[index]
-
-    def label(self, index: int) -> int | None:
-        label = -1 if self._labels is None else self._labels[index]
-        return None if label < 0 else label
-
-    def text(self, index: int) -> str | None:
-        return None if self._texts is None else self._texts[index]
-
-    def fingerprint(self) -> str:
-        digest = hashlib.blake2b(self._images.flatten().numpy().data, digest_size=16)
-        digest.update(repr((tuple(self._images.shape), self._labels)).encode())
-        if self._texts is not None:
-            digest.update(repr(self._texts).encode())
-        return digest.hexdigest()
-
-    def pixels(self) -> UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"]:
-        return self._images
 
 
 class Subset(Source):

@@ -13,9 +13,9 @@ from torch import Tensor
 from vitrail.data.contract import BadSampleError, Metric, Source
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.encoder import Encoder
-from vitrail.evals.choices import LAST_BLOCKS
 from vitrail.evals.classification.finetune import Finetune
 from vitrail.evals.classification.knn import TAU, K, check_labels, neighbours
+from vitrail.evals.features import LAST_BLOCKS
 from vitrail.evals.patches.coco import CocoPlace
 from vitrail.evals.patches.maskcut import MaskCut
 from vitrail.evals.retrieval.zeroshot import TEMPLATES

@@ -11,8 +11,8 @@ from vitrail.atomic import replacing
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.sources.registry import open_source
 from vitrail.encoder import Encoder
-from vitrail.evals.bad_files import allowed, sentence
 from vitrail.evals.features import features
+from vitrail.evals.splits import allowed, sentence
 
 
 def embed(

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,12 @@ from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.subset import Subset
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
-from vitrail.evals.bad_files import allowed, counts, sentence
 from vitrail.evals.contract import KINDS, Material, Settings, Split
 from vitrail.evals.features import Embed, collect, raw_pixels, raw_side
 from vitrail.evals.rank import rank_numbers
 from vitrail.evals.registry import PROTOCOLS
 from vitrail.evals.reuse import earlier, identity, kept, plain
-from vitrail.evals.splits import open_splits, require_known, require_labels
+from vitrail.evals.splits import allowed, counts, open_splits, sentence
 from vitrail.evals.tables import accuracy_names, rank_line, results_table, transfer_table
 from vitrail.text_encoder import TextEncoder, has_text
 
@@ -295,3 +295,22 @@ def hardware(device: str) -> str:
     except (OSError, StopIteration):
         pass
     return f"{model}, {os.cpu_count()} cores"
+
+
+def require_labels(train: Source, wanted_by: Sequence[str]) -> None:
+    """ValueError, naming those that want them, where the source has none."""
+    if wanted_by and train.classes is None:
+        others = ", ".join(name for name, protocol in PROTOCOLS.items() if not protocol.labels)
+        raise ValueError(
+            f"{', '.join(wanted_by)}: {train.spec} has no labels, so there is no accuracy to "
+            f"measure; ask for others ({others}), or name labelled data with --data"
+        )
+
+
+def require_known(protocols: Sequence[str] | None) -> None:
+    """Raises ValueError for a name that is not in the table, with the nearest one that is."""
+    for name in protocols or ():
+        if name not in PROTOCOLS:
+            near = get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown protocol {name!r}; {hint}There are: {', '.join(PROTOCOLS)}")

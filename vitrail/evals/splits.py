@@ -1,12 +1,13 @@
 """The data that an encoder is measured on, and what protocols ask of it."""
 
-from collections.abc import Sequence
-from difflib import get_close_matches
+import json
+from collections.abc import Mapping
+from pathlib import Path
 
 from vitrail.data.contract import NoTestSplitError, Source
+from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.sources.registry import open_source
 from vitrail.data.subset import hold_out
-from vitrail.evals.registry import PROTOCOLS
 
 
 def open_splits(spec: str, channels: int) -> tuple[Source, Source]:
@@ -18,20 +19,31 @@ def open_splits(spec: str, channels: int) -> tuple[Source, Source]:
         return hold_out(train)
 
 
-def require_labels(train: Source, wanted_by: Sequence[str]) -> None:
-    """ValueError, naming those that want them, where the source has none."""
-    if wanted_by and train.classes is None:
-        others = ", ".join(name for name, protocol in PROTOCOLS.items() if not protocol.labels)
-        raise ValueError(
-            f"{', '.join(wanted_by)}: {train.spec} has no labels, so there is no accuracy to "
-            f"measure; ask for others ({others}), or name labelled data with --data"
-        )
+MAX_BAD_FRACTION = 0.5  # where neither the call nor the run says so
+NAMED = 3
 
 
-def require_known(protocols: Sequence[str] | None) -> None:
-    """Raises ValueError for a name that is not in the table, with the nearest one that is."""
-    for name in protocols or ():
-        if name not in PROTOCOLS:
-            near = get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown protocol {name!r}; {hint}There are: {', '.join(PROTOCOLS)}")
+def allowed(path: Path, asked: float | None) -> float:
+    """The share of a split that may be bad: as asked, or as the run at `path` allows itself."""
+    if asked is not None:
+        return asked
+    folder = path if path.is_dir() else path.parent
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        share = float(config["max_bad_fraction"])
+    except (OSError, ValueError, KeyError, TypeError):  # other people's weights, mostly
+        return MAX_BAD_FRACTION
+    return share if 0 <= share <= 1 else MAX_BAD_FRACTION
+
+
+def counts(splits: Mapping[str, Quarantine]) -> dict[str, int]:
+    """How many are bad of each split that has some."""
+    return {name: len(q.entries) for name, q in splits.items() if q.entries}
+
+
+def sentence(name: str, quarantine: Quarantine) -> str:
+    """What is left out of a split that has bad files, by name."""
+    entries = [f"{json.dumps(id)}: {reason}" for id, reason in quarantine.entries.items()]
+    more = "" if len(entries) <= NAMED else f"; and {len(entries) - NAMED} more"
+    are = "image cannot be used and is" if len(entries) == 1 else "images cannot be used and are"
+    return f"{len(entries)} {name} {are} left out ({'; '.join(entries[:NAMED])}{more})"

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.backbones.registry import create_backbone
-from vitrail.backbones.skeleton import SkeletonBackbone
+from vitrail.backbones.skeleton import SkeletonBackbone, change_size
 from vitrail.backbones.tost import ToST
-from vitrail.interop.positions import change_size
 from vitrail.nn.random import Draws
 
 POOLS = ("token", "avg", "avgmax", "max", "")

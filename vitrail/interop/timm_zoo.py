@@ -23,9 +23,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, r
 from timm.models import resolve_pretrained_cfg as resolve_cfg
 from torch import Tensor, nn
 
+from vitrail.backbones.contract import Model
 from vitrail.backbones.embedding import ConvPatchEmbed, resize_positions
 from vitrail.backbones.families import FAMILIES, Skeleton
-from vitrail.backbones.model import Model
 from vitrail.backbones.registry import BACKBONES
 from vitrail.backbones.skeleton import SkeletonBackbone
 from vitrail.backbones.tost import ToSTModel

@@ -24,8 +24,6 @@ from math import log
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
@@ -33,10 +31,10 @@ from vitrail.backbones.joint import JointSpace, TextKind
 from vitrail.data.contract import Batch
 from vitrail.data.tokenizer import Tokenizer
 from vitrail.data.views.plan import RandomResizedCrop, ViewPlan
-from vitrail.distributed.collectives import all_gather, rank
+from vitrail.nn.contrastive import info_nce
 from vitrail.nn.schedules import Horizon
-from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup, TextSide
-from vitrail.objectives.param_groups import decay_groups
+from vitrail.objectives.contract import MakeBackbone, Objective, TextSide
+from vitrail.optim import ParamGroup, decay_groups
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MAX_SCALE = 100.0  # of 1/τ
@@ -162,34 +160,3 @@ class CLIP(Objective):
                 "captions; go on with the release that the run began with"
             )
         self.tokenizer = tokenizer
-
-
-def info_nce(
-    image: Float[Tensor, "B Z"],
-    text: Float[Tensor, "B Z"],
-    scale: Float[Tensor, ""],
-    index: Int[Tensor, " B"],
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The loss of this rank's share of the global batch, and how many images find their caption.
-
-    Args:
-        image, text: float32 unit vectors; rows of the same number belong together. Every rank has
-            as many.
-        scale: 1/τ.
-        index: which pair of the source each row is. The same pair a second time, where one epoch
-            ends and the next begins within a batch, is no negative of itself.
-
-    Returns:
-        the loss, whose mean over ranks is that of one process with all rows, in nats; and the
-        fraction of this rank's images whose own caption is nearest, detached.
-    """
-    with torch.autocast(image.device.type, enabled=False):
-        all_images_GZ, all_texts_GZ = all_gather(image), all_gather(text)
-        own_B = rank() * len(image) + torch.arange(len(image), device=image.device)
-        again_BG = index[:, None] == all_gather(index)
-        again_BG.scatter_(1, own_B[:, None], False)
-        image_logits_BG = (scale * image @ all_texts_GZ.T).masked_fill(again_BG, -torch.inf)
-        text_logits_BG = (scale * text @ all_images_GZ.T).masked_fill(again_BG, -torch.inf)
-        loss = F.cross_entropy(image_logits_BG, own_B) + F.cross_entropy(text_logits_BG, own_B)
-    found = (image_logits_BG.detach().argmax(1) == own_B).float().mean()
-    return loss / 2, found

@@ -5,8 +5,9 @@ DDP synchronises gradients only through `forward`, so the loss *is* `forward`.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple, TypedDict
+from typing import ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -15,15 +16,8 @@ from vitrail.backbones.joint import JointSpace
 from vitrail.data.contract import Batch
 from vitrail.data.tokenizer import Tokenizer
 from vitrail.data.views.plan import ViewPlan
-
-
-class ParamGroup(TypedDict, total=False):
-    """What the optimizer gets, and how the loop's schedules apply to it."""
-
-    params: list[nn.Parameter]
-    lr_scale: float  # times the scheduled learning rate, default 1
-    wd_scale: float  # times the scheduled weight decay, default 1
-    freeze_steps: int  # gradients are dropped while step < freeze_steps, default 0
+from vitrail.nn.random import Draws
+from vitrail.optim import ParamGroup
 
 
 class Pictures(NamedTuple):
@@ -130,3 +124,23 @@ class Objective(nn.Module):
     def text_side(self) -> TextSide | None:
         """What is exported beside the encoder, None for methods without captions."""
         return None
+
+
+class Network(nn.Module):
+    """Parameter names are `backbone.*` and `head.*`, as in DINO's full checkpoints."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(
+        self, images: list[Float[Tensor, "_ C _ _"]], draws: Draws | None = None
+    ) -> tuple[Float[Tensor, "R D"], Float[Tensor, "R O"]]:
+        """Pooled features and head outputs, in the order of the views.
+
+        The backbone runs once over all resolutions, the head once over all rows.
+        """
+        features = self.backbone.forward_packed(images, draws)
+        pooled_RD = torch.cat([f.pooled for f in features])
+        return pooled_RD, self.head(pooled_RD)

@@ -34,9 +34,8 @@ from vitrail.data.views.plan import MultiCrop, ViewPlan
 from vitrail.distributed.collectives import all_mean
 from vitrail.nn.heads import linear_head
 from vitrail.nn.schedules import Horizon
-from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
-from vitrail.objectives.network import Network
-from vitrail.objectives.param_groups import decay_groups
+from vitrail.objectives.contract import MakeBackbone, Network, Objective
+from vitrail.optim import ParamGroup, decay_groups
 
 TINY = 1e-38  # a float32 above 0: the slope of -p ln p is infinite at 0
 

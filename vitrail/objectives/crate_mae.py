@@ -36,8 +36,8 @@ from vitrail.nn.masking import hidden_error, lowest_visible
 from vitrail.nn.random import Draws
 from vitrail.nn.schedules import Horizon
 from vitrail.objectives import masked
-from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup, Pictures
-from vitrail.objectives.param_groups import decay_groups
+from vitrail.objectives.contract import MakeBackbone, Objective, Pictures
+from vitrail.optim import ParamGroup, decay_groups
 
 
 @dataclass(frozen=True)

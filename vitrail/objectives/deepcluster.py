@@ -43,9 +43,8 @@ from vitrail.nn.classification import UNLABELLED, classify
 from vitrail.nn.kmeans import kmeans, whiten
 from vitrail.nn.random import philox
 from vitrail.nn.schedules import Horizon
-from vitrail.objectives.contract import EmbedAll, MakeBackbone, Objective, ParamGroup
-from vitrail.objectives.network import Network
-from vitrail.objectives.param_groups import decay_groups
+from vitrail.objectives.contract import EmbedAll, MakeBackbone, Network, Objective
+from vitrail.optim import ParamGroup, decay_groups
 
 HEAD_STD = 0.01
 

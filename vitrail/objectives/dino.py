@@ -36,9 +36,8 @@ from vitrail.nn.ema import ema_update, make_teacher
 from vitrail.nn.heads import PrototypeHead, WeightNormLinear
 from vitrail.nn.prototype_entropy import prototype_entropy
 from vitrail.nn.schedules import Horizon, cosine
-from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
-from vitrail.objectives.network import Network
-from vitrail.objectives.param_groups import decay_groups
+from vitrail.objectives.contract import MakeBackbone, Network, Objective
+from vitrail.optim import ParamGroup, decay_groups
 
 SHOWN_PROTOTYPES = 256  # to the health check: enough to tell whether they depend on the input
 

@@ -39,9 +39,8 @@ from vitrail.nn.coding_rate import coding_rate
 from vitrail.nn.ema import ema_update, make_teacher
 from vitrail.nn.heads import ProjectionHead
 from vitrail.nn.schedules import Horizon, cosine
-from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
-from vitrail.objectives.network import Network
-from vitrail.objectives.param_groups import decay_groups
+from vitrail.objectives.contract import MakeBackbone, Network, Objective
+from vitrail.optim import ParamGroup, decay_groups
 
 
 @dataclass(frozen=True)

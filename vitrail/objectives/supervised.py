@@ -23,9 +23,8 @@ from vitrail.data.views.plan import RandomResizedCrop, ViewPlan
 from vitrail.nn.classification import classify
 from vitrail.nn.heads import linear_head
 from vitrail.nn.schedules import Horizon
-from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
-from vitrail.objectives.network import Network
-from vitrail.objectives.param_groups import decay_groups
+from vitrail.objectives.contract import MakeBackbone, Network, Objective
+from vitrail.optim import ParamGroup, decay_groups
 
 
 @dataclass(frozen=True)

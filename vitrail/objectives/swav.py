@@ -42,9 +42,8 @@ from vitrail.nn.batch_norm import GlobalBatchNorm
 from vitrail.nn.heads import unit_norm
 from vitrail.nn.schedules import Horizon
 from vitrail.nn.sinkhorn import sinkhorn
-from vitrail.objectives.contract import MakeBackbone, Objective, ParamGroup
-from vitrail.objectives.network import Network
-from vitrail.objectives.param_groups import decay_groups
+from vitrail.objectives.contract import MakeBackbone, Network, Objective
+from vitrail.optim import ParamGroup, decay_groups
 
 # Stronger colours than DINO's, blur in half of all views, no solarisation, smaller local views.
 VIEWS = MultiCrop(

@@ -6,6 +6,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vitrail.data.loading.workers import fair_workers
+from vitrail.data.views.plan import ViewPlan
+from vitrail.data.views.preprocess import Preprocess
+from vitrail.distributed.ranks import Ranks
+from vitrail.nn.schedules import Horizon
 from vitrail.objectives import (
     clip,
     cotraining,
@@ -142,3 +147,27 @@ SPEED_FIELDS = (
     "guard_every",
     "max_bad_fraction",
 )
+
+
+def plan_horizon(recipe: Recipe, n_samples: int) -> Horizon:
+    """The run's length. An epoch may be a fraction of a step when there are few images."""
+    steps_per_epoch = n_samples / recipe.batch_size
+    steps = recipe.steps or max(1, round(recipe.epochs * steps_per_epoch))
+    return Horizon(steps=steps, steps_per_epoch=steps_per_epoch)
+
+
+def preprocess_of(recipe: Recipe, plan: ViewPlan) -> Preprocess:
+    """How the run's encoder is given images: a centre crop, no augmentation.
+
+    An encoder that the run only continues may have been built for another size than its views'.
+    """
+    largest = max(view.size for view in plan.views)
+    size = recipe.img_size if recipe.img_size and recipe.init_from is None else largest
+    return Preprocess(
+        size=size, resize=round(size / recipe.eval_crop), mean=plan.mean, std=plan.std
+    )
+
+
+def worker_count(recipe: Recipe, ranks: Ranks) -> int:
+    """Decoding processes of this rank: asked for, or a fair share of the machine's cores."""
+    return fair_workers(ranks.world) if recipe.workers is None else recipe.workers

@@ -1,8 +1,10 @@
 """The table of recipes: functions that return a whole `Recipe`, named after what they reproduce."""
 
+import shlex
 from collections.abc import Callable
+from typing import Any
 
-from vitrail.config import suggest
+from vitrail.config import suggest, to_dict
 from vitrail.recipes import clip, dino, imagenet, supervised
 from vitrail.recipes.recipe import Recipe
 
@@ -39,3 +41,32 @@ def get_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"{name!r} is not a recipe{suggest(name, RECIPES)}")
     return RECIPES[name]()
+
+
+def command_of(recipe: Recipe) -> str | None:
+    """`vitrail pretrain NAME` and a flag for each field that differs from the named recipe.
+
+    None where no command says it: a recipe made in Python, under no name or with another objective.
+    """
+    if recipe.name not in RECIPES:
+        return None
+    named, here = to_dict(RECIPES[recipe.name]()), to_dict(recipe)
+    if named["objective"]["kind"] != here["objective"]["kind"]:
+        return None
+    words = ["vitrail", "pretrain", recipe.name, "--data", recipe.data]
+    for name, value in _changed(named, here):
+        if name != "data":
+            flag = f"--{name}".replace("_", "-")
+            words += [flag, *map(str, value if isinstance(value, list) else [value])]
+    return shlex.join([*words, "--out", "runs/again"])
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[tuple[str, Any]]:
+    """(dotted name, value) of every leaf that differs."""
+    changed: list[tuple[str, Any]] = []
+    for name, value in new.items():
+        if isinstance(value, dict):
+            changed += _changed(old[name], value, f"{where}{name}.")
+        elif value != old[name]:
+            changed.append((f"{where}{name}", value))
+    return changed

@@ -27,9 +27,9 @@ from vitrail.report.rows import (
     trained_cell,
     transfer,
     transfer_protocols,
+    word_rows,
 )
 from vitrail.report.run_files import RunFiles, read_run
-from vitrail.report.words import word_rows
 
 MAX_LISTED = 100  # quarantined files named on the page
 MAX_WARNINGS = 20

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from vitrail.evals.registry import PROTOCOLS
 from vitrail.evals.reuse import AFFECTED
 from vitrail.report.commands import evaluate_again, report_again, train_again, usual_settings
+from vitrail.report.curves import health_overlays, set_apart, training_overlays
 from vitrail.report.facts import facts, flat, state
-from vitrail.report.overlays import health_overlays, set_apart, training_overlays
 from vitrail.report.pictures import WHILE_TRAINING, Picture, Words, picture_words, pictures
 from vitrail.report.rows import (
     MEASURES,
@@ -21,9 +21,9 @@ from vitrail.report.rows import (
     percent,
     trained_cell,
     transfer,
+    word_rows,
 )
 from vitrail.report.run_files import RunFiles, read_run
-from vitrail.report.words import word_rows
 
 # The protocols whose rows a setting of the evaluation changes; one that is not here changes all.
 TOUCHES = AFFECTED | {

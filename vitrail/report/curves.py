@@ -1,5 +1,6 @@
 """Curves as inline SVG, styled by the page, so that they follow its light or dark colours."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
+
+from vitrail.report.run_files import RunFiles
 
 WIDTH, HEIGHT = 360, 190  # of the drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 50, 16, 10, 26
@@ -203,3 +206,50 @@ def short(value: float) -> str:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
     return f"{value:.4g}".replace("-", "−")
+
+
+# These mean the same whatever is trained. All others are parts or consequences of the loss.
+ALIKE = ("lr", "weight_decay", "images_per_s", "data_wait")
+STYLES = 6  # colours and dashes in the style sheet
+
+
+def training_overlays(runs: Sequence[RunFiles]) -> list[Curve]:
+    """Of what the steps logged: losses and all that hangs on them only for runs that were trained
+    alike, and by themselves for others."""
+    apart = [_trained_as(files) for files in runs]
+    return _overlays(runs, [training_points(files.rows) for files in runs], apart)
+
+
+def health_overlays(runs: Sequence[RunFiles]) -> list[Curve]:
+    """Of the vital signs."""
+    return _overlays(runs, [health_points(files.rows) for files in runs], [""] * len(runs))
+
+
+def set_apart(runs: Sequence[RunFiles]) -> bool:
+    """Whether some losses are on different scales."""
+    return len({_trained_as(files) for files in runs}) > 1
+
+
+def _trained_as(files: RunFiles) -> str:
+    """Runs with the same have losses that can be compared; one that is unknown is by itself."""
+    known = {name: files.config.get(name) for name in ("objective", "data")}
+    if not isinstance(known["objective"], dict):
+        known["run"] = files.label
+    return json.dumps(known, sort_keys=True)
+
+
+def _overlays(
+    runs: Sequence[RunFiles], points: Sequence[Mapping[str, Points]], apart: Sequence[str]
+) -> list[Curve]:
+    overlays = []
+    for name in dict.fromkeys(name for table in points for name in table):
+        groups: dict[str, list[int]] = {}
+        for i, table in enumerate(points):
+            if name in table:
+                groups.setdefault("" if name in ALIKE else apart[i], []).append(i)
+        for group in groups.values():
+            lines = {runs[i].label: (f"s{i % STYLES}", points[i][name]) for i in group}
+            svg = draw_together(lines, title_of(name))
+            legend = tuple((run, style) for run, (style, _) in lines.items())
+            overlays.append(Curve(name, title_of(name), svg, legend))
+    return overlays

@@ -1,6 +1,5 @@
 """From a recipe to the parts of a run, refusing what cannot work before anything is trained."""
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -12,16 +11,14 @@ from vitrail.config import kind
 from vitrail.data.contract import Source
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.plan import ViewPlan
-from vitrail.data.views.preprocess import Preprocess
 from vitrail.distributed.ranks import Ranks, on_main
-from vitrail.guard import Guard, split_for_guard
 from vitrail.nn.schedules import Horizon
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.registry import build_objective
 from vitrail.optim import build_optimizer
-from vitrail.recipes.recipe import Recipe
+from vitrail.recipes.recipe import Recipe, plan_horizon
 from vitrail.train.log import say
-from vitrail.train.warm_start import freeze_backbones, head_warmup_steps, read_start
+from vitrail.train.warm_start import Guard, freeze_backbones, guarded, head_warmup_steps, read_start
 
 
 @dataclass(frozen=True)
@@ -110,64 +107,6 @@ def fresh_backbone(recipe: Recipe, plan: ViewPlan, channels: int, drop_path: flo
         seed=recipe.seed,
         **overrides,
     )
-
-
-def guarded(
-    recipe: Recipe, plan: ViewPlan, ranks: Ranks, source: Source
-) -> tuple[Source, Guard | None]:
-    """What is trained on, and the guard of a run that starts from weights, if it can have one."""
-    if recipe.init_from is None or recipe.guard_drop is None:
-        return source, None
-    if source.classes is None:
-        if ranks.is_main:
-            say(
-                f"no guard: {source.spec} has no labels, so nobody sees whether the encoder forgets"
-            )
-        return source, None
-    rest, bank, queries = split_for_guard(source, recipe.seed)
-    steps_per_epoch = plan_horizon(recipe, len(rest)).steps_per_epoch
-    return rest, Guard(
-        bank,
-        queries,
-        preprocess_of(recipe, plan),
-        every=recipe.guard_every or max(50, round(steps_per_epoch)),
-        drop=recipe.guard_drop,
-        device=str(ranks.device),
-        workers=worker_count(recipe, ranks),
-        max_bad_fraction=recipe.max_bad_fraction,
-    )
-
-
-def plan_horizon(recipe: Recipe, n_samples: int) -> Horizon:
-    """The run's length. An epoch may be a fraction of a step when there are few images."""
-    steps_per_epoch = n_samples / recipe.batch_size
-    steps = recipe.steps or max(1, round(recipe.epochs * steps_per_epoch))
-    return Horizon(steps=steps, steps_per_epoch=steps_per_epoch)
-
-
-def preprocess_of(recipe: Recipe, plan: ViewPlan) -> Preprocess:
-    """How the run's encoder is given images: a centre crop, no augmentation.
-
-    An encoder that the run only continues may have been built for another size than its views'.
-    """
-    largest = max(view.size for view in plan.views)
-    size = recipe.img_size if recipe.img_size and recipe.init_from is None else largest
-    return Preprocess(
-        size=size, resize=round(size / recipe.eval_crop), mean=plan.mean, std=plan.std
-    )
-
-
-def worker_count(recipe: Recipe, ranks: Ranks) -> int:
-    """Decoding processes of this rank: asked for, or a fair share of the machine's cores."""
-    return fair_workers(ranks.world) if recipe.workers is None else recipe.workers
-
-
-def fair_workers(world: int = 1) -> int:
-    """Cores that this process may use for decoding, when `world` processes share them."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return max(0, min(8, cores // world - 1))
 
 
 def _require_splittable(recipe: Recipe, ranks: Ranks, objective: Objective) -> None:

@@ -5,17 +5,29 @@ SHA-256). It is written under a temporary name, flushed to the disk, and renamed
 after that. A kill at any moment, or a full disk, leaves the previous checkpoint whole.
 """
 
+import errno
 import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
+from vitrail import text_encoder
 from vitrail.atomic import sync, sync_path
+from vitrail.config import differences, from_dict, kind, to_dict
+from vitrail.distributed.ranks import Ranks
+from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
+from vitrail.recipes.recipe import SPEED_FIELDS, Recipe, preprocess_of
+from vitrail.text_encoder import TextEncoder
+from vitrail.train.build import Parts
+from vitrail.train.health import DivergedError
+from vitrail.train.warm_start import require_started
 
 KEEP = 2  # whole checkpoints kept: the newest, and one before it should the disk damage that
 
@@ -118,3 +130,111 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def noting_what_is_kept(run: Path, total: int) -> Iterator[None]:
+    """Adds to an error that stops a run of `total` steps what is saved, and how to go on."""
+    try:
+        yield
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        error.add_note(_what_is_kept(run, total, error))
+        raise
+
+
+def _what_is_kept(run: Path, total: int, error: Exception) -> str:
+    saved = list_checkpoints(run / "checkpoints")
+    steps = int(saved[-1].name.removeprefix("step-")) if saved else 0
+    kept = f"Kept: {steps} of {total} steps, in {saved[-1]}" if saved else "No step was saved yet"
+    if isinstance(error, DivergedError):
+        return f"{kept}; resumed, it would do the same again: start a new run with another --out"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{kept}. Start a new run with a smaller --batch-size, or --precision bf16"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "The disk is full: make room" if full else "When that is mended"
+    return f"{kept}. {remedy}, then go on with `vitrail resume {run}`"
+
+
+def require_same(run: Path, saved: dict[str, Any], recipe: Recipe) -> None:
+    """Refuses to go on with a run whose config.json was edited since its last checkpoint.
+
+    Raises:
+        ValueError: listing every changed field, apart from those that only speed depends on.
+    """
+    # A run of an older version lacks the fields that came since, which by default change nothing.
+    before, now = to_dict(from_dict(Recipe, saved)), to_dict(recipe)
+    # The data may have moved: whether they are the same, their fingerprint says.
+    free = {*SPEED_FIELDS, "data"}
+    old, new = ({k: v for k, v in plain.items() if k not in free} for plain in (before, now))
+    changed = differences(old, new)
+    if changed:
+        raise ValueError(
+            f"{run / 'config.json'} was edited after the run began ({'; '.join(changed)}): its "
+            "results would be neither recipe's. Undo that, or start a new run with another --out"
+        )
+
+
+def restore(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> int:
+    """Loads the last whole checkpoint into the parts, and returns the number of steps it holds."""
+    state = load_latest(run / "checkpoints", ranks.device)
+    if state is None:
+        require_started(run, recipe, parts.started)
+        return 0
+    require_same(run, state["config"], recipe)
+    if state["source"] != parts.fingerprint:
+        raise ValueError(
+            f"{recipe.data} has changed since {run} began ({state['samples']} images then, "
+            f"{len(parts.source)} now): restore it, or start a new run with another --out"
+        )
+    parts.objective.load_state_dict(state["objective"])
+    parts.optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def save_run(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
+    """Writes all state after `step` steps, and the encoder as it is now."""
+    state = {
+        "step": step,
+        "config": to_dict(recipe),
+        "source": parts.fingerprint,
+        "samples": len(parts.source),
+        "objective": parts.objective.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+    }
+    save(run / "checkpoints", step, state)
+    export_run(run, recipe, parts, step)
+
+
+def export_run(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
+    """Writes the encoder as it is now, after `step` steps; first the text side, if it has one."""
+    info = {
+        "seed": recipe.seed,
+        "objective": kind(type(recipe.objective)),
+        "data": recipe.data,
+        "step": step,
+        "steps": parts.horizon.steps,
+    }
+    if recipe.init_from is not None:
+        info["init_from"] = recipe.init_from
+    if parts.objective.text_side is not None:
+        TextEncoder(*parts.objective.text_side, step=step).save(run)
+    Encoder(parts.objective.encoder, preprocess_of(recipe, parts.plan), info).save(run)
+
+
+def require_exported(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
+    """Exports again where a kill came between the last checkpoint and its export, or files went."""
+    whole = (run / WEIGHTS).exists() and _step(run / DESCRIPTION) == step
+    if parts.objective.text_side is not None:
+        whole &= (run / text_encoder.WEIGHTS).exists()
+        whole &= _step(run / text_encoder.DESCRIPTION) == step
+    if not whole:
+        export_run(run, recipe, parts, step)
+
+
+def _step(description: Path) -> int | None:
+    """Which is written last, and so tells what the weights beside it are of."""
+    try:
+        found: int = json.loads(description.read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found

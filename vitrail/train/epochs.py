@@ -15,8 +15,8 @@ from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.order import GroupOrder, epoch_at
 from vitrail.distributed.collectives import all_gather, world_size
 from vitrail.encoder import evaluating
-from vitrail.recipes.recipe import Recipe
-from vitrail.train.build import Parts, preprocess_of
+from vitrail.recipes.recipe import Recipe, preprocess_of
+from vitrail.train.build import Parts
 
 # Images that go through the encoder together, on whichever rank: so features do not depend on how
 # many ranks there are.

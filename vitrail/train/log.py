@@ -18,10 +18,12 @@ from rich.console import Console
 from torch import Tensor
 
 from vitrail.atomic import write_atomically
+from vitrail.data.contract import Batch
 from vitrail.data.loading.wait_time import Adviser, Meter
 from vitrail.data.tools.progress import PLAIN_SECONDS, bar
 from vitrail.distributed.collectives import mean_over_ranks
 from vitrail.distributed.ranks import Ranks
+from vitrail.objectives.contract import Objective, Pictures
 from vitrail.train.tensorboard import Events
 
 T = TypeVar("T")
@@ -177,3 +179,26 @@ def _cut(path: Path, start: int) -> None:
         except (ValueError, KeyError, TypeError):
             continue
     write_atomically(path, "".join(kept))
+
+
+def draw_pictures(run: Path, objective: Objective, batch: Batch) -> None:
+    """Writes run/figures/NAME.png for everything that the objective has to show."""
+    with torch.compiler.set_stance("force_eager"):  # a few images are not worth a compilation
+        shown = objective.pictures(batch)
+    for name, pictures in shown.items():
+        _draw_picture(run / "figures" / f"{name}.png", pictures)
+
+
+def _draw_picture(path: Path, pictures: Pictures) -> None:
+    from vitrail.evals.figures.grid import (  # matplotlib: only who draws waits
+        Cell,
+        cell_side,
+        save_grid,
+    )
+
+    # [rows, columns, H, W, C]; of other channel counts than three, the first is shown in grey.
+    pixels = pictures.pixels.float().movedim(2, -1).cpu().numpy()
+    if pixels.shape[-1] != 3:
+        pixels = pixels[..., :1]
+    rows = [[Cell(picture) for picture in row] for row in pixels]
+    save_grid(rows, path, side=cell_side(pixels.shape[2]), columns=list(pictures.columns))

@@ -12,22 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vitrail import figures
-from vitrail.backbones.contract import TokenBackbone
-from vitrail.backbones.registry import compile_blocks
 from vitrail.data.contract import Batch
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.distributed.ranks import Ranks, any_rank, on_main
-from vitrail.objectives.contract import Objective
 from vitrail.optim import apply_schedules, clip_gradients, drop_frozen_gradients
-from vitrail.recipes.recipe import Recipe
-from vitrail.state import require_exported, restore, save
+from vitrail.recipes.recipe import Recipe, worker_count
 from vitrail.train import epochs
-from vitrail.train.build import Parts, worker_count
+from vitrail.train.build import Parts
+from vitrail.train.checkpoint import noting_what_is_kept, require_exported, restore, save_run
 from vitrail.train.health import LOOKED_AT, Monitor, require_finite
-from vitrail.train.log import Journal, say
-from vitrail.train.run_folder import noting_what_is_kept, stop_signals
+from vitrail.train.log import Journal, draw_pictures, say
+from vitrail.train.parallel import parallel
+from vitrail.train.run_folder import stop_signals
 from vitrail.train.warm_start import head_warmup_steps, hold_statistics
 
 
@@ -110,8 +107,8 @@ def train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> bool:
                 journal.write(rows)
                 require_finite(rows, recipe.precision)
             if saving and ranks.is_main:
-                save(run, recipe, parts, step + 1)
-                figures.draw(run, objective, batches[0])
+                save_run(run, recipe, parts, step + 1)
+                draw_pictures(run, objective, batches[0])
             if stopping and step + 1 < horizon.steps:
                 done = f"{step + 1} of {horizon.steps} steps are saved"
                 journal.say(f"stopped; {done}; go on with `vitrail resume {run}`")
@@ -138,14 +135,3 @@ def forward_backward(
         name: outs[-1][name] if name in LOOKED_AT else torch.stack([o[name] for o in outs]).mean(0)
         for name in outs[0]
     }
-
-
-def parallel(recipe: Recipe, objective: Objective, ranks: Ranks) -> nn.Module:
-    """The objective, compiled block by block where that pays, and wrapped for several ranks."""
-    on_cuda = ranks.device.type == "cuda"
-    if recipe.compile == "on" or (recipe.compile == "auto" and on_cuda):
-        for backbone in (m for m in objective.modules() if isinstance(m, TokenBackbone)):
-            compile_blocks(backbone)
-    if ranks.world == 1:
-        return objective
-    return DistributedDataParallel(objective, broadcast_buffers=False)

@@ -1,6 +1,5 @@
 """A run is a folder: made once, held by one process, described by its config.json."""
 
-import errno
 import fcntl
 import json
 import os
@@ -12,16 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import FrameType
-from typing import Any
-
-import torch
 
 from vitrail.atomic import write_atomically
-from vitrail.config import differences, from_dict, to_dict
-from vitrail.recipes.command import command_of
-from vitrail.recipes.recipe import SPEED_FIELDS, Recipe
-from vitrail.train.checkpoint import list_checkpoints
-from vitrail.train.health import DivergedError
+from vitrail.config import from_dict, to_dict
+from vitrail.recipes.recipe import Recipe
+from vitrail.recipes.registry import command_of
 
 
 def create(out: Path, recipe: Recipe) -> None:
@@ -73,48 +67,6 @@ def read_recipe(run: Path) -> Recipe:
         return from_dict(Recipe, fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def require_same(run: Path, saved: dict[str, Any], recipe: Recipe) -> None:
-    """Refuses to go on with a run whose config.json was edited since its last checkpoint.
-
-    Raises:
-        ValueError: listing every changed field, apart from those that only speed depends on.
-    """
-    # A run of an older version lacks the fields that came since, which by default change nothing.
-    before, now = to_dict(from_dict(Recipe, saved)), to_dict(recipe)
-    # The data may have moved: whether they are the same, their fingerprint says.
-    free = {*SPEED_FIELDS, "data"}
-    old, new = ({k: v for k, v in plain.items() if k not in free} for plain in (before, now))
-    changed = differences(old, new)
-    if changed:
-        raise ValueError(
-            f"{run / 'config.json'} was edited after the run began ({'; '.join(changed)}): its "
-            "results would be neither recipe's. Undo that, or start a new run with another --out"
-        )
-
-
-@contextmanager
-def noting_what_is_kept(run: Path, total: int) -> Iterator[None]:
-    """Adds to an error that stops a run of `total` steps what is saved, and how to go on."""
-    try:
-        yield
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        error.add_note(_what_is_kept(run, total, error))
-        raise
-
-
-def _what_is_kept(run: Path, total: int, error: Exception) -> str:
-    saved = list_checkpoints(run / "checkpoints")
-    steps = int(saved[-1].name.removeprefix("step-")) if saved else 0
-    kept = f"Kept: {steps} of {total} steps, in {saved[-1]}" if saved else "No step was saved yet"
-    if isinstance(error, DivergedError):
-        return f"{kept}; resumed, it would do the same again: start a new run with another --out"
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"{kept}. Start a new run with a smaller --batch-size, or --precision bf16"
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "The disk is full: make room" if full else "When that is mended"
-    return f"{kept}. {remedy}, then go on with `vitrail resume {run}`"
 
 
 @contextmanager

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitrail.backbones.causal import CausalMHSA, CausalMSSA
-from vitrail.backbones.operators.attention import MHSA, MSSA, Attention
+from vitrail.backbones.operators.attention import MHSA, MSSA, Attention, CausalMHSA, CausalMSSA
 
 B, D, HEADS = 2, 12, 3
 P = D // HEADS

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.data.loading.order import BlockOrder, GroupOrder, SampleOrder, default_order, epoch_at
-from vitrail.data.subset import MemorySource, Subset
+from vitrail.data.sources.memory import MemorySource
+from vitrail.data.subset import Subset
 
 
 @settings(max_examples=80, deadline=None)

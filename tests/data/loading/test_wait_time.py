@@ -10,7 +10,7 @@ from vitrail.data.loading import wait_time
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.loading.wait_time import Adviser, Meter, Moment, Reading, Spent, advise
-from vitrail.data.subset import MemorySource
+from vitrail.data.sources.memory import MemorySource
 from vitrail.data.views.plan import RandomResizedCrop
 
 CPU = torch.device("cpu")

@@ -10,8 +10,9 @@ import torch
 from vitrail.data.contract import NoTestSplitError
 from vitrail.data.sources.formats import arrays, mapped
 from vitrail.data.sources.formats.mapped import MappedSource
+from vitrail.data.sources.memory import MemorySource
 from vitrail.data.sources.registry import open_source, resolve_spec
-from vitrail.data.subset import MemorySource, Subset
+from vitrail.data.subset import Subset
 
 RNG = np.random.default_rng(3)
 NCHW = RNG.integers(0, 65536, (7, 5, 20, 18), dtype=np.uint16)

@@ -8,8 +8,9 @@ import torch
 from PIL import features
 
 from vitrail.data.sources.datasets import emoji as module
-from vitrail.data.sources.datasets.emoji import DEBIAN_FONT, DEBIAN_LIST
-from vitrail.data.sources.emoji_list import (
+from vitrail.data.sources.datasets.emoji import (
+    DEBIAN_FONT,
+    DEBIAN_LIST,
     TEST_SHARE,
     family_key,
     find_families,

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.data import detail as detail_module
-from vitrail.data.contract import BadSampleError
+from vitrail.data import contract
+from vitrail.data.contract import GAP, BadSampleError, Detail, Look
 from vitrail.data.decode.image import decode_bytes, decode_file
-from vitrail.data.detail import GAP, Detail, Look
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.apply import apply_views
 from vitrail.data.views.boxes import BOX_UNIFORMS, sample_boxes
@@ -158,7 +157,7 @@ def test_synthetic_image():
 
 
 def test_a_smaller_gap_would_show(monkeypatch):
-    monkeypatch.setattr(detail_module, "GAP", 1.0)
+    monkeypatch.setattr(contract, "GAP", 1.0)
     moved = differences(photograph("licorice-l.webp"), plan(0.05), plan(0.05).detail)
     assert share_below(2.5, moved) < 0.98
 

@@ -5,8 +5,8 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from vitrail.evals.classification.few_labels import SUBSET_SEEDS, draw_share
 from vitrail.evals.classification.linear import linear_share
-from vitrail.evals.classification.scores import confusion_matrix, score
-from vitrail.evals.figures.confusion import confusion_figure
+from vitrail.evals.classification.scores import score
+from vitrail.evals.figures.confusion import confusion_figure, confusion_matrix
 from vitrail.evals.rank import rank_numbers, rankme
 
 LABELS = np.random.default_rng(0).choice(5, size=1000, p=[0.6, 0.3, 0.08, 0.015, 0.005])

@@ -6,8 +6,9 @@ import torch
 
 from tests.evals.synthetic_runs import tiny_encoder
 from vitrail.backbones.registry import create_backbone
+from vitrail.data.sources.memory import MemorySource
 from vitrail.data.sources.registry import open_source
-from vitrail.data.subset import MemorySource, Subset
+from vitrail.data.subset import Subset
 from vitrail.evals.classification.few_labels import draw_share
 from vitrail.evals.classification.finetune import (
     Classifier,

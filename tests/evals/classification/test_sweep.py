@@ -11,11 +11,11 @@ from vitrail.backbones.registry import create_backbone
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
-from vitrail.evals.choices import POOLED, WITH_PATCHES, FeatureChoices
 from vitrail.evals.classification import linear
 from vitrail.evals.classification.finetune import labels_of
 from vitrail.evals.classification.linear import linear_predict
 from vitrail.evals.classification.sgd_probe import Probe, fit_probe, probe_predict
+from vitrail.evals.features import POOLED, WITH_PATCHES, FeatureChoices
 
 HALVES = {"left": slice(0, 6), "right": slice(6, 12), "both": slice(0, 12)}
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vitrail.evals.jaccard import saliency_jaccard
+from vitrail.evals.patches.jaccard import saliency_jaccard
 
 
 def by_hand(values, mask, void, keep=0.6):

@@ -9,9 +9,8 @@ from vitrail.data.tools.scenes import Layout, make_scene
 from vitrail.evals import evaluate as evaluation
 from vitrail.evals.contract import Settings
 from vitrail.evals.evaluate import evaluate
-from vitrail.evals.jaccard import saliency_jaccard
 from vitrail.evals.patches import jaccard as masks
-from vitrail.evals.patches.jaccard import jaccard_table, merged
+from vitrail.evals.patches.jaccard import jaccard_table, merged, saliency_jaccard
 
 SIZE = 48
 

@@ -155,3 +155,34 @@ def attention_row(
     scores_BhN = (query @ keys.transpose(-2, -1)).squeeze(2) * scale
     # At least float32: the weights of one image are compared with each other.
     return scores_BhN.to(torch.promote_types(scores_BhN.dtype, torch.float32)).softmax(dim=-1)
+
+
+class CausalMHSA(MHSA):
+    """Causal multi-head self-attention, as in GPT: `MHSA` where query t sees keys <= t."""
+
+    def mix(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
+        q_BhNp, k_BhNp, v_BhNp = self._heads(projected)
+        mixed_BhNp = F.scaled_dot_product_attention(q_BhNp, k_BhNp, v_BhNp, is_causal=True)
+        return mixed_BhNp.transpose(1, 2).flatten(2)
+
+    def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
+        """How much each token gives to the last one, the only one that sees them all, >= 0."""
+        q_BhNp, k_BhNp, _ = self._heads(projected)
+        return attention_row(q_BhNp[:, :, -1:], k_BhNp, self.scale)
+
+
+class CausalMSSA(MSSA):
+    """Causal multi-head subspace self-attention (book (7.4.7)): `MSSA` where t sees tokens <= t.
+
+    With the factor 1/√p of `MSSA`, which (7.4.7) leaves out.
+    """
+
+    def mix(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
+        w_BhNp = self._heads(projected)
+        mixed_BhNp = F.scaled_dot_product_attention(w_BhNp, w_BhNp, w_BhNp, is_causal=True)
+        return mixed_BhNp.transpose(1, 2).flatten(2)
+
+    def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
+        """How much each token gives to the last one, the only one that sees them all, >= 0."""
+        w_BhNp = self._heads(projected)
+        return attention_row(w_BhNp[:, :, -1:], w_BhNp, self.scale)

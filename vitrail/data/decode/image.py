@@ -22,9 +22,8 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from vitrail.data.contract import BadSampleError
+from vitrail.data.contract import BadSampleError, Detail
 from vitrail.data.decode.jpeg import decode_whole
-from vitrail.data.detail import Detail
 
 logger = logging.getLogger(__name__)
 
@@ -249,3 +248,15 @@ def _opaque(image: Image.Image) -> Image.Image:
     colours = image.convert("RGBA")
     white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, colours).convert("RGB")
+
+
+def decode_numbers(path: Path, id: str) -> UInt8[Tensor, "H W"]:
+    """The numbers in a PNG of palette or grey, which are not colours. BadSampleError if not one."""
+    with open_image(path, f"{id} (its mask)") as image:
+        check_pixels(image)
+        if image.mode not in ("P", "L"):
+            raise UnusablePixelsError(
+                f"its mode is {image.mode}; a mask has a number for each pixel (palette or grey)"
+            )
+        numbers_HW = np.array(image, dtype=np.uint8)
+    return torch.from_numpy(numbers_HW)

@@ -9,11 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from vitrail.data.contract import Source
+from vitrail.data.contract import WINDOW, Source
 from vitrail.nn.random import philox
-
-# Blocks whose samples are shuffled together. More mix better, fewer are open or in memory at once.
-WINDOW = 8
 
 
 class Order(ABC):

@@ -7,8 +7,7 @@ import torch
 from jaxtyping import UInt8, UInt16
 from torch import Tensor
 
-from vitrail.data.contract import BadSampleError, Sample, Source
-from vitrail.data.detail import Detail
+from vitrail.data.contract import BadSampleError, Detail, Sample, Source
 from vitrail.data.loading.cuda_stream import to_device
 from vitrail.data.loading.wait_time import Moment, Reading
 from vitrail.nn.random import philox_rows

@@ -5,6 +5,7 @@ nowhere else. They know nothing that a process started in their place would not 
 """
 
 import json
+import os
 import signal
 import traceback
 from collections import deque
@@ -224,3 +225,11 @@ def _failed(error: Exception, where: str) -> bytes:
         said = RuntimeError(f"{type(error).__name__}: {error}")
         answer = bytes(ForkingPickler.dumps((None, said, where)))
     return answer
+
+
+def fair_workers(world: int = 1) -> int:
+    """Cores that this process may use for decoding, when `world` processes share them."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return max(0, min(8, cores // world - 1))

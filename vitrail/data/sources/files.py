@@ -4,9 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from vitrail.data.contract import Metric, Sample, Source
+from vitrail.data.contract import Detail, Metric, Sample, Source
 from vitrail.data.decode.image import decode_file
-from vitrail.data.detail import Detail
 
 
 class ListedSource(Source):

@@ -1,7 +1,8 @@
 """What stands after the colon of a SPEC: a path or name, and options as `,key=value`."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 _COMMA = re.compile(r",(?![^{}]*\})")  # but for those of {a,b}
 
@@ -31,3 +32,34 @@ def split_options(kind: str, rest: str, known: Collection[str]) -> tuple[str, di
             raise ValueError(f"{kind}: option {key!r} {why} in {kind}:{rest}")
         options[key] = value
     return ",".join(parts), options
+
+
+def find_place(kind: str, rest: str, inside: Sequence[str], has: str, remedy: str) -> Path:
+    """The first of the folder `rest` and its subfolders `inside` in which `has` exists.
+
+    Args:
+        inside: "" for the folder itself, and where archives and others' downloads put it.
+        remedy: what to download, and where to put it.
+
+    Raises:
+        ValueError: nothing is named, or it is in none of them.
+    """
+    if not rest:
+        raise ValueError(f"{kind}: names no folder; write {kind}:DIR ({remedy})")
+    given = Path(rest).expanduser()
+    for folder in (given / sub for sub in inside):
+        if (folder / has).exists():
+            return folder
+    where = " or ".join(str(given / sub / has) for sub in inside)
+    raise ValueError(f"{kind}:{rest}: there is no {where}; {remedy}")
+
+
+def read_lines(spec: str, path: Path, remedy: str) -> list[str]:
+    """The lines of a list that are not blank. ValueError where it cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise ValueError(f"{spec}: there is no file {path}; {remedy}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{spec}: {path} cannot be read ({error}); {remedy}") from error
+    return [line.strip() for line in lines if line.strip()]

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitrail.data.contract import Sample, Source
-from vitrail.data.detail import Detail, Look
+from vitrail.data.contract import Detail, Look, Sample, Source
 
 
 @dataclass(frozen=True)

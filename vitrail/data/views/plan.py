@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitrail.data.detail import Detail, Look
+from vitrail.data.contract import Detail, Look
 from vitrail.data.views.boxes import BOX_UNIFORMS, sample_boxes
 from vitrail.nn.random import Draws
 

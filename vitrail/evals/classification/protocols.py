@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from vitrail.encoder import Encoder
-from vitrail.evals.choices import FeatureChoices
 from vitrail.evals.classification.few_labels import SUBSET_SEEDS
 from vitrail.evals.classification.finetune import finetune_accuracy
 from vitrail.evals.classification.knn import check_labels, vote
@@ -23,7 +22,7 @@ from vitrail.evals.classification.linear import (
 )
 from vitrail.evals.classification.scores import score
 from vitrail.evals.contract import Material
-from vitrail.evals.features import Embed, collect
+from vitrail.evals.features import Embed, FeatureChoices, collect
 from vitrail.evals.figures.confusion import confusion_figure
 
 Array = np.ndarray

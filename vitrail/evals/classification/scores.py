@@ -21,11 +21,3 @@ def score(
     if metric == "accuracy":
         return float(right.mean())
     return float(np.mean([right[labels == c].mean() for c in np.unique(labels)]))
-
-
-def confusion_matrix(
-    predicted: Int64[Array, " M"], labels: Int64[Array, " M"], n_classes: int
-) -> Int64[Array, "n_classes n_classes"]:
-    """Entry (i, j): the samples of class i that were taken for j."""
-    counts = np.bincount(labels * n_classes + predicted, minlength=n_classes**2)
-    return counts.reshape(n_classes, n_classes).astype(np.int64)

@@ -13,8 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from vitrail.evals.classification.scores import confusion_matrix
-
 Array = np.ndarray
 
 MAX_CLASSES = 20
@@ -67,3 +65,11 @@ def confusion_figure(
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, transparent=True, metadata={"Software": None})
     return path
+
+
+def confusion_matrix(
+    predicted: Int64[Array, " M"], labels: Int64[Array, " M"], n_classes: int
+) -> Int64[Array, "n_classes n_classes"]:
+    """Entry (i, j): the samples of class i that were taken for j."""
+    counts = np.bincount(labels * n_classes + predicted, minlength=n_classes**2)
+    return counts.reshape(n_classes, n_classes).astype(np.int64)

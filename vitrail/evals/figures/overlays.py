@@ -14,8 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from vitrail.encoder import Encoder
-from vitrail.evals.colours import fill_no_range, in_colours
-from vitrail.evals.figures.grid import Cell, save_grid
+from vitrail.evals.figures.grid import Cell, fill_no_range, in_colours, save_grid
 from vitrail.evals.patches.maskcut import MaskCut, overlap, segment
 
 Array = np.ndarray

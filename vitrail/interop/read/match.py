@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitrail.backbones.contract import Backbone
+from vitrail.backbones.contract import Backbone, Model
 from vitrail.backbones.families import Skeleton
-from vitrail.backbones.model import Model
 from vitrail.backbones.registry import BACKBONES, find_model
 from vitrail.backbones.resnet import TimmResNet
 from vitrail.backbones.swin import TimmSwin

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Int64, UInt8
 
 from vitrail.data.contract import Source
-from vitrail.data.sources.places import find_place, read_lines
-from vitrail.data.subset import MemorySource
+from vitrail.data.sources.memory import MemorySource
+from vitrail.data.sources.spec import find_place, read_lines
 
 Array = np.ndarray
 

@@ -17,7 +17,7 @@ import torch
 from vitrail.data.contract import BadSampleError, Mask, NoTestSplitError, Source
 from vitrail.data.decode.image import MAX_PIXELS
 from vitrail.data.sources.files import ListedSource
-from vitrail.data.sources.places import find_place
+from vitrail.data.sources.spec import find_place
 
 Array = np.ndarray
 

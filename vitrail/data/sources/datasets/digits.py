@@ -8,7 +8,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from vitrail.data.contract import Source
-from vitrail.data.subset import MemorySource, stratified_split
+from vitrail.data.sources.memory import MemorySource
+from vitrail.data.subset import stratified_split
 from vitrail.nn.random import philox
 
 TEST_SHARE = 500 / 1797

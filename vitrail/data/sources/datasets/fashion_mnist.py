@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vitrail.data.contract import Source
 from vitrail.data.sources.cache import cache_folder
-from vitrail.data.subset import MemorySource
+from vitrail.data.sources.memory import MemorySource
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = (

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from vitrail.data.contract import Source
 from vitrail.data.sources.files import ListedSource
-from vitrail.data.sources.places import find_place
+from vitrail.data.sources.spec import find_place
 
 Array = np.ndarray
 

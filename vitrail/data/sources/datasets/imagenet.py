@@ -10,7 +10,7 @@ import torch
 
 from vitrail.data.contract import NoTestSplitError, Source
 from vitrail.data.sources.formats.folder import open_folder
-from vitrail.data.sources.places import find_place, read_lines
+from vitrail.data.sources.spec import find_place, read_lines
 
 logger = logging.getLogger(__name__)
 

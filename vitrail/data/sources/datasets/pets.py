@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from vitrail.data.contract import Mask, Source
-from vitrail.data.sources.datasets.voc import decode_numbers
+from vitrail.data.decode.image import decode_numbers
 from vitrail.data.sources.files import ListedSource
-from vitrail.data.sources.places import find_place, read_lines
+from vitrail.data.sources.spec import find_place, read_lines
 
 INSIDE = ("", "oxford-iiit-pet")  # the second: torchvision's
 LISTS = {"train": "annotations/trainval.txt", "test": "annotations/test.txt"}

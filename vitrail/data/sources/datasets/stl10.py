@@ -10,7 +10,7 @@ import numpy as np
 
 from vitrail.data.contract import NoTestSplitError, Source
 from vitrail.data.sources.formats.mapped import Classes, Stored, open_stored
-from vitrail.data.sources.places import find_place, read_lines
+from vitrail.data.sources.spec import find_place, read_lines
 
 SIDE = 96
 PIXELS = 3 * SIDE * SIDE

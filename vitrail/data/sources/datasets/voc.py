@@ -11,14 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-from jaxtyping import UInt8
-from torch import Tensor
-
-from vitrail.data.contract import Mask, NoTestSplitError, Sample, Source
-from vitrail.data.decode.image import UnusablePixelsError, check_pixels, decode_file, open_image
-from vitrail.data.detail import Detail
+from vitrail.data.contract import Detail, Mask, NoTestSplitError, Sample, Source
+from vitrail.data.decode.image import (
+    decode_file,
+    decode_numbers,
+)
 
 IGNORED = 255  # the border of objects, and what was too hard to mark
 LISTS = Path("ImageSets/Segmentation")
@@ -111,15 +108,3 @@ def _read_names(spec: str, path: Path) -> list[str]:
     if not names:
         raise ValueError(f"{spec}: {path} names no images")
     return names
-
-
-def decode_numbers(path: Path, id: str) -> UInt8[Tensor, "H W"]:
-    """The numbers in a PNG of palette or grey, which are not colours. BadSampleError if not one."""
-    with open_image(path, f"{id} (its mask)") as image:
-        check_pixels(image)
-        if image.mode not in ("P", "L"):
-            raise UnusablePixelsError(
-                f"its mode is {image.mode}; a mask has a number for each pixel (palette or grey)"
-            )
-        numbers_HW = np.array(image, dtype=np.uint8)
-    return torch.from_numpy(numbers_HW)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from vitrail.data.contract import NoTestSplitError, Sample, Source
+from vitrail.data.contract import Detail, NoTestSplitError, Sample, Source
 from vitrail.data.decode.arrays import (
     NPY_SUFFIX,
     check_readers,
@@ -20,7 +20,6 @@ from vitrail.data.decode.arrays import (
 )
 from vitrail.data.decode.image import SUFFIXES, decode_file
 from vitrail.data.decode.pixels import Bits
-from vitrail.data.detail import Detail
 from vitrail.data.sources.formats.folder_labels import LabelTable, read_labels
 from vitrail.data.sources.formats.listing import Listing, Paths, list_files
 from vitrail.data.sources.spec import split_options

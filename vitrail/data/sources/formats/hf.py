@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vitrail.data.contract import BadSampleError, NoTestSplitError, Sample, Source
+from vitrail.data.contract import BadSampleError, Detail, NoTestSplitError, Sample, Source
 from vitrail.data.decode.image import decode_bytes
-from vitrail.data.detail import Detail
 from vitrail.data.sources.formats.parquet import OPTIONS, image_bytes, parquet_source, plain_text
 from vitrail.data.sources.formats.parquet_index import Files
 from vitrail.data.sources.labels import number_classes

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from vitrail.data.contract import BadSampleError, Sample, Source
+from vitrail.data.contract import BadSampleError, Detail, Sample, Source
 from vitrail.data.decode.image import MACHINE_ERRNOS, UnusablePixelsError
 from vitrail.data.decode.pixels import (
     ADAPTABLE,
@@ -22,8 +22,7 @@ from vitrail.data.decode.pixels import (
     check_numbers,
     check_size,
 )
-from vitrail.data.detail import Detail
-from vitrail.data.subset import MemorySource
+from vitrail.data.sources.memory import MemorySource
 
 Array = np.ndarray
 

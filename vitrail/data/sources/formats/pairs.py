@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vitrail.data.contract import BadSampleError, NoTestSplitError, Sample, Source
+from vitrail.data.contract import BadSampleError, Detail, NoTestSplitError, Sample, Source
 from vitrail.data.decode.image import decode_file
-from vitrail.data.detail import Detail
 from vitrail.data.sources.formats.columns import (
     COLUMNS,
     choose_rows,

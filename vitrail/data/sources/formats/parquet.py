@@ -12,10 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vitrail.data.contract import BadSampleError, Sample, Source
+from vitrail.data.contract import WINDOW, BadSampleError, Detail, Sample, Source
 from vitrail.data.decode.image import MACHINE_ERRNOS, decode_bytes
-from vitrail.data.detail import Detail
-from vitrail.data.loading.order import WINDOW
 from vitrail.data.sources.formats.parquet_index import Files, Footers, read_footers
 from vitrail.data.sources.formats.shard_paths import REMOTE, find_shards
 from vitrail.data.sources.labels import number_classes

@@ -6,15 +6,15 @@ import logging
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vitrail.data.contract import BadSampleError, Sample, Source
+from vitrail.data.contract import BadSampleError, Detail, Sample, Source
 from vitrail.data.decode.image import MACHINE_ERRNOS, decode_bytes
 from vitrail.data.decode.npy import decode_npy, shape_of
-from vitrail.data.detail import Detail
 from vitrail.data.sources.formats.shard_paths import REMOTE, Shards, find_shards
 from vitrail.data.sources.formats.tar_index import (
     IMAGES,
@@ -23,9 +23,52 @@ from vitrail.data.sources.formats.tar_index import (
     json_text,
     parse_json,
 )
-from vitrail.data.sources.handles import Handles
 from vitrail.data.sources.labels import number_classes
 from vitrail.data.sources.spec import split_options
+
+OPEN_FILES = 32  # of a process; two windows of blocks are 16 (sampling.WINDOW)
+
+
+class Handles:
+    """Open files, the least recently used closed first.
+
+    Safe to share with forked processes and threads: reads name their position, so that nothing is
+    shared but the file. Spawned processes get an empty one.
+    """
+
+    def __init__(self) -> None:
+        self._open = lru_cache(maxsize=OPEN_FILES)(_OpenFile)
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        """That many bytes from there on, or fewer where the file ends. OSError as `os.open`."""
+        file = self._open(path)
+        parts = []
+        while size > 0:
+            part = os.pread(file.descriptor, size, offset)  # at most 2 GB at a time
+            if not part:
+                break
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+
+
+class _OpenFile:
+    """Closed when nobody holds it any more: not while another thread still reads it."""
+
+    def __init__(self, path: Path):
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
 
 logger = logging.getLogger(__name__)
 
