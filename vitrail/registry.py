@@ -170,7 +170,7 @@ def registry(kind: str) -> Registry[Any]:
 
 
 def resolve(reference: Any) -> Any:
-    """Returns the object that "package.module:Name" names; anything but a text is returned as is."""
+    """Returns the object that "package.module:Name" names; what is no text is returned as it is."""
     if not isinstance(reference, str):
         return reference
     module, _, name = reference.partition(":")
@@ -189,7 +189,8 @@ def summary(reference: str | Callable[..., object]) -> str:
 def _docstrings(module: str) -> dict[str, str]:
     """Returns the docstrings of a module's functions and classes, read from its source."""
     spec = find_spec(module)
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     documented = (ast.FunctionDef, ast.ClassDef)
     return {n.name: ast.get_docstring(n) or "" for n in tree.body if isinstance(n, documented)}
