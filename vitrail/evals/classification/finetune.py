@@ -221,7 +221,7 @@ def finetune(
         seed: seed of the head, the order, the crops and the mixing.
         device: torch device of the training.
         workers: processes that decode images; 0 decodes in this one.
-        quarantine: list of unreadable images and their limit; none in memory if None.
+        quarantine: record of unreadable images, with its limit; a new one in memory if None.
 
     Raises:
         ValueError: no images, an image without a label, a single class, a number of channels other
@@ -277,7 +277,7 @@ def _copy(encoder: Encoder, drop_path: float) -> Backbone:
 
 
 def _views(encoder: Encoder, config: Finetune) -> ViewPlan:
-    """Returns a random crop a sample, of the encoder's size and normalisation."""
+    """Returns a plan of one random crop per image, of the encoder's size and normalisation."""
     preprocess = encoder.preprocess
     crop = RandomResizedCrop(
         size=preprocess.size,
@@ -321,7 +321,7 @@ def finetune_accuracy(
         device: torch device of the training.
         workers: processes that decode images; 0 decodes in this one.
         metric: "accuracy" or "mean_per_class", as in `score`.
-        quarantines: lists of unreadable images, of the train and the test source.
+        quarantines: records of unreadable images of the train and of the test source.
 
     Raises:
         ValueError: as `finetune` and `draw_share`, and for an unlabelled or empty test source.
