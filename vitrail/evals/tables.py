@@ -1,4 +1,4 @@
-"""The numbers of evaluation.json for a terminal."""
+"""Tables of the numbers of evaluation.json for the terminal."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ METRICS = {"accuracy": "test accuracy", "mean_per_class": "test accuracy, mean o
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """Accuracies in percent: a row for each protocol, with one for each k of k-NN.
+    """Returns accuracies in percent with a row for each protocol, or for each k of k-NN.
 
-    Protocols with a table of their own are not in it.
+    Protocols with their own table are left out.
     """
     table = Table(title=f"{_metric(results)} on {results['data']}, %", title_justify="left")
     table.add_column("")
@@ -28,12 +28,12 @@ def results_table(results: dict[str, Any]) -> Table:
 
 
 def accuracy_names(results: dict[str, Any]) -> list[str]:
-    """The protocols for `results_table`."""
+    """Returns the names of the protocols of `results_table`."""
     return [name for name in _measured(results) if PROTOCOLS[name].table is None]
 
 
 def transfer_table(results: dict[str, Any]) -> Table:
-    """Accuracies of the trained encoder in percent: rows are sources, columns protocols."""
+    """Returns the trained encoder's accuracies in percent: rows are sources, columns protocols."""
     rows = {results["data"]: results} | results["transfer"]
     names = [name for name in PROTOCOLS if any(name in _measured(row) for row in rows.values())]
     metrics = {_metric(row) for row in rows.values()}
@@ -49,14 +49,14 @@ def transfer_table(results: dict[str, Any]) -> Table:
 
 
 def rank_line(features: dict[str, Any]) -> str:
-    """RankMe in a sentence."""
+    """Returns RankMe as a line of text."""
     text = f"RankMe {features['rankme']:.1f} of {features['dimensions']} dimensions"
     before = features.get("rankme_untrained")
     return text if before is None else f"{text} (untrained {before:.1f})"
 
 
 def percent(value: Any) -> str:
-    """0.914 -> "91.4"; with a standard deviation, "91.4 ± 0.6"."""
+    """Formats 0.914 as "91.4", or with a standard deviation as "91.4 ± 0.6"."""
     if isinstance(value, dict):
         return f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
     return "–" if value is None else f"{100 * value:.1f}"

@@ -1,4 +1,4 @@
-"""The command that makes a number or a picture again, as far as one does."""
+"""The commands that reproduce the numbers and pictures of a report."""
 
 import json
 import shlex
@@ -11,10 +11,12 @@ from vitrail.report.run_files import RunFiles
 
 
 def evaluate_again(files: RunFiles, protocols: Sequence[str], sources: Sequence[str] = ()) -> str:
-    """`vitrail evaluate` as it has to be called in the folder that holds the run.
+    """Returns the `vitrail evaluate` command to call in the folder that contains the run.
 
     Args:
-        sources: SPECs, where several were measured; else what the evaluation says.
+        files: files of the run.
+        protocols: names of the protocols.
+        sources: SPECs of the data, if several were measured; else the evaluation's own is used.
     """
     known = files.evaluation
     weights, data = known.get("weights"), known.get("data")
@@ -29,24 +31,24 @@ def evaluate_again(files: RunFiles, protocols: Sequence[str], sources: Sequence[
 
 
 def train_again(files: RunFiles) -> str | None:
-    """What config.json says; None where it says nothing."""
+    """Returns the training command of config.json; None if it has none."""
     command = files.config.get("command")
     return command if isinstance(command, str) else None
 
 
 def report_again(runs: Sequence[RunFiles], out: str | None = None) -> str:
-    """`vitrail report` in the folder that holds the runs."""
+    """Returns the `vitrail report` command to call in the folder that contains the runs."""
     words = ["vitrail", "report", *(as_path(files.label) for files in runs)]
     return " ".join(map(quoted, words + (["--out", as_path(out)] if out else [])))
 
 
 def as_path(name: str) -> str:
-    """A name that no command takes for a flag."""
+    """Returns a path that cannot be mistaken for a flag."""
     return f"./{name}" if name.startswith("-") else name
 
 
 def quoted(word: str) -> str:
-    """For a shell, on one line: what does not print is written as bash's $'...' has it."""
+    """Quotes a word for a shell, on one line; unprintable characters use bash's $'...'."""
     if word.isprintable():
         return shlex.quote(word)
     letters = []
@@ -60,18 +62,21 @@ def quoted(word: str) -> str:
 
 
 def _is_byte(letter: str) -> bool:
-    """Whether it stands for an undecodable byte of a file name."""
+    """Returns true for the surrogate of an undecodable byte in a file name."""
     return 0xDC80 <= ord(letter) <= 0xDCFF
 
 
 def usual_settings() -> dict[str, Any]:
-    """The defaults, as evaluation.json would have them."""
+    """Returns the default settings in the form of evaluation.json."""
     usual: dict[str, Any] = json.loads(json.dumps(asdict(Settings())))
     return usual
 
 
 def _settings(settings: Any) -> list[str]:
-    """Flags for what differs from the defaults; of a version with others, for what is known."""
+    """Returns the flags of settings that differ from the defaults.
+
+    Settings of another version that do not exist in this one are left out.
+    """
     usual = usual_settings()
     flags: list[str] = []
     for name, value in settings.items() if isinstance(settings, dict) else ():

@@ -54,7 +54,7 @@ def saliency_jaccard(
     ignored: Iterable[Bool[Array, "_ _"]] | None = None,
     keep: float = KEEP,
 ) -> Jaccard:
-    """Computes the Jaccard similarity of thresholded maps with the foreground, averaged over images.
+    """Computes the mean Jaccard similarity of thresholded maps with the foreground over images.
 
     Args:
         maps: maps of 0 or more as `vitrail.evals.patches.saliency.token_maps` returns them, float
