@@ -37,7 +37,7 @@ def saved_bytes(model: nn.Module, images: list[Tensor], forward: Callable[[], Te
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        # a reference, as the address of a freed storage could be reused and counted once
+        # a reference: without it the graph and the storages that it saves are freed
         loss = forward()
     total = sum(kept.values())
     loss.backward()

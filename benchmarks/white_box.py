@@ -54,7 +54,7 @@ class Trained(NamedTuple):
         run: folder of the first seed's run.
         knn: k-NN test accuracy of each seed, in [0, 1].
         linear: linear probe's test accuracy of each seed, in [0, 1].
-        before: k-NN test accuracy of the first seed's untrained encoder.
+        before: linear probe's test accuracy of the first seed's untrained encoder, in [0, 1].
         layers: x-ray of the first seed's encoder.
     """
 
