@@ -9,6 +9,8 @@ G groups of a chunk · K neighbours.
 """
 
 import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitrail.data.views.apply import full_precision
+from vitrail.evals.classification.scores import score
+from vitrail.evals.contract import Context
 
 Array = np.ndarray
 
@@ -24,6 +28,79 @@ K = 20
 TAU = 0.07
 GROUP = 32  # columns whose largest stands for them all
 QUERY_BLOCK = 65536  # queries on the device together; each block goes over the bank once
+
+
+@dataclass(frozen=True)
+class Knn:
+    """The settings of k-nearest-neighbour classification.
+
+    Attributes:
+        k: neighbours that vote, at least 1.
+        more_k: other numbers of neighbours to measure too.
+        tau: temperature of the votes' weights exp(cosine / tau), above 0.
+    """
+
+    k: int = K
+    more_k: tuple[int, ...] = ()
+    tau: float = TAU
+
+    def __post_init__(self) -> None:
+        if low := [k for k in (self.k, *self.more_k) if k < 1]:
+            raise ValueError(f"k = {low[0]}: k-NN needs at least one neighbour")
+        if not self.tau > 0:
+            raise ValueError(f"tau = {self.tau}: it must be above 0")
+
+
+def knn(context: Context, config: Knn) -> dict[str, Any]:
+    """Measures accuracies by kind, votes weighted; "by_k" holds them for each k of several."""
+    return _by_k(context, config, config.tau)
+
+
+def knn_majority(context: Context, config: Knn) -> dict[str, Any]:
+    """Measures the same with one vote each."""
+    return _by_k(context, config, None)
+
+
+def _by_k(context: Context, config: Knn, tau: float | None) -> dict[str, Any]:
+    found = {
+        k: {
+            kind: score(votes(context, kind, config, k, tau), context.test.labels, context.metric)
+            for kind in context.train.features
+        }
+        for k in (config.k, *config.more_k)
+    }
+    first: dict[str, Any] = found[config.k]
+    if len(found) == 1:
+        return first
+    return first | {"by_k": {str(k): found[k] for k in sorted(found)}}
+
+
+def votes(
+    context: Context, kind: str, config: Knn, k: int, tau: float | None
+) -> Int64[np.ndarray, " M"]:
+    """Returns the classes that k neighbours give the test images, by features of a kind."""
+    similarity, labels = nearest(context, kind, max(config.k, *config.more_k, 0))
+    return vote(similarity[:, :k], labels[:, :k], int(context.train.labels.max()) + 1, tau)
+
+
+def nearest(
+    context: Context, kind: str, count: int
+) -> tuple[Float32[np.ndarray, "M K"], Int64[np.ndarray, "M K"]]:
+    """Returns similarities and labels of the `count` nearest train rows of every test row.
+
+    They are found once for all protocols. Raises ValueError if labels are missing.
+    """
+    train, test = context.train, context.test
+    check_labels(train.labels, "train")
+    check_labels(test.labels, "test")
+    key = ("nearest", kind, count)
+    if key not in context.cache:
+        similarity, index = neighbours(
+            train.features[kind], test.features[kind], count, device=context.device
+        )
+        context.cache[key] = similarity, train.labels[index]
+    found: tuple[np.ndarray, np.ndarray] = context.cache[key]
+    return found
 
 
 def _require_finite(features: Array, name: str) -> None:

@@ -24,6 +24,7 @@ from vitrail.evals.classification.few_labels import SUBSET_SEEDS, draw_per_class
 from vitrail.evals.classification.knn import check_labels
 from vitrail.evals.classification.scores import score
 from vitrail.evals.classification.sgd_probe import EVERYTHING, Probe, fit_probe, probe_predict
+from vitrail.evals.contract import Context
 
 Array = np.ndarray
 
@@ -244,3 +245,72 @@ def few_labels(accuracies: Sequence[float]) -> FewLabels:
     """Mean and sample deviation (0 for a single draw)."""
     deviation = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
     return FewLabels(float(np.mean(accuracies)), deviation, tuple(accuracies))
+
+
+PER_CLASS = 10  # labels of `linear_10_per_class`
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The settings of the linear classifier with few labels.
+
+    Attributes:
+        draws: random choices of the 10 labelled images per class, at least 1.
+    """
+
+    draws: int = 10
+
+    def __post_init__(self) -> None:
+        if self.draws < 1:
+            raise ValueError(f"draws = {self.draws}: it must be at least 1")
+
+
+def linear(context: Context) -> dict[str, float]:
+    """Measures accuracies by kind, with all labels."""
+    return {
+        kind: linear_accuracy(
+            *_features(context, kind),
+            seed=context.seed,
+            device=context.device,
+            metric=context.metric,
+        )
+        for kind in context.train.features
+    }
+
+
+def linear_10_per_class(context: Context, config: Linear) -> dict[str, dict[str, float]]:
+    """Measures means and deviations by kind, over draws of 10 labels per class."""
+    return {
+        kind: linear_k_per_class(
+            *_features(context, kind),
+            k=PER_CLASS,
+            draws=config.draws,
+            seed=context.seed,
+            metric=context.metric,
+        ).summary()
+        for kind in context.train.features
+    }
+
+
+def linear_1_percent(context: Context) -> dict[str, dict[str, float]]:
+    """Measures means and deviations by kind, over the subsets of 1 % of the labels."""
+    return _of_share(context, 0.01)
+
+
+def linear_10_percent(context: Context) -> dict[str, dict[str, float]]:
+    """Measures the same with 10 %."""
+    return _of_share(context, 0.1)
+
+
+def _of_share(context: Context, share: float) -> dict[str, dict[str, float]]:
+    return {
+        kind: linear_share(
+            *_features(context, kind), share=share, device=context.device, metric=context.metric
+        ).summary()
+        for kind in context.train.features
+    }
+
+
+def _features(context: Context, kind: str) -> tuple[Array, Array, Array, Array]:
+    train, test = context.train, context.test
+    return train.features[kind], train.labels, test.features[kind], test.labels
