@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole encoder and a linear head trained on labels, all of them or few.
+"""Fine-tuning: the whole encoder and a linear head are trained on labels, all of them or few.
 
 Settings of He et al. 2022 (MAE, arXiv:2111.06377, table 9): AdamW, cosine schedule, layer-wise
 decay of the learning rate (Bao et al. 2022, BEiT, and timm's `param_groups_layer_decay`), label
@@ -40,13 +40,22 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Finetune:
-    """MAE's published values for ViT-B, for a batch of 256.
+    """Settings of fine-tuning; the defaults are MAE's published values for ViT-B, batch of 256.
 
-    epochs: over the labelled images, and min_steps: little data are gone over more often.
-    batch_size: even; less where there are fewer images. lr: AdamW's at its peak, of the head and
-    the final norm; a layer that is d below them gets layer_decay^d of it. warmup: share of the
-    steps. mixup, cutmix: the alphas, 0 for none; one of the two is drawn for each batch. crop:
-    share of an image's area that is seen. flip, drop_path: rates.
+    Attributes:
+        epochs: passes over the labelled images, 0 or more.
+        min_steps: least number of steps; small data are passed over more than `epochs` times.
+        batch_size: images of a batch, even; reduced where there are fewer images.
+        lr: peak learning rate of AdamW for the head and the final norm.
+        warmup: share of the steps with a linear warm-up, in [0, 1).
+        weight_decay: decoupled weight decay of matrices, 0 or more; biases and norms have none.
+        layer_decay: factor of the learning rate from a layer to the one below it, in (0, 1].
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        mixup: alpha of mixup, 0 for none; mixup or CutMix is drawn for each batch.
+        cutmix: alpha of CutMix, 0 for none.
+        drop_path: highest stochastic depth rate, of the last layer, in [0, 1).
+        crop: range of the share of an image's area that a random crop covers, in (0, 1].
+        flip: probability of a horizontal flip.
     """
 
     epochs: float = 100.0
@@ -83,7 +92,13 @@ class Finetune:
 
 
 class Classifier(nn.Module):
-    """A backbone and a linear head on its pooled features; equal arguments give equal weights."""
+    """A backbone with a linear head on its pooled features.
+
+    Args:
+        backbone: initialised backbone, trained in place.
+        n_classes: classes of the head.
+        seed: seed of the head's initial weights.
+    """
 
     def __init__(self, backbone: Backbone, n_classes: int, seed: int):
         super().__init__()
@@ -96,19 +111,22 @@ class Classifier(nn.Module):
     def forward(
         self, images: Float[Tensor, "B C S S"], draws: Draws | None = None
     ) -> Float[Tensor, "B K"]:
+        """Returns the logits of preprocessed images; `draws` are those of stochastic depth."""
         return self.head(self.backbone(images, draws).pooled)
 
     def predict(self, images: Float[Tensor, "B C S S"]) -> Int64[Array, " B"]:
+        """Returns the classes of preprocessed images; switches to evaluation mode."""
         with torch.inference_mode():
             logits_BK = self.eval()(images.to(self.head.weight.device))
         return logits_BK.argmax(1).cpu().numpy()
 
 
 def layer_of(backbone: Backbone) -> tuple[dict[str, int], int]:
-    """The depth of every parameter: 0 for what comes before the layers, 1..L for those, and L + 1
-    for what comes after; and L. Parameters between two layers (Swin's merging) are of the first.
+    """Returns the depth of each parameter by name, and the number of layers L.
 
-    Runs the backbone once, on an empty image of its own size, to learn what its layers are.
+    Depth 0 is before the layers, 1..L are the layers, L + 1 is after them. Parameters between two
+    layers (Swin's merging) belong to the first of them. The names of the layers are read from one
+    forward pass over an empty image of the backbone's own size.
     """
     like = next(backbone.parameters())
     side = backbone.img_size
@@ -128,8 +146,10 @@ def layer_of(backbone: Backbone) -> tuple[dict[str, int], int]:
 
 
 def layer_groups(network: Classifier, config: Finetune) -> list[dict[str, Any]]:
-    """Optimizer groups with `lr_scale`; biases, 1-D parameters and what the backbone names carry no
-    weight decay."""
+    """Returns optimizer groups with an `lr_scale` each, by depth.
+
+    Biases, 1-D parameters and those of the backbone's `no_weight_decay` have no weight decay.
+    """
     depths, n_layers = layer_of(network.backbone)
     free = {f"backbone.{name}" for name in network.backbone.no_weight_decay()}
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -147,7 +167,10 @@ def layer_groups(network: Classifier, config: Finetune) -> list[dict[str, Any]]:
 
 @contextmanager
 def numpy_seeded(seed: int, step: int) -> Iterator[None]:
-    """timm mixes with numpy's global generator: within, that is a function of (seed, step)."""
+    """Seeds numpy's global generator, which timm's Mixup draws from, by (seed, step).
+
+    The generator's previous state is restored at the end.
+    """
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(int(philox(seed, "finetune mix", step).integers(2**32)))  # noqa: NPY002
     try:
@@ -164,6 +187,7 @@ def _mixed(
     seed: int,
     step: int,
 ) -> tuple[Float[Tensor, "B C S S"], Float[Tensor, "B K"]]:
+    """Returns mixed images and soft targets of a batch; a function of (seed, step)."""
     if config.mixup == config.cutmix == 0:
         return images, mixup_target(labels, n_classes, 1.0, config.label_smoothing)
     mix = Mixup(
@@ -186,13 +210,22 @@ def finetune(
     workers: int = 0,
     quarantine: Quarantine | None = None,
 ) -> Classifier:
-    """A classifier that starts from the encoder's weights; the encoder itself is left as it is.
+    """Trains a classifier from the encoder's weights; the encoder itself is not changed.
 
     A pure function of its arguments on a CPU. On CUDA with autocast to bfloat16.
 
+    Args:
+        encoder: source of the initial weights and of the preprocessing.
+        train: labelled images.
+        config: settings of the training.
+        seed: seed of the head, the order, the crops and the mixing.
+        device: torch device of the training.
+        workers: processes that decode images; 0 decodes in this one.
+        quarantine: record of unreadable images, with its limit; a new one in memory if None.
+
     Raises:
-        ValueError: no images, one without a label, a single class, other channels than the
-            encoder's, or a loss that is no longer finite.
+        ValueError: no images, an image without a label, a single class, a number of channels other
+            than the encoder's, or a loss that is no longer finite.
     """
     labels = labels_of(train)
     check_labels(labels, "train")
@@ -234,6 +267,7 @@ def finetune(
 
 
 def _copy(encoder: Encoder, drop_path: float) -> Backbone:
+    """Returns a copy of the encoder's backbone with a rate of stochastic depth."""
     info = encoder.description()
     backbone = create_backbone(
         info["backbone"], **info["kwargs"], drop_path=drop_path, seed=info["seed"]
@@ -243,6 +277,7 @@ def _copy(encoder: Encoder, drop_path: float) -> Backbone:
 
 
 def _views(encoder: Encoder, config: Finetune) -> ViewPlan:
+    """Returns a plan of one random crop per image, of the encoder's size and normalisation."""
     preprocess = encoder.preprocess
     crop = RandomResizedCrop(
         size=preprocess.size,
@@ -255,7 +290,7 @@ def _views(encoder: Encoder, config: Finetune) -> ViewPlan:
 
 
 def labels_of(source: Source) -> Int64[Array, " N"]:
-    """Of every sample, readable or not; -1 where there is none."""
+    """Returns the labels of all samples, readable or not; -1 for none."""
     labels = (source.label(i) for i in range(len(source)))
     return np.array([-1 if label is None else label for label in labels], dtype=np.int64)
 
@@ -273,13 +308,23 @@ def finetune_accuracy(
     metric: Metric = "accuracy",
     quarantines: tuple[Quarantine | None, Quarantine | None] = (None, None),
 ) -> float:
-    """Test accuracy, in [0, 1], after fine-tuning on a share of the labels of every class.
+    """Returns the test accuracy, in [0, 1], after fine-tuning on a share of each class's labels.
 
     Args:
-        share: below 1, the subset of `draw_share` with this seed; no other image is seen.
-        quarantines: of the training and the test images.
+        encoder: source of the initial weights.
+        train: labelled images to train on.
+        test: labelled images to score.
+        config: settings of the training; `Finetune()` if None.
+        share: share of the train images of each class, in (0, 1]; below 1, the training uses only
+            the subset that `draw_share` draws with this seed.
+        seed: as in `finetune`.
+        device: torch device of the training.
+        workers: processes that decode images; 0 decodes in this one.
+        metric: "accuracy" or "mean_per_class", as in `score`.
+        quarantines: records of unreadable images of the train and of the test source.
 
-    Raises ValueError as `finetune` and `draw_share`, and for an unlabelled or empty test source.
+    Raises:
+        ValueError: as `finetune` and `draw_share`, and for an unlabelled or empty test source.
     """
     if share < 1:
         labels = labels_of(train)

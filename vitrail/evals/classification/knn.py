@@ -1,11 +1,11 @@
 """k-nearest-neighbour classification of frozen features: exact, with bounded memory.
 
 Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4: each of the k neighbours with the highest
-cosine similarity s votes for its class with weight exp(s / tau), tau = .07. The textbook's plain
-majority is `tau=None`.
+cosine similarity s votes for its class with weight exp(s / tau), tau = 0.07. `tau=None` is a plain
+majority vote.
 
 Shape legend: N bank rows · M queries · D features · Q queries of a chunk · P bank rows of a chunk ·
-G groups of a chunk · K neighbours.
+G groups of a chunk · B queries of a block · K neighbours.
 """
 
 import warnings
@@ -26,8 +26,8 @@ Array = np.ndarray
 
 K = 20
 TAU = 0.07
-GROUP = 32  # columns whose largest stands for them all
-QUERY_BLOCK = 65536  # queries on the device together; each block goes over the bank once
+GROUP = 32  # columns of a group, which is first compared by its maximum alone
+QUERY_BLOCK = 65536  # queries on the device at a time; the bank is read once per block
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ def _require_finite(features: Array, name: str) -> None:
 
 
 def _unit(features: Array, device: str) -> Tensor:
-    """Rows of unit length on the device; a zero row stays zero."""
+    """Returns the rows scaled to unit length, on the device; a zero row stays zero."""
     return F.normalize(torch.from_numpy(np.ascontiguousarray(features)).to(device), dim=1)
 
 
 def _top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, descending; of equal ones the leftmost first."""
+    """Returns the k largest values of each row, descending (ties leftmost first), and columns."""
     values, columns = similarity.topk(k, dim=1)
     boundary = values[:, -1:]
-    # topk picks any of the entries equal to the k-th; rows where it had a choice need a sort.
+    # topk returns an arbitrary one of the entries equal to the k-th: rows with a tie need a sort
     choice = (similarity == boundary).sum(1) != (values == boundary).sum(1)
     if choice.any():
         ranked, order = similarity[choice].sort(dim=1, descending=True, stable=True)
@@ -135,10 +135,11 @@ def _top_k(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _top_k_of_groups(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As `_top_k`, for many columns, a multiple of GROUP; each is looked at once.
+    """Returns the same as `_top_k` in one pass over many columns, a multiple of GROUP.
 
-    Runs of GROUP columns are ordered by their maxima. Every group before another holds an entry
-    that comes before all of the other's, so that the first k groups hold the first k entries.
+    Groups of GROUP adjacent columns are ordered by their maxima. Each of the first k groups has an
+    entry that precedes every entry of the groups after it, so the first k groups contain the first
+    k entries.
     """
     groups_QGg = similarity.unflatten(1, (-1, GROUP))
     if groups_QGg.shape[1] <= k:
@@ -158,21 +159,26 @@ def neighbours(
     bank_chunk: int = 16384,
     device: str = "cpu",
 ) -> tuple[Float32[Array, "M K"], Int64[Array, "M K"]]:
-    """The k rows of the bank with the highest cosine similarity to each query.
+    """Finds the k rows of the bank with the highest cosine similarity to each query.
 
     Exact, in float32. Equal similarities are ordered by bank index, lowest first.
 
     Beyond inputs and outputs, memory on `device` is at most about
     query_chunk * (5 bank_chunk + 1000 k) bytes for the similarities of one chunk to another,
     8 D bank_chunk bytes for the chunk of the bank, and 65,536 * (8 D + 12 k) bytes for the queries:
-    350 MB with the defaults and D = 384, whatever N and M are. The M x N similarities never exist,
-    nor a copy of the bank. On the CPU it is a bank's chunk more.
+    350 MB with the defaults and D = 384, independent of N and M. Neither the M x N similarities nor
+    a copy of the bank are allocated. On the CPU one more chunk of the bank is needed.
 
     Args:
-        k: clipped to the size of the bank, with a warning.
+        bank: features to search, float32 [N, D].
+        queries: features to find neighbours of, float32 [M, D].
+        k: number of neighbours; clipped to the size of the bank, with a warning.
+        query_chunk: queries compared at a time.
+        bank_chunk: bank rows compared at a time.
+        device: torch device of the computation.
 
     Returns:
-        similarities in [-1, 1], descending, and bank indices.
+        similarities in [-1, 1], descending, and bank indices, both [M, k].
 
     Raises:
         ValueError: an empty bank, k < 1, differing widths, or features that are not finite.
@@ -204,29 +210,33 @@ def neighbours(
 def _search(
     bank: Array, queries: Tensor, k: int, query_chunk: int, bank_chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """A running top k of a block of queries over the chunks of the bank, each sent once."""
+    """Returns the top k of a block of queries, updated chunk by chunk over the bank.
+
+    Each chunk of the bank is copied to the device once.
+    """
     best_BK = queries.new_full((len(queries), k), -torch.inf)
     index_BK = torch.zeros_like(best_BK, dtype=torch.int64)
     width = -(-min(bank_chunk, len(bank)) // GROUP) * GROUP
-    room = queries.new_empty(min(query_chunk, len(queries)), width)  # written again for each chunk
+    # reused for every chunk, to allocate once
+    buffer = queries.new_empty(min(query_chunk, len(queries)), width)
     for start in range(0, len(bank), bank_chunk):
         bank_PD = _unit(bank[start : start + bank_chunk], str(queries.device))
         for first in range(0, len(queries), query_chunk):
             rows = slice(first, first + query_chunk)
-            similarity_QP = _similarities(queries[rows], bank_PD, room)
+            similarity_QP = _similarities(queries[rows], bank_PD, buffer)
             values, columns = _top_k_of_groups(similarity_QP, k)
-            # The running best comes first and has the lower indices: leftmost is still lowest.
+            # earlier chunks have the lower indices and stand left: leftmost is still lowest
             values = torch.cat([best_BK[rows], values], dim=1)
             columns = torch.cat([index_BK[rows], columns + start], dim=1)
-            best_BK[rows], kept = _top_k(values, k)
-            index_BK[rows] = columns.gather(1, kept)
+            best_BK[rows], selected = _top_k(values, k)
+            index_BK[rows] = columns.gather(1, selected)
     return best_BK, index_BK
 
 
-def _similarities(queries_QD: Tensor, bank_PD: Tensor, room: Tensor) -> Tensor:
-    """All of one chunk to another, and -infinity up to a whole number of groups."""
+def _similarities(queries_QD: Tensor, bank_PD: Tensor, buffer: Tensor) -> Tensor:
+    """Returns the products of two chunks, padded with -infinity to a whole number of groups."""
     n_rows, n_columns = len(queries_QD), len(bank_PD)
-    similarity_QP = room[:n_rows, : -(-n_columns // GROUP) * GROUP]
+    similarity_QP = buffer[:n_rows, : -(-n_columns // GROUP) * GROUP]
     torch.mm(queries_QD, bank_PD.T, out=similarity_QP[:, :n_columns])
     similarity_QP[:, n_columns:] = -torch.inf
     return similarity_QP
@@ -238,16 +248,22 @@ def vote(
     n_classes: int,
     tau: float | None = TAU,
 ) -> Int64[Array, " M"]:
-    """The class with the most votes; of equal ones the lowest.
+    """Returns the class with the most votes for each query; the lowest one of a tie.
 
     Args:
+        similarity: cosine similarities of the neighbours, descending, float32 [M, K].
+        neighbour_labels: classes of the neighbours, int64 [M, K].
+        n_classes: number of classes.
         tau: temperature of the weights exp(similarity / tau); None for plain majority.
+
+    Raises:
+        ValueError: a temperature of 0 or below.
     """
     if tau is not None and tau <= 0:
         raise ValueError(f"tau = {tau}: the temperature must be above 0 (or None for majority)")
     weights = np.ones(similarity.shape)
     if tau is not None:
-        # Relative to the nearest neighbour: a common factor changes no vote and cannot overflow.
+        # relative to the nearest neighbour: a common factor changes no vote and avoids overflow
         weights = np.exp((similarity - similarity[:, :1]).astype(np.float64) / tau)
     predicted = np.empty(len(similarity), dtype=np.int64)
     for start in range(0, len(similarity), 1024):
@@ -259,7 +275,15 @@ def vote(
 
 
 def check_labels(labels: Int64[Array, " N"], what: str) -> None:
-    """Raises ValueError unless every row has a class."""
+    """Checks that every row has a class.
+
+    Args:
+        labels: classes, -1 for none, int64 [N].
+        what: name of the split, for the message.
+
+    Raises:
+        ValueError: no rows, or rows without a label.
+    """
     if len(labels) == 0:
         raise ValueError(f"the {what} set is empty: there is nothing to evaluate")
     unlabelled = int((labels < 0).sum())
@@ -278,10 +302,20 @@ def knn_predict(
     tau: float | None = TAU,
     device: str = "cpu",
 ) -> Int64[Array, " M"]:
-    """Classes of the queries by the votes of their k nearest neighbours in the bank.
+    """Predicts the classes of the queries by the votes of their k nearest neighbours in the bank.
 
-    A bank of a single class predicts that class. Raises ValueError as `neighbours` and `vote`, and
-    for an unlabelled bank.
+    A bank of a single class predicts that class.
+
+    Args:
+        bank: features of the train samples, float32 [N, D].
+        labels: classes of the bank's rows, int64 [N].
+        queries: features of the samples to classify, float32 [M, D].
+        k: number of neighbours.
+        tau: temperature of the votes; None for plain majority.
+        device: torch device of the search.
+
+    Raises:
+        ValueError: as `neighbours` and `vote`, and for an unlabelled bank.
     """
     check_labels(labels, "train")
     similarity, index = neighbours(bank, queries, k, device=device)
@@ -297,9 +331,10 @@ def knn_accuracy(
     tau: float | None = TAU,
     device: str = "cpu",
 ) -> float:
-    """The fraction of queries whose class `knn_predict` gets right, in [0, 1].
+    """Returns the fraction of queries that `knn_predict` classifies correctly, in [0, 1].
 
-    A query of a class that the bank does not have counts as wrong.
+    A query of a class that is absent from the bank counts as wrong. Arguments and errors are those
+    of `knn_predict`, with the classes of the queries, int64 [M].
     """
     check_labels(query_labels, "test")
     return float((knn_predict(bank, labels, queries, k, tau, device) == query_labels).mean())

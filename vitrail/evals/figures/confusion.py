@@ -1,4 +1,4 @@
-"""Which classes are taken for which: a confusion matrix as a picture.
+"""A confusion matrix as a figure.
 
 Shape legend: M test samples · K classes.
 """
@@ -18,18 +18,21 @@ Array = np.ndarray
 MAX_CLASSES = 20
 INK, PAPER, DEEP = "#77808a", "#f3f6f9", "#12507b"  # the ink is legible on dark and light pages
 CELL, TITLE, LETTER, DPI = 34, 42, 8, 100  # pixels
-LONGEST = 14  # letters of a class name
+LONGEST = 14  # letters of a class name; longer ones are shortened
 
 
 def confusion_figure(
     predicted: Int64[Array, " M"], labels: Int64[Array, " M"], names: Sequence[str], path: Path
 ) -> Path:
-    """Writes a PNG: a row for each true class, in percent of its test samples.
+    """Writes a PNG with a row for each true class, in percent of its test samples.
 
-    A class without test samples has an empty row; 0 is left blank.
+    The row of a class without test samples is empty, and zeros are blank.
 
     Args:
-        names: of the classes.
+        predicted: predicted classes, int64 [M].
+        labels: true classes, int64 [M].
+        names: names of the classes, 1 to 20.
+        path: path of the PNG, returned.
 
     Raises:
         ValueError: more than 20 classes, which a picture cannot show, or no names.
@@ -70,6 +73,6 @@ def confusion_figure(
 def confusion_matrix(
     predicted: Int64[Array, " M"], labels: Int64[Array, " M"], n_classes: int
 ) -> Int64[Array, "n_classes n_classes"]:
-    """Entry (i, j): the samples of class i that were taken for j."""
+    """Counts the samples of class i that were predicted as class j, as entry (i, j)."""
     counts = np.bincount(labels * n_classes + predicted, minlength=n_classes**2)
     return counts.reshape(n_classes, n_classes).astype(np.int64)

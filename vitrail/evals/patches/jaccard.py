@@ -1,4 +1,4 @@
-"""Saliency maps against the objects that people have marked: the protocol `jaccard`."""
+"""The protocol `jaccard`: overlap of thresholded saliency maps with annotated objects."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -29,9 +29,16 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Jaccard:
-    """Means over the images, in [0, 1]. heads: of each head's map; best_head: the number of the
-    best of these, from 0; best: its mean; best_per_image: of the head that is best for each image,
-    chosen by looking at the truth; average: of the map averaged over heads; images: how many."""
+    """Jaccard similarities as means over the images, in [0, 1].
+
+    Attributes:
+        heads: mean of each head's map.
+        best_head: number of the head with the highest mean, from 0.
+        best: mean of that head.
+        best_per_image: mean of the head that is best for each image, chosen by the annotation.
+        average: mean of the map averaged over heads.
+        images: number of images.
+    """
 
     heads: list[float]
     best_head: int
@@ -47,16 +54,20 @@ def saliency_jaccard(
     ignored: Iterable[Bool[Array, "_ _"]] | None = None,
     keep: float = KEEP,
 ) -> Jaccard:
-    """The Jaccard similarity of thresholded maps with the foreground, per image, then averaged.
+    """Computes the Jaccard similarity of thresholded maps with the foreground, averaged over images.
 
     Args:
-        maps: >= 0, as `vitrail.evals.patches.saliency.token_maps` gives them.
-        masks: of each image: its foreground [y, x], at any size, seen whole as the maps are.
-        ignored: of each image: pixels that do not count, such as VOC's border of objects.
-        keep: share of a map's mass, in (0, 1].
+        maps: maps of 0 or more as `vitrail.evals.patches.saliency.token_maps` returns them, float
+            [B, h, H, W].
+        masks: foreground of each image, bool [y, x], of any size; it covers the same part of the
+            image as the maps.
+        ignored: pixels of each image that do not count, bool [y, x], such as VOC's borders of
+            objects; none if not given.
+        keep: share of a map's mass inside its threshold, in (0, 1].
 
     Raises:
-        ValueError: no maps, not as many masks as maps, sizes that differ, or no foreground.
+        ValueError: no maps, different numbers of masks and maps, sizes that differ, or no
+            foreground.
     """
     n, n_heads = maps.shape[:2]
     masks = list(masks)
@@ -90,7 +101,7 @@ def saliency_jaccard(
 
 
 def _nearest(mask: Bool[Array, "H W"], size: tuple[int, ...]) -> Bool[Array, "_ _"]:
-    """The patch in which the middle of each pixel lies."""
+    """Resizes a mask of patches: each pixel has the value of the patch that its centre is in."""
     rows, columns = (
         ((2 * np.arange(pixels) + 1) * patches // (2 * pixels)).astype(int)
         for pixels, patches in zip(size, mask.shape, strict=True)
@@ -98,20 +109,20 @@ def _nearest(mask: Bool[Array, "H W"], size: tuple[int, ...]) -> Bool[Array, "_ 
     return mask[np.ix_(rows, columns)]
 
 
-TOGETHER = 16  # images whose maps are held at once
+TOGETHER = 16  # images whose maps are in memory at a time
 
 Marked = tuple[Tensor, Bool[Array, "y x"], Bool[Array, "y x"]]
 
 
 def jaccard(m: Material) -> dict[str, Any]:
-    """Untrained and trained encoder on all test images with objects; figures/jaccard.png.
+    """Runs the protocol on the untrained and the trained encoder; writes figures/jaccard.png.
 
-    Images are seen whole, as squares of `image_size` pixels (the encoder's own size, or 480 as
-    published). "foreground" is the Jaccard similarity of marking everything. Images that cannot be
-    read, and those without an object, are left out and counted.
+    All test images with objects are used, resized to squares of `image_size` pixels (the encoder's
+    own size, or 480 as published). "foreground" is the Jaccard similarity of a mask of all pixels.
+    Images that cannot be read, and those without an object, are left out and counted.
 
     Raises:
-        ValueError: a backbone without tokens, data without masks, or none that can be used.
+        ValueError: a backbone without tokens, data without masks, or no image that can be used.
     """
     token_backbone(m.encoder, "jaccard")
     source = m.test.source
@@ -153,7 +164,7 @@ def jaccard(m: Material) -> dict[str, Any]:
 
 
 def merged(parts: list[Jaccard]) -> Jaccard:
-    """The means over all images, from those over some of them."""
+    """Combines the means over parts of the images to means over all."""
     counts = np.array([part.images for part in parts])
 
     def mean(values: list[Any]) -> Any:
@@ -172,7 +183,7 @@ def merged(parts: list[Jaccard]) -> Jaccard:
 
 
 def jaccard_table(numbers: dict[str, Any]) -> Table:
-    """For a terminal, in percent."""
+    """Returns the results as a table for the terminal, in percent."""
     title = f"Jaccard of what {KEEP:.0%} of the saliency lies in, %, {numbers['images']} images"
     everything = 100 * numbers["foreground"]
     table = Table(title=f"{title} (everything: {everything:.1f})", title_justify="left")
@@ -188,7 +199,7 @@ def jaccard_table(numbers: dict[str, Any]) -> Table:
 
 
 def _chunk(m: Material, rows: range) -> dict[int, Marked]:
-    """row -> image, foreground and ignored pixels, of those that can be used."""
+    """Returns image, foreground and ignored pixels for each row that can be used."""
     found: dict[int, Marked] = {}
     for row in rows:
         index = int(m.test.index[row])
@@ -205,6 +216,7 @@ def _chunk(m: Material, rows: range) -> dict[int, Marked]:
 
 
 def _maps(encoder: Encoder, images: tuple[Tensor, ...], side: int) -> Array:
+    """Returns the saliency maps of images resized to squares of `side` pixels."""
     pixels = [encoder.preprocess.stretched(image, (side, side)) for image in images]
     return pixel_maps(encoder, torch.stack(pixels), "jaccard")
 
@@ -216,7 +228,7 @@ def _figure(
     side: int,
     path: Path,
 ) -> Path:
-    """A column an image: it, its objects, and what the best head of each encoder looks at."""
+    """Writes a column per image: the image, its objects, and each encoder's best head's mask."""
     images = tuple(image for image, _, _ in looked_at)
     maps = {kind: _maps(encoder, images, side) for kind, encoder in encoders.items()}
     own = encoders["trained"].preprocess
@@ -240,5 +252,5 @@ def _figure(
 
 
 def _middles(length: int, side: int) -> Array:
-    """The pixel of `length` that the middle of each of `side` lies in."""
+    """Returns, for each of `side` pixels, the pixel of `length` that its centre is in."""
     return (2 * np.arange(side) + 1) * length // (2 * side)

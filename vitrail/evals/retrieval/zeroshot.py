@@ -1,10 +1,10 @@
-"""Classification by the names of the classes alone: the nearest prompt is the answer.
+"""Zero-shot classification: an image is assigned to the class with the most similar prompts.
 
-Radford et al. 2021 (CLIP), section 3.1: every class is described by prompts, templates with its
-name in the place of {}; its vector is the mean of theirs (3.1.4, prompt ensembling).
+Radford et al. 2021 (CLIP), section 3.1: each class is described by prompts, which are templates
+with its name in the place of {}; its vector is the mean of theirs (3.1.4, prompt ensembling).
 
-Departure: a class of several names, as "Food & Drink" or ImageNet's "tench, Tinca tinca", is
-described by each of them.
+Departure: a class of several names, such as "Food & Drink" or ImageNet's "tench, Tinca tinca", has
+the prompts of all its names.
 
 Shape legend: N images · K classes · Z dimensions of the joint space.
 """
@@ -20,7 +20,7 @@ from vitrail.text_encoder import TextEncoder
 
 Array = np.ndarray
 
-TEMPLATES = ("{}",)  # captions of a run's own source say best how its images are described
+TEMPLATES = ("{}",)  # the bare name: no template fits the captions of every source
 
 
 def zeroshot(
@@ -30,15 +30,18 @@ def zeroshot(
     classes: Sequence[str],
     templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, float]:
-    """How often the class whose prompts are nearest is right.
+    """Measures the accuracy of choosing the class whose vector is most similar to the image's.
 
     Args:
-        images: unit vectors (`TextEncoder.place`). labels: in [0, K), or -1 for none: left out.
-        classes: their names. templates: at least one, each with a {}.
+        text: text encoder of the run.
+        images: unit vectors of the images, as from `TextEncoder.place`, float32 [N, Z].
+        labels: classes, int64 [N], in [0, K); images with -1 are left out.
+        classes: names of the K classes.
+        templates: at least one, each with a {} for the name.
 
     Returns:
-        fractions in [0, 1]: "accuracy", "mean_per_class" over the classes that occur, and what they
-        are to be compared with: "chance" (1 / K) and "majority" (always the most frequent class).
+        fractions in [0, 1]: "accuracy", "mean_per_class" over the classes that occur, and two
+        baselines: "chance" (1 / K) and "majority" (always the most frequent class).
 
     Raises:
         ValueError: templates that hold no {}, fewer than two classes, or no labelled image.
@@ -66,7 +69,12 @@ def zeroshot(
 def class_vectors(
     text: TextEncoder, classes: Sequence[str], templates: Sequence[str]
 ) -> Float32[Array, "K Z"]:
-    """A unit vector for each class: the mean of its prompts', which are unit vectors too.
+    """Returns a unit vector for each class: the normalised mean of its prompts' unit vectors.
+
+    Args:
+        text: text encoder of the run.
+        classes: names of the K classes.
+        templates: at least one, each with a {} for the name.
 
     Raises:
         ValueError: no template, or one without {}.
@@ -85,6 +93,6 @@ def class_vectors(
 
 
 def _names(name: str) -> list[str]:
-    """The names that a class goes by; underscores of folder names are spaces."""
+    """Returns the names of a class, split at commas and &; underscores become spaces."""
     parts = [part.strip() for part in re.split(r",|&", name.replace("_", " "))]
     return [part for part in parts if part] or [name]
