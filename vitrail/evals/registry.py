@@ -12,7 +12,7 @@ RETRIEVAL = "vitrail.evals.retrieval"
 PATCHES = "vitrail.evals.patches"
 
 KNN = {"knn": f"{CLASSIFICATION}.knn:Knn"}
-LINEAR = {"linear": f"{CLASSIFICATION}.linear:Linear"}
+LINEAR = {"linear": f"{CLASSIFICATION}.linear_few:Linear"}
 FINETUNE = {"finetune": f"{CLASSIFICATION}.finetune:Finetune"}
 MASKCUT = {"maskcut": f"{PATCHES}.maskcut:MaskCut"}
 COCO = {"coco": f"{PATCHES}.detection:CocoPlace"}
@@ -45,7 +45,7 @@ ROWS = {
         by=("k", "more_k"),
     ),
     "linear_10_per_class": Protocol(
-        run=f"{CLASSIFICATION}.linear:linear_10_per_class",
+        run=f"{CLASSIFICATION}.linear_few:linear_10_per_class",
         title="Linear, 10 labels per class",
         meaning="Accuracy of a linear classifier with 10 labels per class, over random draws.",
         explanation="A linear classifier that sees only 10 labelled images of each class; the "
@@ -55,7 +55,7 @@ ROWS = {
         shared=SEEDED,
     ),
     "linear_1_percent": Protocol(
-        run=f"{CLASSIFICATION}.linear:linear_1_percent",
+        run=f"{CLASSIFICATION}.linear_few:linear_1_percent",
         title="Linear, 1 % of the labels",
         meaning="Accuracy of a linear classifier with 1 % of the labels, over 3 fixed subsets.",
         explanation="A linear classifier that sees the labels of one training image in a hundred; "
@@ -65,7 +65,7 @@ ROWS = {
         optional=True,
     ),
     "linear_10_percent": Protocol(
-        run=f"{CLASSIFICATION}.linear:linear_10_percent",
+        run=f"{CLASSIFICATION}.linear_few:linear_10_percent",
         title="Linear, 10 % of the labels",
         meaning="Accuracy of a linear classifier with 10 % of the labels, likewise.",
         explanation="The same with one image in ten.",
