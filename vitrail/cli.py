@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import tyro
@@ -22,11 +22,11 @@ from vitrail.data.tools.encode import Packing
 from vitrail.data.tools.pack import pack, summary
 from vitrail.data.tools.stats import statistics, stats_table, stats_title, stats_words
 from vitrail.distributed.ranks import choose_device
-from vitrail.evals.contract import Settings
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.patches.saliency_video import saliency_video
 from vitrail.evals.registry import PROTOCOLS
+from vitrail.evals.settings import refuse_old_options, settings_type
 from vitrail.export.export import Format, export
 from vitrail.objectives.registry import OBJECTIVES
 from vitrail.recipes.recipe import Recipe
@@ -77,13 +77,15 @@ def resume(arguments: list[str]) -> None:
 
 def evaluate_(arguments: list[str]) -> None:
     """Measure an encoder: vitrail evaluate RUN|WEIGHTS [--data SPEC ...] [--protocols knn ...]"""
+    refuse_old_options(arguments)
+    kind: Any = settings_type()
 
     def command(
         path: Path_,
         data: tuple[str, ...] = (),
         protocols: tuple[str, ...] | None = None,
         out: Path | None = None,
-        settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings(),  # noqa: B008 (frozen)
+        settings: Annotated[kind, tyro.conf.arg(name="")] = kind(),  # noqa: B008 (frozen)
         device: str = "auto",
         workers: int | None = None,
         max_bad_fraction: float | None = None,

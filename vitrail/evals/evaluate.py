@@ -34,6 +34,7 @@ from vitrail.evals.tables import accuracy_names, rank_line, results_table, trans
 from vitrail.registry import resolve
 from vitrail.text_encoder import TextEncoder, has_text
 
+
 @dataclass(frozen=True)
 class _Bench:
     """What all sources of one call are measured with.

@@ -7,7 +7,7 @@ from typing import Any
 from vitrail.encoder import Encoder
 from vitrail.evals.protocol import Protocol
 from vitrail.evals.registry import PROTOCOLS
-from vitrail.evals.settings import depends, flat, migrated, to_json
+from vitrail.evals.settings import depends, flatten, is_known, migrated, to_json
 
 
 def read_previous(path: Path, encoder: Encoder, settings: Any) -> dict[str, Any]:
@@ -25,9 +25,9 @@ def read_previous(path: Path, encoder: Encoder, settings: Any) -> dict[str, Any]
         return {}
     if weights != identity(encoder):
         return {}
-    now, then = flat(to_json(settings)), flat(before)
-    if any("." not in name and name not in now for name in then):
-        return {}  # a shared setting of another version, which may change anything
+    now, then = flatten(to_json(settings)), flatten(before)
+    if any("." not in name and not is_known(name) for name in then):
+        return {}  # a shared setting of another version may change anything
     changed = {name for name in now.keys() | then.keys() if now.get(name) != then.get(name)}
     transfer = {spec: _valid(numbers, changed) for spec, numbers in old.get("transfer", {}).items()}
     return _valid(old, changed) | {

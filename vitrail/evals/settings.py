@@ -117,7 +117,7 @@ def migrated(settings: Any) -> dict[str, Any]:
         return {}
     new: dict[str, Any] = {}
     for name, value in settings.items():
-        group, _, inner = MOVED.get(name, name).partition(".")
+        group, _, inner = str(MOVED.get(name, name)).partition(".")
         if inner:
             new.setdefault(group, {})[inner] = value
         else:
@@ -125,7 +125,7 @@ def migrated(settings: Any) -> dict[str, Any]:
     return new
 
 
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of groups as "GROUP.FIELD", beside the shared settings."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
@@ -136,12 +136,20 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def is_known(setting: str) -> bool:
+    """Returns True if this version has a setting ("seed", "knn.k"), or at least its group."""
+    group, dot, _ = setting.partition(".")
+    if dot:
+        return any(group in row.configs for row in PROTOCOLS.values())
+    return setting in {f.name for f in fields(Shared)}
+
+
 def depends(row: Protocol, setting: str, shared: Iterable[str] | None = None) -> bool:
     """Returns True if a setting ("seed", "knn.k") changes what a protocol gives.
 
     Args:
         row: of the protocol.
-        setting: as `flat` calls it.
+        setting: as `flatten` calls it.
         shared: the shared settings that count: those of the figure, or (None) of the numbers.
     """
     group, dot, _ = setting.partition(".")

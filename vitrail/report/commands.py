@@ -1,12 +1,10 @@
 """The command that makes a number or a picture again, as far as one does."""
 
-import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from vitrail.evals.contract import Settings
+from vitrail.evals.settings import flatten, make_settings, option, to_json
 from vitrail.report.run_files import RunFiles
 
 
@@ -64,27 +62,12 @@ def _is_byte(letter: str) -> bool:
     return 0xDC80 <= ord(letter) <= 0xDCFF
 
 
-def usual_settings() -> dict[str, Any]:
-    """The defaults, as evaluation.json would have them."""
-    usual: dict[str, Any] = json.loads(json.dumps(asdict(Settings())))
-    return usual
-
-
 def _settings(settings: Any) -> list[str]:
-    """Flags for what differs from the defaults; of a version with others, for what is known."""
-    usual = usual_settings()
-    flags: list[str] = []
-    for name, value in settings.items() if isinstance(settings, dict) else ():
-        if name not in usual or value == usual[name]:
-            continue
-        if isinstance(value, dict) and isinstance(usual[name], dict):
-            for inner, part in value.items():
-                flags += [] if part == usual[name].get(inner) else _flag(f"{name}.{inner}", part)
-        else:
-            flags += _flag(name, value)
-    return flags
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    many = value if isinstance(value, list) else [value]
-    return [f"--{name.replace('_', '-')}", *map(str, many)]
+    """Returns options for what differs from the defaults; unknown settings are left out."""
+    usual = flatten(to_json(make_settings()))
+    options: list[str] = []
+    for name, value in flatten(settings if isinstance(settings, dict) else {}).items():
+        if name in usual and value != usual[name]:
+            many = value if isinstance(value, list) else [value]
+            options += [option(name), *map(str, many)]
+    return options

@@ -36,5 +36,5 @@ def in_colours(
 
 
 def fill_no_range(image: Tensor) -> bool:
-    """Returns True if `in_colours` should scale an image [C, H, W]: of 16 bits, or no grey or RGB."""
+    """Returns True for an image [C, H, W] to be stretched: of 16 bits, or neither grey nor RGB."""
     return image.dtype == torch.uint16 or image.shape[0] not in (1, 3)

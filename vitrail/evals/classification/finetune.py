@@ -9,12 +9,10 @@ Shape legend: B images · C channels · S pixels a side · D features · K class
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
-from torch import Tensor, nn
+from jaxtyping import Int64
 from torch.nn import functional as F
 
 from vitrail.backbones.contract import Backbone
@@ -37,7 +35,6 @@ from vitrail.evals.classification.mixing import mixed
 from vitrail.evals.classification.scores import score
 from vitrail.evals.contract import Context
 from vitrail.evals.features import Embed, collect
-from vitrail.nn.random import Draws
 from vitrail.nn.schedules import cosine
 
 Array = np.ndarray

@@ -55,7 +55,7 @@ def saliency_jaccard(
     ignored: Iterable[Bool[Array, "_ _"]] | None = None,
     keep: float = KEEP,
 ) -> Jaccard:
-    """Computes the Jaccard similarity of thresholded maps with the foreground, averaged over images.
+    """Computes the Jaccard similarity of thresholded maps and foreground, averaged over images.
 
     Args:
         maps: maps of 0 or more as `vitrail.evals.patches.saliency.token_maps` returns them, float
@@ -132,7 +132,8 @@ def jaccard(context: Context) -> dict[str, Any]:
             f"jaccard: {source.spec} has no masks of objects; name data that has by --data "
             "(voc:DIR, pets:DIR or coco:DIR)"
         )
-    side = whole_patches(context.encoder, context.image_size or context.encoder.preprocess.size, "jaccard")
+    size = context.image_size or context.encoder.preprocess.size
+    side = whole_patches(context.encoder, size, "jaccard")
     encoders = {"untrained": context.encoder.untrained(), "trained": context.encoder}
     parts: dict[str, list[Jaccard]] = {kind: [] for kind in encoders}
     shares: list[float] = []

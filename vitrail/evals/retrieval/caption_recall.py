@@ -160,7 +160,7 @@ def find_pairs(context: Context) -> dict[str, Any]:
 
 
 def require_text(context: Context, protocol: str) -> TextEncoder:
-    """Returns the text side. Raises ValueError if there is none, or if it has seen the test data."""
+    """Returns the text side. Raises ValueError if there is none, or it was trained on the data."""
     if context.text is None:
         raise ValueError(
             f"{protocol}: the encoder has no text side; it is for runs of the objective 'clip'. "
