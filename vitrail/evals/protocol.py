@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vitrail.config import suggest
+from vitrail.registry import Row
 
 # What a protocol may need, and a source or an encoder has or has not.
 NEEDS = {
@@ -53,7 +54,7 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class Protocol(Row):
     """A row of PROTOCOLS.
 
     Attributes:
@@ -108,9 +109,9 @@ class Protocol:
                 raise ValueError(f"needs: {need!r} is not a need{suggest(need, NEEDS)}")
 
     @property
-    def help(self) -> str:
+    def summary(self) -> str:  # type: ignore[override]
         """The line of `vitrail list protocols`."""
-        return f"by name only: {self.meaning}" if self.optional else self.meaning
+        return f"{self.meaning} Only by name." if self.optional else self.meaning
 
     @property
     def accuracies(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from torch import nn
+from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
 from vitrail.nn.random import Draws
