@@ -6,21 +6,20 @@ al. 2018, arXiv:1802.03426), which need the package. Some of the points are draw
 Shape legend: N images · D features.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Float32, Float64, Int64
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from vitrail.data.contract import BadSampleError
-from vitrail.evals.contract import Material
+from vitrail.evals.contract import Context
 from vitrail.evals.features import shown
-from vitrail.evals.figures.grid import INK, save_png
+from vitrail.evals.figures.grid import INK, new_figure, save_png
 from vitrail.nn.random import philox
 
 Array = np.ndarray
@@ -39,6 +38,17 @@ PANEL, TITLE, LEGEND = 3.9, 0.3, 0.26  # inches: side of a panel, its title, a r
 LEGEND_COLUMNS = 5  # with three panels; in proportion with fewer
 THUMBNAIL = 0.085  # side, as a share of a panel's side
 DPI = 130
+
+
+@dataclass(frozen=True)
+class Map:
+    """The settings of the map.
+
+    Attributes:
+        layout: projection of the features to a plane; umap needs the package umap-learn.
+    """
+
+    layout: Literal["pca", "umap"] = "pca"
 
 
 def principal_plane(features: Float32[Array, "N D"]) -> tuple[Float64[Array, "N 2"], float]:
@@ -88,23 +98,23 @@ def umap_plane(features: Float32[Array, "N D"], seed: int) -> Float64[Array, "N 
     return np.asarray(reducer.fit_transform(features), dtype=np.float64)
 
 
-def draw_map(m: Material) -> None:
+def draw_map(context: Context, config: Map) -> None:
     """Runs the protocol: writes figures/map.png with a panel for each kind of features."""
-    order = philox(m.settings.seed, "map", 0).permutation(len(m.test.labels))
+    test = context.test
+    order = philox(context.seed, "map", 0).permutation(len(test.labels))
     rows = np.sort(order[:POINTS])
     planes, notes = {}, {}
-    for kind, features in m.test.features.items():
-        if m.settings.map_layout == "umap":
-            planes[kind], notes[kind] = umap_plane(features[rows], m.settings.seed), "UMAP"
+    for kind, features in test.features.items():
+        if config.layout == "umap":
+            planes[kind], notes[kind] = umap_plane(features[rows], context.seed), "UMAP"
         else:
             planes[kind], share = principal_plane(features[rows])
             notes[kind] = f"{share:.0%} of the variance"
-    classes = m.test.source.classes or []
-    labels = m.test.labels[rows]
+    labels = test.labels[rows]
     chosen = {kind: spread(plane) for kind, plane in planes.items()}
-    pictures = _pictures(m, rows, {at for points in chosen.values() for at in points})
-    names = [str(name) for name in classes]
-    map_figure(planes, notes, labels, names, chosen, pictures, m.figures / "map.png")
+    pictures = _pictures(context, rows, {at for points in chosen.values() for at in points})
+    names = [str(name) for name in test.source.classes or ()]
+    map_figure(planes, notes, labels, names, chosen, pictures, context.figures / "map.png")
 
 
 def map_figure(
@@ -132,8 +142,7 @@ def map_figure(
     columns = max(2, LEGEND_COLUMNS * len(planes) // 3)
     bottom = LEGEND * -(-len(handles) // columns) + (0.12 if handles else 0.04)
     width, height = PANEL * len(planes), PANEL + TITLE + bottom
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="none")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height, DPI)
     for panel, (kind, plane) in enumerate(planes.items()):
         left, side = (panel * PANEL + 0.06) / width, PANEL - 0.12
         axes: Any = figure.add_axes((left, bottom / height, side / width, side / height))
@@ -243,13 +252,13 @@ def _legible(name: Any) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _pictures(m: Material, rows: Array, wanted: set[int]) -> dict[int, Array]:
+def _pictures(context: Context, rows: Array, wanted: set[int]) -> dict[int, Array]:
     """Returns the images of the wanted rows that can be read."""
     pictures = {}
     for at in sorted(wanted):
         try:
-            image = m.test.source.read(int(m.test.index[rows[at]])).image
+            image = context.test.source.read(int(context.test.index[rows[at]])).image
         except BadSampleError:
             continue
-        pictures[at] = shown(m.encoder, [image])[0]
+        pictures[at] = shown(context.encoder, [image])[0]
     return pictures

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from vitrail.backbones.contract import Backbone, TokenBackbone
 from vitrail.backbones.skeleton import SkeletonBackbone
 from vitrail.data.contract import Source
+from vitrail.data.decode.colours import fill_no_range, in_colours
 from vitrail.data.loading.loader import read_images
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder, evaluating
-from vitrail.evals.figures.grid import fill_no_range, in_colours
 
 Array = np.ndarray
 # preprocessed batch [B, C, S, S] -> features float32 [B, D]

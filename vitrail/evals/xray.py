@@ -24,6 +24,8 @@ from torch import Tensor
 
 from vitrail.backbones.contract import Backbone, LayerState, TokenBackbone
 from vitrail.encoder import Encoder, evaluating
+from vitrail.evals.contract import Context
+from vitrail.evals.figures.layers import layers_figure
 from vitrail.nn.coding_rate import coding_rate
 
 EPS = 0.1  # ε, the distortion
@@ -37,6 +39,20 @@ OVER_IMAGES = (
     "compression_half",
     "nonzero",
 )
+
+
+IMAGES = 32  # of the test split, drawn
+
+
+def measure_layers(context: Context) -> dict[str, Any]:
+    """Measures the layers of the untrained and trained encoder, and draws figures/xray.png."""
+    images = context.images(IMAGES)
+    layers = {
+        "untrained": xray(context.encoder.untrained(), images),
+        "trained": xray(context.encoder, images),
+    }
+    layers_figure(layers, context.figures / "xray.png")
+    return {"images": len(images), "eps": EPS, **layers}
 
 
 def xray(encoder: Encoder, images: Sequence[Tensor]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitrail.atomic import write_atomically
+from vitrail.evals.registry import PROTOCOLS
 from vitrail.report.commands import evaluate_again, report_again, train_again
 from vitrail.report.compare import comparison, read_runs
 from vitrail.report.curves import health_curves, training_curves
@@ -20,7 +21,6 @@ from vitrail.report.rows import (
     Row,
     accuracy_rows,
     as_dict,
-    describe,
     kind_cells,
     listed,
     trained_cell,
@@ -132,7 +132,7 @@ def _tables(files: RunFiles) -> dict[str, Any]:
         "accuracies": [(row, kind_cells(row)) for row in accuracies],
         "words": [(row, kind_cells(row, BY_WORDS)) for row in words],
         "transfer": _transfer_rows(known, protocols),
-        "transfer_to": [describe(name).title for name in protocols],
+        "transfer_to": [PROTOCOLS[name].title for name in protocols],
         "kinds": KINDS,
         "by_words": BY_WORDS,
         "listed": [(entry, evaluate_again(files, [entry.name])) for entry in listed(known)],

@@ -1,12 +1,10 @@
 """The commands that reproduce the numbers and pictures of a report."""
 
-import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from vitrail.evals.contract import Settings
+from vitrail.evals.settings import flatten, make_settings, option, to_json
 from vitrail.report.run_files import RunFiles
 
 
@@ -66,30 +64,12 @@ def _is_byte(letter: str) -> bool:
     return 0xDC80 <= ord(letter) <= 0xDCFF
 
 
-def usual_settings() -> dict[str, Any]:
-    """Returns the default settings in the form of evaluation.json."""
-    usual: dict[str, Any] = json.loads(json.dumps(asdict(Settings())))
-    return usual
-
-
 def _settings(settings: Any) -> list[str]:
-    """Returns the flags of settings that differ from the defaults.
-
-    Settings of another version that do not exist in this one are left out.
-    """
-    usual = usual_settings()
-    flags: list[str] = []
-    for name, value in settings.items() if isinstance(settings, dict) else ():
-        if name not in usual or value == usual[name]:
-            continue
-        if isinstance(value, dict) and isinstance(usual[name], dict):
-            for inner, part in value.items():
-                flags += [] if part == usual[name].get(inner) else _flag(f"{name}.{inner}", part)
-        else:
-            flags += _flag(name, value)
-    return flags
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    many = value if isinstance(value, list) else [value]
-    return [f"--{name.replace('_', '-')}", *map(str, many)]
+    """Returns options for what differs from the defaults; unknown settings are left out."""
+    usual = flatten(to_json(make_settings()))
+    options: list[str] = []
+    for name, value in flatten(settings if isinstance(settings, dict) else {}).items():
+        if name in usual and value != usual[name]:
+            many = value if isinstance(value, list) else [value]
+            options += [option(name), *map(str, many)]
+    return options

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail.evals.registry import PROTOCOLS
-from vitrail.evals.reuse import AFFECTED
-from vitrail.report.commands import evaluate_again, report_again, train_again, usual_settings
+from vitrail.evals.settings import depends, flatten, is_known, make_settings, to_json
+from vitrail.report.commands import evaluate_again, report_again, train_again
 from vitrail.report.curves import health_overlays, set_apart, training_overlays
 from vitrail.report.facts import facts, flat, state
-from vitrail.report.pictures import WHILE_TRAINING, Picture, Words, picture_words, pictures
+from vitrail.report.pictures import Picture, Words, picture_words, pictures
 from vitrail.report.rows import (
-    MEASURES,
     THE_SAME,
     Cell,
     Row,
@@ -23,22 +22,8 @@ from vitrail.report.rows import (
     transfer,
     word_rows,
 )
-from vitrail.report.run_files import RunFiles, read_run
+from vitrail.report.run_files import WHILE_TRAINING, RunFiles, read_run
 
-# protocols affected by a setting of the evaluation; a setting that is not listed affects all
-TOUCHES = AFFECTED | {
-    "k": ("confusion",),  # rows of k-NN are titled with their k
-    "more_k": (),
-    "seed": ("linear", "linear_10_per_class", "linear_sweep", "finetune"),
-}
-# settings that a picture depends on, if other than SIGHT
-SIGHTS = {
-    "confusion": ("k", "tau"),
-    "map": ("seed", "map_layout"),
-    "maskcut": ("seed", "pictures", "maskcut"),
-    "neighbours": ("seed", "pictures"),
-}
-SIGHT = ("seed", "pictures", "image_size")
 COUNTS = {"n_train": "training images", "n_test": "test images", "held_out": "the split"}
 RANK = "RankMe"
 
@@ -129,7 +114,12 @@ def _remarks(runs: Sequence[RunFiles]) -> list[str]:
         remarks += [f"{files.label}: {sentence}" for sentence in sentences if sentence]
     evaluated = [files for files in runs if files.evaluation]
     unlike = _unlike([{"data": f.evaluation.get("data")} | _settings(f) for f in evaluated])
-    unlike = {name: values for name, values in unlike.items() if TOUCHES.get(name, (name,))}
+    rows = (*PROTOCOLS, "features")
+    unlike = {
+        name: values
+        for name, values in unlike.items()
+        if name == "data" or any(_touches(name, row) for row in rows)
+    }
     if unlike:
         text = "; ".join(
             f"{name} ({', '.join(_pairs(evaluated, values))})" for name, values in unlike.items()
@@ -149,9 +139,9 @@ def _pairs(runs: Sequence[RunFiles], values: Sequence[Any]) -> list[str]:
 
 
 def _settings(files: RunFiles) -> dict[str, Any]:
-    """Returns the settings of an evaluation, with defaults for those of later versions."""
-    recorded = as_dict(files.evaluation.get("settings"))
-    return usual_settings() | recorded if recorded else {}
+    """Returns settings as "GROUP.FIELD", with defaults for those that an older evaluation lacks."""
+    known = as_dict(files.evaluation.get("settings"))
+    return flatten(to_json(make_settings())) | flatten(known) if known else {}
 
 
 def _unlike(tables: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -200,7 +190,7 @@ def _matrix(
 ) -> Matrix:
     numbers = [found.get(spec, {}) for found in results]
     tables = [
-        {row.title: row for row in _rows(n | {"settings": _settings(files)})}
+        {row.title: row for row in _rows(n | {"settings": files.evaluation.get("settings")})}
         for files, n in zip(runs, numbers, strict=True)
     ]
     rows: list[tuple[Row, list[Cell]]] = []
@@ -236,7 +226,7 @@ def _measured_again(files: RunFiles, spec: str, names: Sequence[str]) -> str:
 def _titles(tables: Sequence[dict[str, Row]]) -> list[str]:
     """Returns the titles of all tables, by the order of protocols, then by increasing k."""
     rows = {title: row for table in tables for title, row in table.items()}
-    names = [*MEASURES, *PROTOCOLS, "features"]
+    names = [*PROTOCOLS, "features"]
     return sorted(rows, key=lambda title: (names.index(rows[title].name), rows[title].k or 0))
 
 
@@ -272,10 +262,16 @@ def _warning(name: str, runs: Sequence[RunFiles], numbers: Sequence[dict[str, An
 
 
 def _touches(setting: str, name: str) -> bool:
-    """Returns true if a setting of the evaluation affects a protocol's row."""
+    """Returns true if a setting affects a row, or may, as one of another version."""
     if name == "features":  # a rank depends on no other setting
         return setting == "seed"
-    return name in TOUCHES.get(setting, (name,))
+    row = PROTOCOLS[name]
+    if not is_known(setting):
+        return True
+    group, _, field = setting.partition(".")
+    if field in row.by and group in row.configs:  # the row's title states it
+        return False
+    return depends(row, setting)
 
 
 def _galleries(runs: Sequence[RunFiles]) -> list[Gallery]:
@@ -295,7 +291,10 @@ def _sight(name: str, files: RunFiles) -> dict[str, Any]:
     """Returns the settings, beside the encoder, that a picture depends on."""
     if name in WHILE_TRAINING:
         return {key: files.config.get(key) for key in ("data", "seed")}
-    seen = {key: _settings(files).get(key) for key in SIGHTS.get(name, SIGHT)}
+    row = PROTOCOLS[name]
+    assert row.figure is not None
+    shared = row.figure.shared
+    seen = {key: v for key, v in _settings(files).items() if depends(row, key, shared)}
     return {"data": files.evaluation.get("data")} | seen
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.evals.registry import PROTOCOLS
+from vitrail.evals.settings import migrated
 
 
 @dataclass
@@ -30,10 +31,7 @@ class RunFiles:
         self.label = self.label or self.name
 
 
-# In the page's order; those of other protocols follow.
-PICTURES = (
-    "reconstruction", "confusion", "neighbours", "retrieval", "saliency", "pca", "xray",
-)  # fmt: skip
+WHILE_TRAINING = ("reconstruction",)  # pictures of `vitrail pretrain`, first on the page
 PICTURE_LIMIT = 12_000_000  # bytes of a file that is worth reading
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -53,12 +51,15 @@ def read_run(run: Path) -> RunFiles:
     files.config = _read_object(run / "config.json", files.remarks)
     files.description = _read_object(run / "encoder.json", files.remarks)
     files.evaluation = _read_object(run / "evaluation.json", files.remarks)
+    if "settings" in files.evaluation:
+        files.evaluation["settings"] = migrated(files.evaluation["settings"])
     files.rows = _read_lines(run / "metrics.jsonl", files.remarks)
     reasons: dict[str, str] = {}  # two ranks may have written the same sample; the first counts
     for row in _read_lines(run / "quarantine.jsonl", files.remarks):
         reasons.setdefault(str(row.get("id")), str(row.get("reason")))
     files.bad = list(reasons.items())
-    for name in dict.fromkeys((*PICTURES, *PROTOCOLS)):
+    drawn = [name for name, row in PROTOCOLS.items() if row.figure]
+    for name in (*WHILE_TRAINING, *drawn):
         path = run / "figures" / f"{name}.png"
         if not path.is_file():
             continue

@@ -1,4 +1,10 @@
-"""Random subsets of labelled samples; they depend on the labels and a seed alone."""
+"""Random subsets of labelled samples, and accuracies over several of them.
+
+The subsets depend on the labels and a seed alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64
@@ -55,3 +61,29 @@ def draw_share(labels: Int64[Array, " N"], share: float, seed: int) -> Int64[Arr
         if label >= 0
     ]
     return np.sort(np.concatenate(parts)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class FewLabels:
+    """Test accuracy over random draws of the labelled subset.
+
+    Attributes:
+        mean: mean accuracy over the draws, in [0, 1].
+        std: sample standard deviation (n - 1) over the draws; 0 for a single draw.
+        draws: accuracy of each draw, in [0, 1].
+    """
+
+    mean: float
+    std: float
+    draws: tuple[float, ...]
+
+
+def few_labels(accuracies: Sequence[float]) -> FewLabels:
+    """Returns the mean and sample standard deviation of the accuracies of several draws."""
+    deviation = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
+    return FewLabels(float(np.mean(accuracies)), deviation, tuple(accuracies))
+
+
+def mean_and_std(few: FewLabels) -> dict[str, float]:
+    """Returns the two numbers of evaluation.json."""
+    return {"mean": few.mean, "std": few.std}

@@ -8,16 +8,11 @@ Shape legend: B images · C channels · S pixels a side · D features · K class
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
-from timm.data.mixup import Mixup, mixup_target
-from torch import Tensor, nn
+from jaxtyping import Int64
 from torch.nn import functional as F
 
 from vitrail.backbones.contract import Backbone
@@ -28,11 +23,18 @@ from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.subset import Subset
 from vitrail.data.views.plan import RandomResizedCrop, ViewPlan
 from vitrail.encoder import Encoder
-from vitrail.evals.classification.few_labels import draw_share
+from vitrail.evals.classification.classifier import Classifier, layer_groups
+from vitrail.evals.classification.few_labels import (
+    SUBSET_SEEDS,
+    draw_share,
+    few_labels,
+    mean_and_std,
+)
 from vitrail.evals.classification.knn import check_labels
+from vitrail.evals.classification.mixing import mixed
 from vitrail.evals.classification.scores import score
+from vitrail.evals.contract import Context
 from vitrail.evals.features import Embed, collect
-from vitrail.nn.random import Draws, philox
 from vitrail.nn.schedules import cosine
 
 Array = np.ndarray
@@ -91,115 +93,6 @@ class Finetune:
                 raise ValueError(f"finetune: {name} is {getattr(self, name)}; it must be in [0, 1)")
 
 
-class Classifier(nn.Module):
-    """A backbone with a linear head on its pooled features.
-
-    Args:
-        backbone: initialised backbone, trained in place.
-        n_classes: classes of the head.
-        seed: seed of the head's initial weights.
-    """
-
-    def __init__(self, backbone: Backbone, n_classes: int, seed: int):
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.utils.skip_init(nn.Linear, backbone.embed_dim, n_classes)
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(
-        self, images: Float[Tensor, "B C S S"], draws: Draws | None = None
-    ) -> Float[Tensor, "B K"]:
-        """Returns the logits of preprocessed images; `draws` are those of stochastic depth."""
-        return self.head(self.backbone(images, draws).pooled)
-
-    def predict(self, images: Float[Tensor, "B C S S"]) -> Int64[Array, " B"]:
-        """Returns the classes of preprocessed images; switches to evaluation mode."""
-        with torch.inference_mode():
-            logits_BK = self.eval()(images.to(self.head.weight.device))
-        return logits_BK.argmax(1).cpu().numpy()
-
-
-def layer_of(backbone: Backbone) -> tuple[dict[str, int], int]:
-    """Returns the depth of each parameter by name, and the number of layers L.
-
-    Depth 0 is before the layers, 1..L are the layers, L + 1 is after them. Parameters between two
-    layers (Swin's merging) belong to the first of them. The names of the layers are read from one
-    forward pass over an empty image of the backbone's own size.
-    """
-    like = next(backbone.parameters())
-    side = backbone.img_size
-    mode = backbone.training
-    with torch.no_grad():
-        states = backbone.eval().layer_states(like.new_zeros(1, backbone.in_chans, side, side))
-    backbone.train(mode)
-    names = [f"{state.name}." for state in states]
-    depths, reached = {}, 0
-    parameters = [name for name, _ in backbone.named_parameters()]
-    inside = {p: i + 1 for p in parameters for i, layer in enumerate(names) if p.startswith(layer)}
-    last = max((i for i, p in enumerate(parameters) if p in inside), default=-1)
-    for position, name in enumerate(parameters):
-        reached = inside.get(name, reached)
-        depths[name] = reached if position <= last else len(names) + 1
-    return depths, len(names)
-
-
-def layer_groups(network: Classifier, config: Finetune) -> list[dict[str, Any]]:
-    """Returns optimizer groups with an `lr_scale` each, by depth.
-
-    Biases, 1-D parameters and those of the backbone's `no_weight_decay` have no weight decay.
-    """
-    depths, n_layers = layer_of(network.backbone)
-    free = {f"backbone.{name}" for name in network.backbone.no_weight_decay()}
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in network.named_parameters():
-        depth = depths.get(name.removeprefix("backbone."), n_layers + 1)
-        decays = parameter.ndim > 1 and not name.endswith("bias") and name not in free
-        group = {
-            "params": [],
-            "lr_scale": config.layer_decay ** (n_layers + 1 - depth),
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        groups.setdefault((depth, decays), group)["params"].append(parameter)
-    return list(groups.values())
-
-
-@contextmanager
-def numpy_seeded(seed: int, step: int) -> Iterator[None]:
-    """Seeds numpy's global generator, which timm's Mixup draws from, by (seed, step).
-
-    The generator's previous state is restored at the end.
-    """
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(int(philox(seed, "finetune mix", step).integers(2**32)))  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
-
-
-def _mixed(
-    config: Finetune,
-    images: Tensor,
-    labels: Int[Tensor, " B"],
-    n_classes: int,
-    seed: int,
-    step: int,
-) -> tuple[Float[Tensor, "B C S S"], Float[Tensor, "B K"]]:
-    """Returns mixed images and soft targets of a batch; a function of (seed, step)."""
-    if config.mixup == config.cutmix == 0:
-        return images, mixup_target(labels, n_classes, 1.0, config.label_smoothing)
-    mix = Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        label_smoothing=config.label_smoothing,
-        num_classes=n_classes,
-    )
-    with numpy_seeded(seed, step):
-        return mix(images, labels)
-
-
 def finetune(
     encoder: Encoder,
     train: Source,
@@ -236,7 +129,8 @@ def finetune(
         )
     network = Classifier(_copy(encoder, config.drop_path), int(labels.max()) + 1, seed)
     network = network.to(device).train()
-    optimizer = torch.optim.AdamW(layer_groups(network, config), lr=0.0)
+    groups = layer_groups(network, config.layer_decay, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=0.0)
     batch_size = min(config.batch_size, 2 * (len(train) // 2))
     loader = Loader(
         train,
@@ -251,7 +145,16 @@ def finetune(
     loss = torch.zeros(())
     for step, (batch,) in enumerate(loader.steps(0, steps)):
         n_classes = network.head.out_features
-        images, target = _mixed(config, batch.views[0], batch.label, n_classes, seed, step)
+        images, target = mixed(
+            batch.views[0],
+            batch.label,
+            n_classes,
+            seed,
+            step,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            label_smoothing=config.label_smoothing,
+        )
         lr = cosine(step, steps, config.lr, 0.0, round(config.warmup * steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -343,3 +246,50 @@ def finetune_accuracy(
     table, labels, _ = collect(encoder.preprocess, predict, test, quarantines[1], workers=workers)
     check_labels(labels, "test")
     return score(table["class"], labels, metric)
+
+
+def finetune_all(context: Context, config: Finetune) -> dict[str, float]:
+    """Measures accuracies of the untrained and trained encoder, with all labels."""
+    return {
+        kind: _accuracy(context, encoder, config, 1.0, context.seed)
+        for kind, encoder in _encoders(context).items()
+    }
+
+
+def finetune_1_percent(context: Context, config: Finetune) -> dict[str, dict[str, float]]:
+    """Measures means and deviations over the subsets of 1 % of the labels."""
+    return _of_share(context, config, 0.01)
+
+
+def finetune_10_percent(context: Context, config: Finetune) -> dict[str, dict[str, float]]:
+    """Measures the same with 10 %."""
+    return _of_share(context, config, 0.1)
+
+
+def _of_share(context: Context, config: Finetune, share: float) -> dict[str, dict[str, float]]:
+    found = {}
+    for kind, encoder in _encoders(context).items():
+        accuracies = [_accuracy(context, encoder, config, share, seed) for seed in SUBSET_SEEDS]
+        found[kind] = mean_and_std(few_labels(accuracies))
+    return found
+
+
+def _encoders(context: Context) -> dict[str, Encoder]:
+    return {"untrained": context.encoder.untrained(), "trained": context.encoder}
+
+
+def _accuracy(
+    context: Context, encoder: Encoder, config: Finetune, share: float, seed: int
+) -> float:
+    return finetune_accuracy(
+        encoder,
+        context.train.source,
+        context.test.source,
+        config,
+        share=share,
+        seed=seed,
+        device=context.device,
+        workers=context.workers,
+        metric=context.metric,
+        quarantines=(context.train.quarantine, context.test.quarantine),
+    )

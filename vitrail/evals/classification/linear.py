@@ -1,4 +1,4 @@
-"""Linear classification of frozen features, with all labels or few.
+"""Linear classification of frozen features, with all labels.
 
 Features are standardised with the mean and standard deviation of the labelled rows. The strength of
 the l2 penalty, and in the sweep also the choice of features, is selected by cross-validation on
@@ -8,7 +8,7 @@ Shape legend: N train rows · M test rows · D features · E columns of a table 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +20,10 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from vitrail.data.contract import Metric
-from vitrail.evals.classification.few_labels import SUBSET_SEEDS, draw_per_class, draw_share
 from vitrail.evals.classification.knn import check_labels
 from vitrail.evals.classification.scores import score
 from vitrail.evals.classification.sgd_probe import EVERYTHING, Probe, fit_probe, probe_predict
+from vitrail.evals.contract import Context
 
 Array = np.ndarray
 
@@ -33,21 +33,6 @@ FOLDS = 5
 ONE_FOLD_ROWS = 1000  # rows from which on a single fold is held out, to save time
 # labelled rows above which L-BFGS over all of them is slower than the minibatch probe
 LOGISTIC_MAX_ROWS = 10_000
-
-
-@dataclass(frozen=True)
-class FewLabels:
-    """Test accuracy over random draws of the labelled subset.
-
-    Attributes:
-        mean: mean accuracy over the draws, in [0, 1].
-        std: sample standard deviation (n - 1) over the draws; 0 for a single draw.
-        draws: accuracy of each draw, in [0, 1].
-    """
-
-    mean: float
-    std: float
-    draws: tuple[float, ...]
 
 
 def _fit(features: Array, labels: Array, c: float) -> LogisticRegression:
@@ -139,7 +124,7 @@ def linear_predict(
     Raises:
         ValueError: empty or unlabelled train rows, or a single class.
     """
-    _check(labels)
+    require_classes(labels)
     if len(train) > LOGISTIC_MAX_ROWS:
         head = fit_probe(train, labels, Probe(seed=seed), device, choices)
         return Found(probe_predict(head, test), head.choice, f"lr={head.lr:g}")
@@ -166,7 +151,8 @@ def _logistic(train: Array, labels: Array, test: Array, seed: int) -> tuple[Arra
     return _fit(train, labels, c).predict(test), c, likelihood
 
 
-def _check(labels: Array) -> None:
+def require_classes(labels: Int64[Array, " N"]) -> None:
+    """Raises ValueError for rows without a label, or of a single class."""
     check_labels(labels, "train")
     if len(np.unique(labels)) < 2:
         raise ValueError(
@@ -204,84 +190,20 @@ def linear_accuracy(
     return score(found.predicted, test_labels, metric)
 
 
-def linear_k_per_class(
-    train: Float32[Array, "N D"],
-    labels: Int64[Array, " N"],
-    test: Float32[Array, "M D"],
-    test_labels: Int64[Array, " M"],
-    *,
-    k: int = 10,
-    draws: int = 10,
-    seed: int = 0,
-    metric: Metric = "accuracy",
-) -> FewLabels:
-    """Returns the test accuracy with k labelled rows of every class, over random draws.
-
-    The draws depend on the seed and the labels alone, so encoders compared on the same data are
-    given the same labelled samples. Other arguments are those of `linear_accuracy`.
-
-    Args:
-        k: labelled rows of each class, at least 1.
-        draws: number of random draws, at least 1.
-        seed: seed of the first draw; the classifier of draw i has seed + i.
-
-    Raises:
-        ValueError: as `linear_accuracy`, or a class with fewer than k rows.
-    """
-    _check(labels)
-    if k < 1 or draws < 1:
-        raise ValueError(f"k = {k} per class and {draws} draws: both must be at least 1")
-    classes, counts = np.unique(labels, return_counts=True)
-    if counts.min() < k:
-        poorest = int(classes[counts.argmin()])
-        raise ValueError(
-            f"class {poorest} has {counts.min()} train samples, fewer than the {k} per class asked "
-            "for: lower k or leave this protocol out"
+def linear(context: Context) -> dict[str, float]:
+    """Measures accuracies by kind, with all labels."""
+    return {
+        kind: linear_accuracy(
+            *four_tables(context, kind),
+            seed=context.seed,
+            device=context.device,
+            metric=context.metric,
         )
-    chosen = {seed + draw: draw_per_class(labels, k, seed, draw) for draw in range(draws)}
-    return few_labels(
-        [
-            linear_accuracy(train[r], labels[r], test, test_labels, seed=s, metric=metric)
-            for s, r in chosen.items()
-        ]
-    )
+        for kind in context.train.features
+    }
 
 
-def linear_share(
-    train: Float32[Array, "N D"],
-    labels: Int64[Array, " N"],
-    test: Float32[Array, "M D"],
-    test_labels: Int64[Array, " M"],
-    *,
-    share: float,
-    seeds: Sequence[int] = SUBSET_SEEDS,
-    device: str = "cpu",
-    metric: Metric = "accuracy",
-) -> FewLabels:
-    """Returns the test accuracy of `linear_predict` with a share of the labels of every class.
-
-    Other arguments are those of `linear_accuracy`.
-
-    Args:
-        share: share of the rows of each class, in (0, 1]; at least one row of each is drawn.
-        seeds: one draw for each seed.
-
-    Raises:
-        ValueError: as `linear_accuracy`, or a share outside (0, 1].
-    """
-    _check(labels)
-    chosen = {seed: draw_share(labels, share, seed) for seed in seeds}
-    return few_labels(
-        [
-            linear_accuracy(
-                train[rows], labels[rows], test, test_labels, seed=s, device=device, metric=metric
-            )
-            for s, rows in chosen.items()
-        ]
-    )
-
-
-def few_labels(accuracies: Sequence[float]) -> FewLabels:
-    """Returns the mean and sample standard deviation of the accuracies of several draws."""
-    deviation = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
-    return FewLabels(float(np.mean(accuracies)), deviation, tuple(accuracies))
+def four_tables(context: Context, kind: str) -> tuple[Array, Array, Array, Array]:
+    """Returns train features and labels, and test features and labels, of a kind."""
+    train, test = context.train, context.test
+    return train.features[kind], train.labels, test.features[kind], test.labels

@@ -7,11 +7,28 @@ from jaxtyping import Float32, Int64
 
 from vitrail.data.contract import Source
 from vitrail.encoder import Encoder
-from vitrail.evals.classification.knn import neighbours
+from vitrail.evals.classification.search import neighbours
+from vitrail.evals.contract import Context
 from vitrail.evals.features import shown
 from vitrail.evals.figures.grid import RIGHT, WRONG, Cell, cell_side, save_grid
 
 Array = np.ndarray
+ROWS = 6  # test images, at most
+
+
+def draw_neighbours(context: Context) -> None:
+    """Draws figures/neighbours.png, of trained features."""
+    rows, train, test = context.chosen(context.pictures)[:ROWS], context.train, context.test
+    neighbours_figure(
+        context.encoder,
+        train.source,
+        train.features["trained"],
+        train.index,
+        test.source,
+        test.features["trained"][rows],
+        test.index[rows],
+        context.figures / "neighbours.png",
+    )
 
 
 def neighbours_figure(

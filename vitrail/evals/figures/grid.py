@@ -9,50 +9,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from jaxtyping import Float, Shaped
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
-
-CUT = 0.01  # share of the pixels clipped at each end of the scale
-
-
-def in_colours(
-    pixels: Float[Tensor, "B C H W"], scaled: bool = False
-) -> Float[Tensor, "B colours H W"]:
-    """Returns images of any number of channels as grey or RGB in [0, 1].
-
-    One channel is grey, three are RGB; two are shown by their mean, and of more the first three.
-
-    Args:
-        pixels: images in [0, 1], float [B, C, H, W].
-        scaled: stretch each image to its own range, with CUT of its pixels clipped at either end.
-            For values that may not fill their range: 12 bits in 16, reflectances, two channels, ...
-    """
-    count = pixels.shape[1]
-    if count == 2:
-        pixels = pixels.mean(1, keepdim=True)
-    elif count > 3:
-        pixels = pixels[:, :3]
-    pixels = pixels.clamp(0, 1)
-    if not scaled:
-        return pixels
-    sorted_BN = pixels.flatten(1).sort(dim=1).values
-    last = sorted_BN.shape[1] - 1
-    low_B, high_B = (sorted_BN[:, round(share * last)] for share in (CUT, 1 - CUT))
-    low, span = (v[:, None, None, None] for v in (low_B, (high_B - low_B).clamp(min=1e-6)))
-    return ((pixels - low) / span).clamp(0, 1)
-
-
-def fill_no_range(image: Tensor) -> bool:
-    """Returns true for images [C, H, W] of 16 bits, or neither grey nor RGB.
-
-    `in_colours` is to stretch such images, as their values may use a small part of their range.
-    """
-    return image.dtype == torch.uint16 or image.shape[0] not in (1, 3)
-
 
 Array = np.ndarray
 
@@ -105,8 +65,7 @@ def save_grid(
     width = left + max(map(len, rows)) * (side + GAP) - GAP
     height = top + len(rows) * step_y - GAP
     canvas = np.zeros((height, width, 4), dtype=np.uint8)
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="none")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width / DPI, height / DPI, DPI)
     axes: Any = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for r, row in enumerate(rows):
@@ -121,6 +80,19 @@ def save_grid(
         _text(axes, left / 2, top + r * step_y + side / 2 - 10, title, 18, INK)
     axes.set(xlim=(0, width), ylim=(height, 0))
     return save_png(figure, path)
+
+
+def new_figure(width: float, height: float, dpi: int) -> Figure:
+    """Returns an empty figure with a transparent background, which no window shows.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        dpi: pixels an inch.
+    """
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="none")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def save_png(figure: Figure, path: Path) -> Path:

@@ -4,13 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
-from vitrail.evals.figures.grid import INK, save_png
+from vitrail.evals.figures.grid import INK, new_figure, save_png
 
 Layers = list[dict[str, Any]]  # result of `xray`
 
@@ -96,8 +94,7 @@ def layers_figure(measured: dict[str, Layers], path: Path) -> Path:
     """
     panels = [p for p in PANELS if any(layer[p.needs] for layer in measured["trained"])]
     height = HEAD + ROW * -(-len(panels) // 2)
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="none")
-    FigureCanvasAgg(figure)
+    figure = new_figure(WIDTH, height, DPI)
     for cell, panel in enumerate(panels):
         left = (cell % 2) * WIDTH / 2 + LEFT
         bottom = height - HEAD - (cell // 2 + 1) * ROW + BOTTOM

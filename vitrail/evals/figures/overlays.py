@@ -13,9 +13,8 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from vitrail.encoder import Encoder
-from vitrail.evals.figures.grid import Cell, fill_no_range, in_colours, save_grid
-from vitrail.evals.patches.maskcut import MaskCut, overlap, segment
+from vitrail.data.decode.colours import fill_no_range, in_colours
+from vitrail.evals.figures.grid import Cell, save_grid
 
 Array = np.ndarray
 
@@ -26,42 +25,30 @@ TINT, OUTSIDE = 0.4, 0.72  # share of the colour inside; brightness outside
 GROUND = 0.12  # grey beside an image that is not square
 
 
-def maskcut_figure(
-    encoder: Encoder,
-    images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
-    path: Path,
-    config: MaskCut | None = None,
-) -> Path:
-    """Writes a PNG with a column per image: the image, and the objects that MaskCut finds in it.
-
-    Raises:
-        ValueError: as `segment`.
-    """
-    return overlays_figure(images, segment(encoder, images, config), path)
-
-
 def overlays_figure(
     images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
     found: Sequence[Bool[Array, "_ _ _"]],
     path: Path,
     truth: Sequence[Bool[Array, "_ _ _"]] | None = None,
+    partners: Sequence[Sequence[int | None]] = (),
 ) -> Path:
     """Writes a PNG with a column per image: the image, the objects found, and those annotated.
 
-    An annotated object has the colour of the found one with the largest overlap; white if none.
+    An annotated object has the colour of its partner among the found ones; white if it has none.
 
     Args:
         images: images to draw, at least one.
         found: masks found in each image at its size, bool [M, y, x].
         path: path of the PNG, returned.
         truth: masks annotated in each image at its size, bool [M, y, x], if any.
+        partners: for each annotated mask of each image, the number of the found one that it goes
+            with, or None.
     """
     shown = [_fitted(image.cpu().numpy()) for image in images]
     own = [range(len(masks_Myx)) for masks_Myx in found]
     rows = [[Cell(picture_SSc) for picture_SSc in shown], _drawn_row(shown, found, own)]
     if truth is not None:
-        pairs = zip(truth, found, strict=True)
-        rows.append(_drawn_row(shown, truth, [_partners(*pair) for pair in pairs]))
+        rows.append(_drawn_row(shown, truth, partners))
     margin = ["image", "found", "annotated"][: len(rows)]
     return save_grid(rows, path, side=SIDE, margin=margin)
 
@@ -91,16 +78,6 @@ def overlay(
         line_SS1 = (_rim(mask_SS, 2) | _box(mask_SS))[..., None]
         drawn_SSc = np.where(line_SS1, colour, drawn_SSc)
     return drawn_SSc
-
-
-def _partners(truth: Bool[Array, "_ y x"], found: Bool[Array, "_ y x"]) -> list[int | None]:
-    """Returns, for each annotated mask, the number of the found one of largest overlap, if any."""
-    partners: list[int | None] = []
-    for mask in truth:
-        overlaps = [overlap(mask, other) for other in found]
-        best = int(np.argmax(overlaps)) if overlaps else 0
-        partners.append(best if overlaps and overlaps[best] > 0 else None)
-    return partners
 
 
 def _drawn_row(

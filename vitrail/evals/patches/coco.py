@@ -40,21 +40,6 @@ NEEDED = ("id", "image_id", "bbox", "area", "iscrowd", "segmentation")  # fields
 
 
 @dataclass(frozen=True)
-class CocoPlace:
-    """Location of a COCO-format data set.
-
-    Attributes:
-        folder: folder of the data set; empty for none.
-        annotations: annotation file within it; annotations/instances_val2017.json for COCO itself.
-        images: image folder within it; val2017 for COCO itself.
-    """
-
-    folder: str = ""
-    annotations: str = "annotations.json"
-    images: str = "images"
-
-
-@dataclass(frozen=True)
 class CocoFolder:
     """An opened COCO-format data set.
 

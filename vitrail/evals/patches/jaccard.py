@@ -12,9 +12,10 @@ from rich.table import Table
 from torch import Tensor
 
 from vitrail.data.contract import BadSampleError
+from vitrail.data.decode.colours import fill_no_range, in_colours
 from vitrail.encoder import Encoder
-from vitrail.evals.contract import Material
-from vitrail.evals.figures.grid import Cell, cell_side, fill_no_range, in_colours, save_grid
+from vitrail.evals.contract import Context
+from vitrail.evals.figures.grid import Cell, cell_side, save_grid
 from vitrail.evals.patches.saliency import (
     KEEP,
     mark,
@@ -54,7 +55,7 @@ def saliency_jaccard(
     ignored: Iterable[Bool[Array, "_ _"]] | None = None,
     keep: float = KEEP,
 ) -> Jaccard:
-    """Computes the mean Jaccard similarity of thresholded maps with the foreground over images.
+    """Computes the Jaccard similarity of thresholded maps and foreground, averaged over images.
 
     Args:
         maps: maps of 0 or more as `vitrail.evals.patches.saliency.token_maps` returns them, float
@@ -114,7 +115,7 @@ TOGETHER = 16  # images whose maps are in memory at a time
 Marked = tuple[Tensor, Bool[Array, "y x"], Bool[Array, "y x"]]
 
 
-def jaccard(m: Material) -> dict[str, Any]:
+def jaccard(context: Context) -> dict[str, Any]:
     """Runs the protocol on the untrained and the trained encoder; writes figures/jaccard.png.
 
     All test images with objects are used, resized to squares of `image_size` pixels (the encoder's
@@ -124,22 +125,23 @@ def jaccard(m: Material) -> dict[str, Any]:
     Raises:
         ValueError: a backbone without tokens, data without masks, or no image that can be used.
     """
-    token_backbone(m.encoder, "jaccard")
-    source = m.test.source
+    token_backbone(context.encoder, "jaccard")
+    source = context.test.source
     if not source.masked:
         raise ValueError(
             f"jaccard: {source.spec} has no masks of objects; name data that has by --data "
             "(voc:DIR, pets:DIR or coco:DIR)"
         )
-    side = whole_patches(m.encoder, m.settings.image_size or m.encoder.preprocess.size, "jaccard")
-    encoders = {"untrained": m.encoder.untrained(), "trained": m.encoder}
+    size = context.image_size or context.encoder.preprocess.size
+    side = whole_patches(context.encoder, size, "jaccard")
+    encoders = {"untrained": context.encoder.untrained(), "trained": context.encoder}
     parts: dict[str, list[Jaccard]] = {kind: [] for kind in encoders}
     shares: list[float] = []
-    total = len(m.test.index)
-    turn = np.argsort(m.chosen(total))  # of each row to be drawn, if its turn comes
+    total = len(context.test.index)
+    turn = np.argsort(context.chosen(total))  # of each row to be drawn, if its turn comes
     looked_at: dict[int, Marked] = {}
     for start in range(0, total, TOGETHER):
-        chunk = _chunk(m, range(start, min(start + TOGETHER, total)))
+        chunk = _chunk(context, range(start, min(start + TOGETHER, total)))
         if not chunk:
             continue
         images, masks, ignored = zip(*chunk.values(), strict=True)
@@ -148,14 +150,14 @@ def jaccard(m: Material) -> dict[str, Any]:
             maps = _maps(encoder, images, side)
             parts[kind].append(saliency_jaccard(maps, masks, ignored))
         looked_at |= {int(turn[row]): marked for row, marked in chunk.items()}
-        looked_at = dict(sorted(looked_at.items())[: m.settings.pictures])
+        looked_at = dict(sorted(looked_at.items())[: context.pictures])
     if not shares:
         raise ValueError(
             f"jaccard: {source.spec}: none of its {total} images has a mask of an object "
             "that can be read"
         )
     found = {kind: merged(of_kind) for kind, of_kind in parts.items()}
-    _figure(encoders, found, list(looked_at.values()), side, m.figures / "jaccard.png")
+    _figure(encoders, found, list(looked_at.values()), side, context.figures / "jaccard.png")
     numbers: dict[str, Any] = {kind: asdict(result) for kind, result in found.items()}
     for of_kind in numbers.values():
         del of_kind["images"]
@@ -198,13 +200,13 @@ def jaccard_table(numbers: dict[str, Any]) -> Table:
     return table
 
 
-def _chunk(m: Material, rows: range) -> dict[int, Marked]:
+def _chunk(context: Context, rows: range) -> dict[int, Marked]:
     """Returns image, foreground and ignored pixels for each row that can be used."""
     found: dict[int, Marked] = {}
     for row in rows:
-        index = int(m.test.index[row])
+        index = int(context.test.index[row])
         try:
-            image, mask = m.test.source.read(index).image, m.test.source.mask(index)
+            image, mask = context.test.source.read(index).image, context.test.source.mask(index)
         except BadSampleError:
             continue
         if mask is None or mask.foreground.shape != image.shape[1:]:

@@ -21,6 +21,7 @@ side of the backbone's input · y, x pixels of the image.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ from torch.nn import functional as F
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.data.views.apply import full_precision
 from vitrail.encoder import Encoder, evaluating
+from vitrail.evals.contract import Context
+from vitrail.evals.figures.overlays import overlays_figure
 from vitrail.evals.patches.normalised_cut import Eigenvector, peak, second_eigenvector
 from vitrail.evals.patches.saliency import token_backbone
 
@@ -68,6 +71,26 @@ class MaskCut:
             raise ValueError(f"maskcut: masks is {self.masks}; it must be at least 1")
         if self.size < 1:
             raise ValueError(f"maskcut: size is {self.size} pixels; it must be at least 1")
+
+
+def draw_maskcut(context: Context, config: MaskCut) -> None:
+    """Draws figures/maskcut.png, of a few test images."""
+    images = context.images(context.pictures)
+    maskcut_figure(context.encoder, images, context.figures / "maskcut.png", config)
+
+
+def maskcut_figure(
+    encoder: Encoder,
+    images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
+    path: Path,
+    config: MaskCut | None = None,
+) -> Path:
+    """Writes a PNG with a column per image: the image, and the objects that MaskCut finds in it.
+
+    Raises:
+        ValueError: as `segment`.
+    """
+    return overlays_figure(images, segment(encoder, images, config), path)
 
 
 def segment(

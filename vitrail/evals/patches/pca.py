@@ -17,11 +17,26 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from vitrail.encoder import Encoder, evaluating
+from vitrail.evals.contract import Context
 from vitrail.evals.features import shown
 from vitrail.evals.figures.grid import Cell, cell_side, enlarge, save_grid, upsample
-from vitrail.evals.patches.saliency import OUTSIDE
+from vitrail.evals.patches.saliency import OUTSIDE, at_size
 
 Array = np.ndarray
+PARTS_CLASSES, PARTS_EACH = 4, 4  # columns and rows of the picture of parts
+
+
+def draw_pca(context: Context) -> None:
+    """Draws figures/pca.png."""
+    encoder = at_size(context.encoder, context.image_size, "pca")
+    pca_figure(encoder, context.images(context.pictures), context.figures / "pca.png")
+
+
+def draw_parts(context: Context) -> None:
+    """Draws figures/parts.png, of images of a few classes."""
+    encoder = at_size(context.encoder, context.image_size, "parts")
+    groups = context.by_class(PARTS_CLASSES, PARTS_EACH)
+    parts_figure(encoder, groups, context.figures / "parts.png")
 
 
 @dataclass(frozen=True)

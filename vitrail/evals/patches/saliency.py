@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.encoder import Encoder, evaluating
+from vitrail.evals.contract import Context
 from vitrail.evals.features import shown
 from vitrail.evals.figures.grid import Cell, cell_side, heat, save_grid
 
@@ -116,6 +117,12 @@ def mass_mask(values: Float[Array, "H W"], keep: float = KEEP) -> Bool[Array, "H
     # the margin absorbs rounding: the patch that exactly reaches the share must be the last
     mask[order] = before < keep * values.sum(dtype=np.float64) * (1 - 1e-6)
     return mask.reshape(values.shape)
+
+
+def draw_saliency(context: Context) -> None:
+    """Draws figures/saliency.png."""
+    encoder = at_size(context.encoder, context.image_size, "saliency")
+    saliency_figure(encoder, context.images(context.pictures), context.figures / "saliency.png")
 
 
 def saliency_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:

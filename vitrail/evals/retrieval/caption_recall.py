@@ -7,16 +7,26 @@ a caption that several images share.
 Shape legend: N pairs · I pictures · C captions · Z dimensions of the joint space.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
+from rich.table import Table
+
+from vitrail.data.subset import Subset
+from vitrail.evals.contract import Context
+from vitrail.evals.features import shown
+from vitrail.evals.figures.grid import RIGHT, Cell, cell_side, save_grid
+from vitrail.evals.protocol import ResultRow
+from vitrail.text_encoder import TextEncoder
 
 Array = np.ndarray
 
 KS = (1, 5, 10)
 TIED = 1e-6  # cosines that differ by less count as equal: about the rounding of float32
 CHUNK = 2**24  # similarities in memory at a time, 64 MiB of float32
+ROWS, NEAREST = 6, 5  # captions, and images drawn for each
 
 
 def retrieval(
@@ -131,3 +141,92 @@ def _chance(candidates: int, right: Array, k: int) -> Array:
     """
     drawn = np.arange(min(k, candidates))[:, None]
     return 1 - ((candidates - right - drawn).clip(min=0) / (candidates - drawn)).prod(axis=0)
+
+
+def find_pairs(context: Context) -> dict[str, Any]:
+    """Measures retrieval among the test pairs both ways, and draws what some captions find."""
+    text, test = require_text(context, "retrieval"), context.test
+    if not test.source.captioned:
+        raise ValueError(
+            f"retrieval: {test.source.spec} has no captions; name data that has by --data "
+            "(pairs:FILE, emoji)"
+        )
+    index = test.index.tolist()
+    captions = [test.source.text(i) or "" for i in index]
+    pictures = [test.source.picture(i) for i in index]
+    images, texts = text.place(test.features["trained"]), text.transform(captions)
+    _draw(context, images, texts)
+    return retrieval(images, texts, pictures, captions)
+
+
+def require_text(context: Context, protocol: str) -> TextEncoder:
+    """Returns the text side. Raises ValueError if there is none, or it was trained on the data."""
+    if context.text is None:
+        raise ValueError(
+            f"{protocol}: the encoder has no text side; it is for runs of the objective 'clip'. "
+            "Leave it out of --protocols"
+        )
+    source = context.test.source
+    if isinstance(source, Subset) and source.spec == context.encoder.info.get("data"):
+        raise ValueError(
+            f"{protocol}: {source.spec} has no test split of its own, so the encoder was trained "
+            "on these very captions; give the table a column 'split', or name other data by --data"
+        )
+    return context.text
+
+
+def _draw(context: Context, images: Array, texts: Array) -> None:
+    """Draws figures/retrieval.png: a caption's own image, then those most similar to it."""
+    source, rows = context.test.source, []
+
+    def picture(row: int) -> Array:
+        image = source.read(int(context.test.index[row])).image
+        return shown(context.encoder, [image])[0]
+
+    def caption(row: int) -> str:
+        return source.text(int(context.test.index[row])) or ""
+
+    for row in context.chosen(min(ROWS, context.pictures)):
+        cosines, own = images @ texts[row], caption(row)
+        cells = [Cell(picture(row), own if len(own) <= 24 else f"{own[:23]}…")]
+        for at in np.argsort(-cosines, kind="stable")[:NEAREST].tolist():
+            right = source.text(int(context.test.index[at])) == own
+            mark, frame = ("✓ ", RIGHT) if right else ("", None)
+            cells.append(Cell(picture(at), f"{mark}{cosines[at]:.2f}", frame))
+        rows.append(cells)
+    titles = ["the caption's own", "nearest", *[""] * (max(map(len, rows)) - 2)]
+    side = cell_side(context.encoder.preprocess.size)
+    save_grid(rows, context.figures / "retrieval.png", side=side, columns=titles)
+
+
+def retrieval_table(numbers: dict[str, Any]) -> Table:
+    """Returns a table for the terminal, in percent, chance in brackets."""
+    table = Table(title="recall among the first k, % (chance)", title_justify="left")
+    table.add_column("")
+    for k in KS:
+        table.add_column(f"@{k}", justify="right")
+    table.add_column("median rank", justify="right")
+    for way, found in numbers.items():
+        cells = [f"{100 * found[f'recall@{k}']:.1f} ({100 * found[f'chance@{k}']:.1f})" for k in KS]
+        rank = f"{found['median_rank']:.0f} of {found['candidates']}"
+        table.add_row(way.replace("_", " "), *cells, rank)
+    return table
+
+
+def retrieval_rows(numbers: Any) -> Iterator[ResultRow]:
+    """Returns the report's rows; numbers may be of a damaged file."""
+    ways = {
+        "image_to_text": ("Caption of an image", "captions"),
+        "text_to_image": ("Image of a caption", "images"),
+    }
+    for way, (title, candidates) in ways.items():
+        found = numbers.get(way) if isinstance(numbers, dict) else None
+        if not isinstance(found, dict):
+            continue
+        for k in KS:
+            among = "the most similar" if k == 1 else f"among the {k} most similar"
+            yield ResultRow(
+                f"{title}, @{k}",
+                f"How often it is {among} of {found.get('candidates', 'all')} {candidates}.",
+                {"trained": found.get(f"recall@{k}"), "chance": found.get(f"chance@{k}")},
+            )

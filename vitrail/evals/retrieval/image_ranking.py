@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from vitrail.data.views.apply import full_precision
 from vitrail.evals.classification.knn import check_labels
-from vitrail.evals.contract import Material
+from vitrail.evals.contract import Context
 
 Array = np.ndarray
 
@@ -129,12 +129,12 @@ def _first_rank(values: Float[Tensor, "Q N"], right: Bool[Tensor, "Q N"]) -> Int
     return ((values >= nearest_Q1) & ~right).sum(1)
 
 
-def rank_test(m: Material) -> dict[str, Any]:
+def rank_test(context: Context) -> dict[str, Any]:
     """Runs the protocol; returns mean average precision by kind, and the other scores by name."""
-    labels = m.test.labels
+    labels = context.test.labels
     found = {
-        kind: rank_classes(features, labels, device=m.device)
-        for kind, features in m.test.features.items()
+        kind: rank_classes(features, labels, device=context.device)
+        for kind, features in context.test.features.items()
     }
     numbers: dict[str, Any] = {kind: r.mean_average_precision for kind, r in found.items()}
     for k in KS:

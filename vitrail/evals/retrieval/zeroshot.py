@@ -10,17 +10,33 @@ Shape legend: N images · K classes · Z dimensions of the joint space.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
+from rich.table import Table
 
-from vitrail.evals.retrieval.caption_recall import require_finite
+from vitrail.evals.contract import Context
+from vitrail.evals.protocol import ResultRow
+from vitrail.evals.retrieval.caption_recall import require_finite, require_text
 from vitrail.text_encoder import TextEncoder
 
 Array = np.ndarray
 
 TEMPLATES = ("{}",)  # the bare name: no template fits the captions of every source
+
+
+@dataclass(frozen=True)
+class Zeroshot:
+    """The settings of zero-shot classification.
+
+    Attributes:
+        templates: of the prompts that are made of a class's name, each with a {} for it.
+    """
+
+    templates: tuple[str, ...] = TEMPLATES
 
 
 def zeroshot(
@@ -96,3 +112,41 @@ def _names(name: str) -> list[str]:
     """Returns the names of a class, split at commas and &; underscores become spaces."""
     parts = [part.strip() for part in re.split(r",|&", name.replace("_", " "))]
     return [part for part in parts if part] or [name]
+
+
+def name_classes(context: Context, config: Zeroshot) -> dict[str, Any]:
+    """Measures zero-shot classification of the test images by the names of their classes."""
+    text, test = require_text(context, "zeroshot"), context.test
+    if test.source.classes is None:
+        raise ValueError(
+            f"zeroshot: {test.source.spec} has no labels; name labelled data by --data"
+        )
+    images, templates = text.place(test.features["trained"]), config.templates
+    numbers = zeroshot(text, images, test.labels, test.source.classes, templates)
+    return numbers | {"templates": list(templates)}
+
+
+def zeroshot_table(numbers: dict[str, Any]) -> Table:
+    """Returns a table for the terminal, in percent."""
+    table = Table(title="classes told by their names alone, %", title_justify="left")
+    names = ("accuracy", "mean_per_class", "majority", "chance")
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_row(*(f"{100 * numbers[name]:.1f}" for name in names))
+    return table
+
+
+def zeroshot_rows(numbers: Any) -> Iterator[ResultRow]:
+    """Returns the report's row; numbers may be of a damaged file."""
+    if not isinstance(numbers, dict):
+        return
+    templates = numbers.get("templates")
+    prompts = ", ".join(f"“{t}”" for t in templates) if isinstance(templates, list) else "its name"
+    majority = numbers.get("majority")
+    always = f"{100 * majority:.1f} %" if isinstance(majority, (int, float)) else "unknown"
+    yield ResultRow(
+        "Class from its name, no label seen",
+        f"Each test image is given the class whose name, written as {prompts}, is most similar "
+        f"to it. Always naming the most frequent class: {always}.",
+        {"trained": numbers.get("accuracy"), "chance": numbers.get("chance")},
+    )
