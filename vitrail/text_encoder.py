@@ -21,8 +21,6 @@ from vitrail.data.tokenizer import Tokenizer
 
 WEIGHTS, DESCRIPTION = "text.safetensors", "text.json"
 
-Array = np.ndarray
-
 
 class TextEncoder:
     """A joint space of images and captions, and the tokenizer of the captions.
@@ -95,7 +93,7 @@ class TextEncoder:
         """The number of dimensions Z of the joint space."""
         return self.space.dim
 
-    def transform(self, texts: Sequence[str], batch_size: int = 256) -> Float32[Array, "N Z"]:
+    def transform(self, texts: Sequence[str], batch_size: int = 256) -> Float32[np.ndarray, "N Z"]:
         """Computes unit vectors of captions.
 
         Args:
@@ -116,7 +114,7 @@ class TextEncoder:
                 parts.append(self.space.captions(sequences).cpu().numpy())
         return np.concatenate(parts)
 
-    def place(self, features: Float32[Array, "N D"]) -> Float32[Array, "N Z"]:
+    def place(self, features: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N Z"]:
         """Projects features of images to unit vectors of the joint space.
 
         Args:

@@ -13,7 +13,7 @@ from vitrail.data.sources.memory import MemorySource
 from vitrail.data.views.plan import MultiCrop
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
-from vitrail.evals.features import shown
+from vitrail.evals.features import as_colours
 from vitrail.evals.figures.grid import in_colours
 from vitrail.evals.figures.overlays import overlays_figure
 from vitrail.evals.patches.maskcut import MaskCut, image_keys
@@ -107,10 +107,10 @@ def test_pictures_of_any_channels_and_range():
     )
     for channels, colours in ((1, 1), (2, 1), (3, 3), (4, 3)):
         encoder = encoder_of(channels)
-        pictures = shown(encoder, tensors(DEEP_NHWC // 30, channels))
+        pictures = as_colours(encoder, tensors(DEEP_NHWC // 30, channels))
         assert pictures.shape == (3, 16, 16, colours)
         assert pictures.max() > 0.99, "12 bits in 16 are not shown black"
-        plain = shown(encoder, tensors(SMALL_NHWC, channels))
+        plain = as_colours(encoder, tensors(SMALL_NHWC, channels))
         assert plain.shape == pictures.shape
 
 

@@ -18,11 +18,9 @@ from matplotlib.patches import Rectangle
 
 from vitrail.data.contract import BadSampleError
 from vitrail.evals.contract import Context
-from vitrail.evals.features import shown
+from vitrail.evals.features import as_colours
 from vitrail.evals.figures.grid import INK, new_figure, save_png
 from vitrail.nn.random import philox
-
-Array = np.ndarray
 
 POINTS = 2000  # points drawn at most
 NAMED = 10  # entries of the legend: classes with their own colour, or one less and the rest
@@ -51,7 +49,9 @@ class Map:
     layout: Literal["pca", "umap"] = "pca"
 
 
-def principal_plane(features: Float32[Array, "N D"]) -> tuple[Float64[Array, "N 2"], float]:
+def principal_plane(
+    features: Float32[np.ndarray, "N D"],
+) -> tuple[Float64[np.ndarray, "N 2"], float]:
     """Returns coordinates along the two leading components, and their share of the variance.
 
     The sign of a component is arbitrary: its coordinate of largest magnitude is made positive.
@@ -76,7 +76,7 @@ def principal_plane(features: Float32[Array, "N D"]) -> tuple[Float64[Array, "N 
     return plane * np.where(largest < 0, -1, 1), float(values.clip(min=0).sum() / max(total, 1e-30))
 
 
-def umap_plane(features: Float32[Array, "N D"], seed: int) -> Float64[Array, "N 2"]:
+def umap_plane(features: Float32[np.ndarray, "N D"], seed: int) -> Float64[np.ndarray, "N 2"]:
     """Returns UMAP's coordinates by cosine distance, with the package's defaults.
 
     Args:
@@ -118,12 +118,12 @@ def draw_map(context: Context, config: Map) -> None:
 
 
 def map_figure(
-    planes: dict[str, Float64[Array, "N 2"]],
+    planes: dict[str, Float64[np.ndarray, "N 2"]],
     notes: dict[str, str],
-    labels: Int64[Array, " N"],
+    labels: Int64[np.ndarray, " N"],
     classes: list[str],
     chosen: dict[str, list[int]],
-    pictures: dict[int, Float[Array, "S S colours"]],
+    pictures: dict[int, Float[np.ndarray, "S S colours"]],
     path: Path,
 ) -> Path:
     """Writes a PNG with a panel for each kind, and a legend of the most frequent classes.
@@ -166,7 +166,7 @@ def map_figure(
     return save_png(figure, path)
 
 
-def spread(plane: Float64[Array, "N 2"]) -> list[int]:
+def spread(plane: Float64[np.ndarray, "N 2"]) -> list[int]:
     """Returns up to THUMBNAILS rows by farthest-point sampling, without overlap of their images."""
     unit = _unit(plane)
     apart = 1.3 * THUMBNAIL
@@ -181,14 +181,14 @@ def spread(plane: Float64[Array, "N 2"]) -> list[int]:
     return rows
 
 
-def _unit(plane: Array) -> Array:
+def _unit(plane: np.ndarray) -> np.ndarray:
     """Scales points into [0.06, 0.94]², both axes alike; outliers are clipped to the border."""
     low, high = np.percentile(plane, [0.5, 99.5], axis=0)
     scale = max(float((high - low).max()), 1e-12)
     return np.clip(0.5 + 0.86 * (plane - (low + high) / 2) / scale, 0.06, 0.94)
 
 
-def _named(labels: Array) -> list[int]:
+def _named(labels: np.ndarray) -> list[int]:
     """Returns the classes with their own colour, the most frequent ones, by number."""
     present, counts = np.unique(labels[labels >= 0], return_counts=True)
     limit = NAMED if len(present) <= NAMED else NAMED - 1  # the last entry is "… more"
@@ -199,7 +199,7 @@ def _colour(label: int, named: list[int]) -> str:
     return COLOURS[named.index(label)] if label in named else INK
 
 
-def _points(axes: Any, unit: Array, labels: Array, named: list[int]) -> None:
+def _points(axes: Any, unit: np.ndarray, labels: np.ndarray, named: list[int]) -> None:
     size = float(np.clip(14000 / len(unit), 12, 50))
     style = {"s": size, "linewidths": 0, "alpha": 0.75}
     others = ~np.isin(labels, named)
@@ -209,7 +209,7 @@ def _points(axes: Any, unit: Array, labels: Array, named: list[int]) -> None:
         axes.scatter(*members.T, color=COLOURS[i], marker=SHAPES[i % len(SHAPES)], **style)
 
 
-def _thumbnail(axes: Any, centre: Array, picture: Array, colour: str) -> None:
+def _thumbnail(axes: Any, centre: np.ndarray, picture: np.ndarray, colour: str) -> None:
     x, y = np.clip(centre, THUMBNAIL / 2, 1 - THUMBNAIL / 2) - THUMBNAIL / 2
     picture = np.broadcast_to(picture, (*picture.shape[:2], 3))
     extent = (x, x + THUMBNAIL, y, y + THUMBNAIL)
@@ -229,7 +229,7 @@ def _frame(axes: Any, kind: str, note: str) -> None:
         spine.set(color=INK, alpha=0.4, linewidth=0.8)
 
 
-def _handles(named: list[int], labels: Array, classes: list[str]) -> list[Line2D]:
+def _handles(named: list[int], labels: np.ndarray, classes: list[str]) -> list[Line2D]:
     """Returns the legend's entries: one for each named class, and one for all others."""
     style: dict[str, Any] = {"linestyle": "none", "markeredgewidth": 0, "markersize": 8}
     handles = [
@@ -252,7 +252,7 @@ def _legible(name: Any) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _pictures(context: Context, rows: Array, wanted: set[int]) -> dict[int, Array]:
+def _pictures(context: Context, rows: np.ndarray, wanted: set[int]) -> dict[int, np.ndarray]:
     """Returns the images of the wanted rows that can be read."""
     pictures = {}
     for at in sorted(wanted):
@@ -260,5 +260,5 @@ def _pictures(context: Context, rows: Array, wanted: set[int]) -> dict[int, Arra
             image = context.test.source.read(int(context.test.index[rows[at]])).image
         except BadSampleError:
             continue
-        pictures[at] = shown(context.encoder, [image])[0]
+        pictures[at] = as_colours(context.encoder, [image])[0]
     return pictures

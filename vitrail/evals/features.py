@@ -20,9 +20,8 @@ from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder, evaluating
 
-Array = np.ndarray
 # preprocessed batch [B, C, S, S] -> features float32 [B, D]
-Embed = Callable[[Tensor], Array]
+Embed = Callable[[Tensor], np.ndarray]
 
 RAW_PIXELS_LIMIT = 2**29  # float32 values, 2 GiB
 
@@ -33,7 +32,7 @@ def features(
     quarantine: Quarantine | None = None,
     batch_size: int = 256,
     workers: int = 0,
-) -> tuple[Float32[Array, "N D"], Int64[Array, " N"], list[str]]:
+) -> tuple[Float32[np.ndarray, "N D"], Int64[np.ndarray, " N"], list[str]]:
     """Computes the features of all readable samples of a source.
 
     Args:
@@ -60,7 +59,7 @@ def collect(
     quarantine: Quarantine | None = None,
     batch_size: int = 256,
     workers: int = 0,
-) -> tuple[dict[str, Array], Int64[Array, " N"], Int64[Array, " N"]]:
+) -> tuple[dict[str, np.ndarray], Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
     """Computes several embeddings of the same images, which are decoded and preprocessed once.
 
     Args:
@@ -79,7 +78,7 @@ def collect(
         ValueError: no image can be read.
     """
     quarantine = quarantine or Quarantine(None, len(source))
-    parts: dict[str, list[Array]] = {name: [] for name in embeds}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in embeds}
     readable: list[int] = []
     for index, images in _batches(source, quarantine, batch_size, workers):
         readable += index
@@ -113,7 +112,7 @@ def _batches(
 def raw_pixels(side: int) -> Embed:
     """Returns the baseline without an encoder: preprocessed pixels, reduced to side x side."""
 
-    def embed(pixels_BCSS: Tensor) -> Array:
+    def embed(pixels_BCSS: Tensor) -> np.ndarray:
         if side < pixels_BCSS.shape[-1]:
             pixels_BCSS = F.interpolate(pixels_BCSS, size=side, mode="area")
         return pixels_BCSS.flatten(1).float().cpu().numpy()
@@ -129,7 +128,7 @@ def raw_side(preprocess: Preprocess, channels: int, n_samples: int) -> int:
     return side
 
 
-def shown(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "B S S colours"]:
+def as_colours(encoder: Encoder, images: list[Tensor]) -> Float32[np.ndarray, "B S S colours"]:
     """Returns the encoder's preprocessed input as colours in [0, 1] (grey or RGB), for figures."""
     pixels_BCSS = encoder.preprocess(images)
     mean = torch.tensor(encoder.preprocess.mean)[:, None, None]
@@ -174,7 +173,7 @@ class FeatureChoices:
             self.columns[name] = slice(width, (1 + self._n_last) * width)
             self.columns[f"{name} + mean patch"] = slice(0, (1 + self._n_last) * width)
 
-    def embed(self, pixels: Float[Tensor, "B C S S"]) -> Float32[Array, "B E"]:
+    def embed(self, pixels: Float[Tensor, "B C S S"]) -> Float32[np.ndarray, "B E"]:
         """Returns the columns of a preprocessed batch."""
         device = next(self._backbone.parameters()).device
         with evaluating(self._backbone):

@@ -12,13 +12,11 @@ from jaxtyping import Float32
 from vitrail.nn.effective_rank import effective_rank
 from vitrail.nn.random import philox
 
-Array = np.ndarray
-
 RANK_ROWS = 2048  # rows of the test features used at most
 EPS = 1e-7
 
 
-def rankme(features: Float32[Array, "N D"]) -> float:
+def rankme(features: Float32[np.ndarray, "N D"]) -> float:
     """Returns RankMe: exp of the entropy of the features' normalised singular values.
 
     Source: Garrido et al. 2023 (arXiv:2210.02885), equation 1. As published, the features are
@@ -32,7 +30,7 @@ def rankme(features: Float32[Array, "N D"]) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def rank_numbers(features: dict[str, Array], seed: int) -> dict[str, Any]:
+def rank_numbers(features: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
     """Computes both ranks on up to 2048 randomly drawn rows.
 
     Args:

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from vitrail.backbones.contract import Backbone
 from vitrail.nn.random import Draws
 
-Array = np.ndarray
-
 
 class Classifier(nn.Module):
     """A backbone with a linear head on its pooled features.
@@ -42,7 +40,7 @@ class Classifier(nn.Module):
         """Returns the logits of preprocessed images; `draws` are those of stochastic depth."""
         return self.head(self.backbone(images, draws).pooled)
 
-    def predict(self, images: Float[Tensor, "B C S S"]) -> Int64[Array, " B"]:
+    def predict(self, images: Float[Tensor, "B C S S"]) -> Int64[np.ndarray, " B"]:
         """Returns the classes of preprocessed images; switches to evaluation mode."""
         with torch.inference_mode():
             logits_BK = self.eval()(images.to(self.head.weight.device))

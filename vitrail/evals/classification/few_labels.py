@@ -11,13 +11,13 @@ from jaxtyping import Int64
 
 from vitrail.nn.random import philox
 
-Array = np.ndarray
-
 # fixed seeds of the 1 % and 10 % subsets, independent of the evaluation's seed
 SUBSET_SEEDS = (0, 1, 2)
 
 
-def draw_per_class(labels: Int64[Array, " N"], k: int, seed: int, draw: int) -> Int64[Array, " n"]:
+def draw_per_class(
+    labels: Int64[np.ndarray, " N"], k: int, seed: int, draw: int
+) -> Int64[np.ndarray, " n"]:
     """Returns sorted indices of k random rows of each class, or all of a class with fewer.
 
     Args:
@@ -33,7 +33,7 @@ def draw_per_class(labels: Int64[Array, " N"], k: int, seed: int, draw: int) -> 
     )
 
 
-def draw_share(labels: Int64[Array, " N"], share: float, seed: int) -> Int64[Array, " n"]:
+def draw_share(labels: Int64[np.ndarray, " N"], share: float, seed: int) -> Int64[np.ndarray, " n"]:
     """Returns sorted indices of a random share of each class, rounded, at least one row of each.
 
     A pure function of the arguments. The subset of a smaller share of the same seed is contained in

@@ -37,8 +37,6 @@ from vitrail.evals.contract import Context
 from vitrail.evals.features import Embed, collect
 from vitrail.nn.schedules import cosine
 
-Array = np.ndarray
-
 
 @dataclass(frozen=True)
 class Finetune:
@@ -192,7 +190,7 @@ def _views(encoder: Encoder, config: Finetune) -> ViewPlan:
     return crop.plan()
 
 
-def labels_of(source: Source) -> Int64[Array, " N"]:
+def labels_of(source: Source) -> Int64[np.ndarray, " N"]:
     """Returns the labels of all samples, readable or not; -1 for none."""
     labels = (source.label(i) for i in range(len(source)))
     return np.array([-1 if label is None else label for label in labels], dtype=np.int64)

@@ -18,8 +18,6 @@ from vitrail.evals.classification.scores import score
 from vitrail.evals.classification.search import K, neighbours
 from vitrail.evals.contract import Context
 
-Array = np.ndarray
-
 TAU = 0.07
 
 
@@ -97,11 +95,11 @@ def nearest(
 
 
 def vote(
-    similarity: Float32[Array, "M K"],
-    neighbour_labels: Int64[Array, "M K"],
+    similarity: Float32[np.ndarray, "M K"],
+    neighbour_labels: Int64[np.ndarray, "M K"],
     n_classes: int,
     tau: float | None = TAU,
-) -> Int64[Array, " M"]:
+) -> Int64[np.ndarray, " M"]:
     """Returns the class with the most votes for each query; the lowest one of a tie.
 
     Args:
@@ -128,7 +126,7 @@ def vote(
     return predicted
 
 
-def check_labels(labels: Int64[Array, " N"], what: str) -> None:
+def check_labels(labels: Int64[np.ndarray, " N"], what: str) -> None:
     """Checks that every row has a class.
 
     Args:
@@ -149,13 +147,13 @@ def check_labels(labels: Int64[Array, " N"], what: str) -> None:
 
 
 def knn_predict(
-    bank: Float32[Array, "N D"],
-    labels: Int64[Array, " N"],
-    queries: Float32[Array, "M _"],
+    bank: Float32[np.ndarray, "N D"],
+    labels: Int64[np.ndarray, " N"],
+    queries: Float32[np.ndarray, "M _"],
     k: int = K,
     tau: float | None = TAU,
     device: str = "cpu",
-) -> Int64[Array, " M"]:
+) -> Int64[np.ndarray, " M"]:
     """Predicts the classes of the queries by the votes of their k nearest neighbours in the bank.
 
     A bank of a single class predicts that class.
@@ -177,10 +175,10 @@ def knn_predict(
 
 
 def knn_accuracy(
-    bank: Float32[Array, "N D"],
-    labels: Int64[Array, " N"],
-    queries: Float32[Array, "M _"],
-    query_labels: Int64[Array, " M"],
+    bank: Float32[np.ndarray, "N D"],
+    labels: Int64[np.ndarray, " N"],
+    queries: Float32[np.ndarray, "M _"],
+    query_labels: Int64[np.ndarray, " M"],
     k: int = K,
     tau: float | None = TAU,
     device: str = "cpu",

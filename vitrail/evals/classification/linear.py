@@ -25,8 +25,6 @@ from vitrail.evals.classification.scores import score
 from vitrail.evals.classification.sgd_probe import EVERYTHING, Probe, fit_probe, probe_predict
 from vitrail.evals.contract import Context
 
-Array = np.ndarray
-
 # scikit-learn's C, the inverse strength of the penalty summed over samples; strongest first
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FOLDS = 5
@@ -35,11 +33,11 @@ ONE_FOLD_ROWS = 1000  # rows from which on a single fold is held out, to save ti
 LOGISTIC_MAX_ROWS = 10_000
 
 
-def _fit(features: Array, labels: Array, c: float) -> LogisticRegression:
+def _fit(features: np.ndarray, labels: np.ndarray, c: float) -> LogisticRegression:
     return LogisticRegression(C=c, max_iter=2000).fit(features, labels)
 
 
-def _log_likelihood(model: LogisticRegression, features: Array, labels: Array) -> float:
+def _log_likelihood(model: LogisticRegression, features: np.ndarray, labels: np.ndarray) -> float:
     """Returns the mean log-probability of the true classes, in nats."""
     logits = model.decision_function(features)
     if logits.ndim == 1:  # for two classes scikit-learn returns the difference of their logits
@@ -49,7 +47,7 @@ def _log_likelihood(model: LogisticRegression, features: Array, labels: Array) -
 
 
 def choose_c(
-    features: Float[Array, "N D"], labels: Int64[Array, " N"], seed: int = 0
+    features: Float[np.ndarray, "N D"], labels: Int64[np.ndarray, " N"], seed: int = 0
 ) -> tuple[float, float]:
     """Selects C by the held-out log-likelihood over stratified folds (one fold for many rows).
 
@@ -93,15 +91,15 @@ class Found:
         setting: selected strength of the penalty ("C=0.01") or learning rate ("lr=0.003").
     """
 
-    predicted: Array
+    predicted: np.ndarray
     choice: str
     setting: str
 
 
 def linear_predict(
-    train: Float32[Array, "N E"],
-    labels: Int64[Array, " N"],
-    test: Float32[Array, "M E"],
+    train: Float32[np.ndarray, "N E"],
+    labels: Int64[np.ndarray, " N"],
+    test: Float32[np.ndarray, "M E"],
     *,
     choices: Mapping[str, slice] = EVERYTHING,
     seed: int = 0,
@@ -139,7 +137,9 @@ def linear_predict(
     return Found(predicted.astype(np.int64), name, f"C={c:g}")
 
 
-def _logistic(train: Array, labels: Array, test: Array, seed: int) -> tuple[Array, float, float]:
+def _logistic(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int
+) -> tuple[np.ndarray, float, float]:
     """Fits on standardised features; returns (predicted classes, C, held-out log-likelihood)."""
     scaler = StandardScaler().fit(train)
     train, test = scaler.transform(train), scaler.transform(test)
@@ -151,7 +151,7 @@ def _logistic(train: Array, labels: Array, test: Array, seed: int) -> tuple[Arra
     return _fit(train, labels, c).predict(test), c, likelihood
 
 
-def require_classes(labels: Int64[Array, " N"]) -> None:
+def require_classes(labels: Int64[np.ndarray, " N"]) -> None:
     """Raises ValueError for rows without a label, or of a single class."""
     check_labels(labels, "train")
     if len(np.unique(labels)) < 2:
@@ -162,10 +162,10 @@ def require_classes(labels: Int64[Array, " N"]) -> None:
 
 
 def linear_accuracy(
-    train: Float32[Array, "N D"],
-    labels: Int64[Array, " N"],
-    test: Float32[Array, "M D"],
-    test_labels: Int64[Array, " M"],
+    train: Float32[np.ndarray, "N D"],
+    labels: Int64[np.ndarray, " N"],
+    test: Float32[np.ndarray, "M D"],
+    test_labels: Int64[np.ndarray, " M"],
     *,
     seed: int = 0,
     device: str = "cpu",
@@ -203,7 +203,9 @@ def linear(context: Context) -> dict[str, float]:
     }
 
 
-def four_tables(context: Context, kind: str) -> tuple[Array, Array, Array, Array]:
+def four_tables(
+    context: Context, kind: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns train features and labels, and test features and labels, of a kind."""
     train, test = context.train, context.test
     return train.features[kind], train.labels, test.features[kind], test.labels

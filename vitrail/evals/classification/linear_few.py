@@ -21,8 +21,6 @@ from vitrail.evals.classification.few_labels import (
 from vitrail.evals.classification.linear import four_tables, linear_accuracy, require_classes
 from vitrail.evals.contract import Context
 
-Array = np.ndarray
-
 PER_CLASS = 10  # labels of `linear_10_per_class`
 
 
@@ -42,10 +40,10 @@ class Linear:
 
 
 def linear_k_per_class(
-    train: Float32[Array, "N D"],
-    labels: Int64[Array, " N"],
-    test: Float32[Array, "M D"],
-    test_labels: Int64[Array, " M"],
+    train: Float32[np.ndarray, "N D"],
+    labels: Int64[np.ndarray, " N"],
+    test: Float32[np.ndarray, "M D"],
+    test_labels: Int64[np.ndarray, " M"],
     *,
     k: int = 10,
     draws: int = 10,
@@ -85,10 +83,10 @@ def linear_k_per_class(
 
 
 def linear_share(
-    train: Float32[Array, "N D"],
-    labels: Int64[Array, " N"],
-    test: Float32[Array, "M D"],
-    test_labels: Int64[Array, " M"],
+    train: Float32[np.ndarray, "N D"],
+    labels: Int64[np.ndarray, " N"],
+    test: Float32[np.ndarray, "M D"],
+    test_labels: Int64[np.ndarray, " M"],
     *,
     share: float,
     seeds: Sequence[int] = SUBSET_SEEDS,

@@ -9,10 +9,9 @@ from vitrail.data.contract import Source
 from vitrail.encoder import Encoder
 from vitrail.evals.classification.search import neighbours
 from vitrail.evals.contract import Context
-from vitrail.evals.features import shown
+from vitrail.evals.features import as_colours
 from vitrail.evals.figures.grid import RIGHT, WRONG, Cell, cell_side, save_grid
 
-Array = np.ndarray
 ROWS = 6  # test images, at most
 
 
@@ -34,11 +33,11 @@ def draw_neighbours(context: Context) -> None:
 def neighbours_figure(
     encoder: Encoder,
     train: Source,
-    train_features: Float32[Array, "N D"],
-    train_index: Int64[Array, " N"],
+    train_features: Float32[np.ndarray, "N D"],
+    train_index: Int64[np.ndarray, " N"],
     test: Source,
-    test_features: Float32[Array, "n D"],
-    test_index: Int64[Array, " n"],
+    test_features: Float32[np.ndarray, "n D"],
+    test_index: Int64[np.ndarray, " n"],
     path: Path,
     k: int = 6,
 ) -> Path:
@@ -75,8 +74,8 @@ def neighbours_figure(
     return save_grid(rows, path, side=side, columns=titles)
 
 
-def _picture(encoder: Encoder, source: Source, index: int) -> Array:
-    return shown(encoder, [source.read(index).image])[0]
+def _picture(encoder: Encoder, source: Source, index: int) -> np.ndarray:
+    return as_colours(encoder, [source.read(index).image])[0]
 
 
 def _name(source: Source, label: int | None) -> str:

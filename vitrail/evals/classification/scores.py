@@ -5,11 +5,9 @@ from jaxtyping import Int64
 
 from vitrail.data.contract import Metric
 
-Array = np.ndarray
-
 
 def score(
-    predicted: Int64[Array, " M"], labels: Int64[Array, " M"], metric: Metric = "accuracy"
+    predicted: Int64[np.ndarray, " M"], labels: Int64[np.ndarray, " M"], metric: Metric = "accuracy"
 ) -> float:
     """Returns the score of predictions, in [0, 1].
 

@@ -14,14 +14,12 @@ from torch.nn import functional as F
 
 from vitrail.data.views.apply import full_precision
 
-Array = np.ndarray
-
 K = 20
 GROUP = 32  # columns of a group, which is first compared by its maximum alone
 QUERY_BLOCK = 65536  # queries on the device at a time; the bank is read once per block
 
 
-def _require_finite(features: Array, name: str) -> None:
+def _require_finite(features: np.ndarray, name: str) -> None:
     bad = sum(
         int((~np.isfinite(features[start : start + QUERY_BLOCK]).all(axis=1)).sum())
         for start in range(0, len(features), QUERY_BLOCK)
@@ -33,7 +31,7 @@ def _require_finite(features: Array, name: str) -> None:
         )
 
 
-def _unit(features: Array, device: str) -> Tensor:
+def _unit(features: np.ndarray, device: str) -> Tensor:
     """Returns the rows scaled to unit length, on the device; a zero row stays zero."""
     return F.normalize(torch.from_numpy(np.ascontiguousarray(features)).to(device), dim=1)
 
@@ -69,14 +67,14 @@ def _top_k_of_groups(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def neighbours(
-    bank: Float32[Array, "N D"],
-    queries: Float32[Array, "M _"],
+    bank: Float32[np.ndarray, "N D"],
+    queries: Float32[np.ndarray, "M _"],
     k: int = K,
     *,
     query_chunk: int = 1024,
     bank_chunk: int = 16384,
     device: str = "cpu",
-) -> tuple[Float32[Array, "M K"], Int64[Array, "M K"]]:
+) -> tuple[Float32[np.ndarray, "M K"], Int64[np.ndarray, "M K"]]:
     """Finds the k rows of the bank with the highest cosine similarity to each query.
 
     Exact, in float32. Equal similarities are ordered by bank index, lowest first.
@@ -126,7 +124,7 @@ def neighbours(
 
 
 def _search(
-    bank: Array, queries: Tensor, k: int, query_chunk: int, bank_chunk: int
+    bank: np.ndarray, queries: Tensor, k: int, query_chunk: int, bank_chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Returns the top k of a block of queries, updated chunk by chunk over the bank.
 

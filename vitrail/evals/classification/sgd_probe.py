@@ -23,7 +23,6 @@ from vitrail.evals.classification.knn import check_labels
 from vitrail.nn.random import philox
 from vitrail.nn.schedules import cosine
 
-Array = np.ndarray
 EVERYTHING = {"all": slice(None)}
 
 
@@ -92,25 +91,25 @@ class _Rows:
         device: torch device of the batches.
     """
 
-    features: Array
-    labels: Array
-    index: Array
+    features: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
     mean: Tensor
     std: Tensor
     device: str
 
-    def take(self, index: Array) -> tuple[Tensor, Tensor]:
+    def take(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """Returns any rows of the table, standardised [B, E], and their labels [B]."""
         x = torch.from_numpy(self.features[index]).to(self.device)
         return (x - self.mean) / self.std, torch.from_numpy(self.labels[index]).to(self.device)
 
 
-def _rows(features: Array, labels: Array, index: Array, device: str) -> _Rows:
+def _rows(features: np.ndarray, labels: np.ndarray, index: np.ndarray, device: str) -> _Rows:
     mean, std = _moments(features, index)
     return _Rows(features, labels, index, mean.to(device), std.to(device), device)
 
 
-def _moments(features: Array, index: Array) -> tuple[Tensor, Tensor]:
+def _moments(features: np.ndarray, index: np.ndarray) -> tuple[Tensor, Tensor]:
     """Returns mean and standard deviation per column in float32; 1 for a constant column."""
     # chunk by chunk, to avoid a float64 copy of all features
     chunks = [index[start : start + 65536] for start in range(0, len(index), 65536)]
@@ -131,8 +130,8 @@ def _cross_entropy(
 
 
 def fit_probe(
-    features: Float32[Array, "N E"],
-    labels: Int64[Array, " N"],
+    features: Float32[np.ndarray, "N E"],
+    labels: Int64[np.ndarray, " N"],
     config: Probe | None = None,
     device: str = "cpu",
     choices: Mapping[str, slice] = EVERYTHING,
@@ -186,7 +185,7 @@ def fit_probe(
 
 def _held_out_losses(
     rows: _Rows,
-    held: Array,
+    held: np.ndarray,
     choices: Mapping[str, slice],
     found: dict[str, tuple[Tensor, Tensor]],
     n_rates: int,
@@ -244,7 +243,9 @@ def _train(
     }
 
 
-def probe_predict(head: LinearHead, features: Float32[Array, "M E"]) -> Int64[Array, " M"]:
+def probe_predict(
+    head: LinearHead, features: Float32[np.ndarray, "M E"]
+) -> Int64[np.ndarray, " M"]:
     """Predicts the class of each row of a table that has the columns of the training table."""
     predicted = [np.zeros(0, dtype=np.int64)]
     for start in range(0, len(features), 8192):

@@ -14,8 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-Array = np.ndarray
-
 INK = "#77808a"  # contrast 4:1 on white as on near-black
 RIGHT, WRONG = "#2a9d63", "#d1495b"
 GAP, CAPTION, TITLE, MARGIN = 10, 26, 34, 110  # pixels
@@ -32,7 +30,7 @@ class Cell:
         frame: colour of the frame and the caption as "#rrggbb"; None for no frame.
     """
 
-    picture: Float[Array, "H W colours"]
+    picture: Float[np.ndarray, "H W colours"]
     caption: str = ""
     frame: str | None = None
 
@@ -111,7 +109,7 @@ def _text(axes: Any, x: float, y: float, text: str, size: int, colour: str) -> N
     axes.text(x, y, safe, **style)
 
 
-def _drawn(cell: Cell, side: int) -> Shaped[Array, "side side 4"]:
+def _drawn(cell: Cell, side: int) -> Shaped[np.ndarray, "side side 4"]:
     drawn = np.full((side, side, 4), 255, dtype=np.uint8)
     drawn[..., :3] = np.asarray(_resized(cell.picture, side))
     if cell.frame:
@@ -121,7 +119,7 @@ def _drawn(cell: Cell, side: int) -> Shaped[Array, "side side 4"]:
     return drawn
 
 
-def _resized(picture: Array, side: int) -> Image.Image:
+def _resized(picture: np.ndarray, side: int) -> Image.Image:
     """Resizes to side x side: in blocks for a whole factor of enlargement, else smoothly."""
     colours = np.broadcast_to(picture, (*picture.shape[:2], 3))
     image = Image.fromarray((colours * 255).round().astype(np.uint8))
@@ -131,12 +129,14 @@ def _resized(picture: Array, side: int) -> Image.Image:
     )
 
 
-def enlarge(picture: Float[Array, "H W colours"], side: int) -> Float[Array, "S S 3"]:
+def enlarge(picture: Float[np.ndarray, "H W colours"], side: int) -> Float[np.ndarray, "S S 3"]:
     """Returns a picture in [0, 1] as it appears in a cell of that side."""
     return np.asarray(_resized(picture, side), dtype=np.float32) / 255
 
 
-def heat(values: Float[Array, "h w"], size: int, name: str = "magma") -> Float[Array, "H W 3"]:
+def heat(
+    values: Float[np.ndarray, "h w"], size: int, name: str = "magma"
+) -> Float[np.ndarray, "H W 3"]:
     """Returns a map of values 0 or more as colours, smoothly upsampled to size x size.
 
     Args:
@@ -149,7 +149,7 @@ def heat(values: Float[Array, "h w"], size: int, name: str = "magma") -> Float[A
     return matplotlib.colormaps[name](np.clip(unit, 0, 1))[..., :3].astype(np.float32)
 
 
-def upsample(values: Float[Array, "h w"], size: int) -> Float[Array, "H W"]:
+def upsample(values: Float[np.ndarray, "h w"], size: int) -> Float[np.ndarray, "H W"]:
     """Resizes a map to size x size, bilinearly."""
     image = Image.fromarray(values.astype(np.float32))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))

@@ -16,8 +16,6 @@ from torch import Tensor
 from vitrail.data.decode.colours import fill_no_range, in_colours
 from vitrail.evals.figures.grid import Cell, save_grid
 
-Array = np.ndarray
-
 SIDE = 288  # pixels of a cell
 # bright on photographs, and distinct for colour-blind readers (after Okabe & Ito 2008)
 COLOURS = ("#ffb000", "#33b6ff", "#ff4f9a", "#2fd08c", "#b38bff", "#ffe14a")
@@ -27,9 +25,9 @@ GROUND = 0.12  # grey beside an image that is not square
 
 def overlays_figure(
     images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
-    found: Sequence[Bool[Array, "_ _ _"]],
+    found: Sequence[Bool[np.ndarray, "_ _ _"]],
     path: Path,
-    truth: Sequence[Bool[Array, "_ _ _"]] | None = None,
+    truth: Sequence[Bool[np.ndarray, "_ _ _"]] | None = None,
     partners: Sequence[Sequence[int | None]] = (),
 ) -> Path:
     """Writes a PNG with a column per image: the image, the objects found, and those annotated.
@@ -54,10 +52,10 @@ def overlays_figure(
 
 
 def overlay(
-    picture: Float[Array, "S S 3"],
-    masks: Bool[Array, "M S S"],
+    picture: Float[np.ndarray, "S S 3"],
+    masks: Bool[np.ndarray, "M S S"],
     numbers: Sequence[int | None] | None = None,
-) -> Float[Array, "S S 3"]:
+) -> Float[np.ndarray, "S S 3"]:
     """Draws masks over a picture; pixels without a mask are darkened.
 
     Args:
@@ -81,7 +79,9 @@ def overlay(
 
 
 def _drawn_row(
-    shown: Sequence[Array], masks: Sequence[Array], numbers: Sequence[Sequence[int | None]]
+    shown: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray],
+    numbers: Sequence[Sequence[int | None]],
 ) -> list[Cell]:
     cells = []
     for picture_SSc, masks_Myx, chosen in zip(shown, masks, numbers, strict=True):
@@ -92,7 +92,7 @@ def _drawn_row(
     return cells
 
 
-def _fitted(image: Array, ground: float = GROUND) -> Float[Array, "S S 3"]:
+def _fitted(image: np.ndarray, ground: float = GROUND) -> Float[np.ndarray, "S S 3"]:
     """Returns an image as colours in [0, 1] that fit a square cell.
 
     Args:
@@ -113,13 +113,13 @@ def _fitted(image: Array, ground: float = GROUND) -> Float[Array, "S S 3"]:
     return cell_SSc
 
 
-def _rim(mask_SS: Bool[Array, "S S"], width: int) -> Bool[Array, "S S"]:
+def _rim(mask_SS: Bool[np.ndarray, "S S"], width: int) -> Bool[np.ndarray, "S S"]:
     """Returns the outermost pixels of a mask and `width` - 1 pixels around it."""
     thick = ndimage.binary_dilation(mask_SS, iterations=width - 1)
     return thick & ~ndimage.binary_erosion(mask_SS, border_value=1) if mask_SS.any() else mask_SS
 
 
-def _box(mask_SS: Bool[Array, "S S"]) -> Bool[Array, "S S"]:
+def _box(mask_SS: Bool[np.ndarray, "S S"]) -> Bool[np.ndarray, "S S"]:
     """Returns the bounding box of a mask, one pixel wide."""
     frame_SS = np.zeros_like(mask_SS)
     if mask_SS.any():
@@ -130,7 +130,7 @@ def _box(mask_SS: Bool[Array, "S S"]) -> Bool[Array, "S S"]:
     return frame_SS
 
 
-def _rgb(number: int | None) -> Float[Array, "3"]:
+def _rgb(number: int | None) -> Float[np.ndarray, "3"]:
     if number is None:
         return np.ones(3)
     colour = COLOURS[number % len(COLOURS)]

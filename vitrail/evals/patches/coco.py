@@ -32,7 +32,6 @@ from vitrail.data.decode.image import decode_file
 from vitrail.encoder import Encoder
 from vitrail.evals.patches.maskcut import MaskCut, Refine, segment
 
-Array = np.ndarray
 OBJECT = 1  # id of the only category
 MEASURES = {"AP": 0, "AP50": 1, "AP75": 2}  # positions in COCOeval's summary
 KINDS = {"box": "bbox", "mask": "segm"}
@@ -189,7 +188,7 @@ def evaluate_maskcut(
 
 
 def predictions(
-    image_id: int, masks: Bool[Array, "M y x"], scores: Sequence[float] | None = None
+    image_id: int, masks: Bool[np.ndarray, "M y x"], scores: Sequence[float] | None = None
 ) -> list[dict[str, Any]]:
     """Returns COCO's results of one image: masks as compressed run lengths, and their boxes.
 
@@ -216,7 +215,7 @@ def predictions(
     return rows
 
 
-def truth_masks(coco: CocoFolder, image: Mapping[str, Any]) -> Bool[Array, "M y x"]:
+def truth_masks(coco: CocoFolder, image: Mapping[str, Any]) -> Bool[np.ndarray, "M y x"]:
     """Returns the masks of an image's annotated objects without crowds, in the file's order."""
     rows = [row for row in coco.truth["annotations"] if row["image_id"] == image["id"]]
     rows = [row for row in rows if not row.get("iscrowd")]

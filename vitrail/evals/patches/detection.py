@@ -16,7 +16,6 @@ from vitrail.evals.figures.overlays import overlays_figure
 from vitrail.evals.patches.coco import CocoFolder, evaluate_maskcut, open_coco, truth_masks
 from vitrail.evals.patches.maskcut import MaskCut, overlap, segment
 
-Array = np.ndarray
 MEASURES = ("AP", "AP50", "AP75")
 
 
@@ -65,7 +64,9 @@ def _draw(context: Context, coco: CocoFolder, config: MaskCut) -> None:
     overlays_figure(images, found, context.figures / "detection.png", truth, pairs)
 
 
-def partners(truth: Bool[Array, "_ y x"], found: Bool[Array, "_ y x"]) -> list[int | None]:
+def partners(
+    truth: Bool[np.ndarray, "_ y x"], found: Bool[np.ndarray, "_ y x"]
+) -> list[int | None]:
     """Returns, for each annotated mask, the number of the found one of largest overlap, if any."""
     numbers: list[int | None] = []
     for mask in truth:

@@ -25,8 +25,6 @@ from vitrail.evals.patches.saliency import (
     whole_patches,
 )
 
-Array = np.ndarray
-
 
 @dataclass(frozen=True)
 class Jaccard:
@@ -50,9 +48,9 @@ class Jaccard:
 
 
 def saliency_jaccard(
-    maps: Float[Array, "B h H W"],
-    masks: Iterable[Bool[Array, "_ _"]],
-    ignored: Iterable[Bool[Array, "_ _"]] | None = None,
+    maps: Float[np.ndarray, "B h H W"],
+    masks: Iterable[Bool[np.ndarray, "_ _"]],
+    ignored: Iterable[Bool[np.ndarray, "_ _"]] | None = None,
     keep: float = KEEP,
 ) -> Jaccard:
     """Computes the Jaccard similarity of thresholded maps and foreground, averaged over images.
@@ -101,7 +99,7 @@ def saliency_jaccard(
     )
 
 
-def _nearest(mask: Bool[Array, "H W"], size: tuple[int, ...]) -> Bool[Array, "_ _"]:
+def _nearest(mask: Bool[np.ndarray, "H W"], size: tuple[int, ...]) -> Bool[np.ndarray, "_ _"]:
     """Resizes a mask of patches: each pixel has the value of the patch that its centre is in."""
     rows, columns = (
         ((2 * np.arange(pixels) + 1) * patches // (2 * pixels)).astype(int)
@@ -112,7 +110,7 @@ def _nearest(mask: Bool[Array, "H W"], size: tuple[int, ...]) -> Bool[Array, "_ 
 
 TOGETHER = 16  # images whose maps are in memory at a time
 
-Marked = tuple[Tensor, Bool[Array, "y x"], Bool[Array, "y x"]]
+Marked = tuple[Tensor, Bool[np.ndarray, "y x"], Bool[np.ndarray, "y x"]]
 
 
 def jaccard(context: Context) -> dict[str, Any]:
@@ -217,7 +215,7 @@ def _chunk(context: Context, rows: range) -> dict[int, Marked]:
     return found
 
 
-def _maps(encoder: Encoder, images: tuple[Tensor, ...], side: int) -> Array:
+def _maps(encoder: Encoder, images: tuple[Tensor, ...], side: int) -> np.ndarray:
     """Returns the saliency maps of images resized to squares of `side` pixels."""
     pixels = [encoder.preprocess.stretched(image, (side, side)) for image in images]
     return pixel_maps(encoder, torch.stack(pixels), "jaccard")
@@ -253,6 +251,6 @@ def _figure(
     )
 
 
-def _middles(length: int, side: int) -> Array:
+def _middles(length: int, side: int) -> np.ndarray:
     """Returns, for each of `side` pixels, the pixel of `length` that its centre is in."""
     return (2 * np.arange(side) + 1) * length // (2 * side)

@@ -39,10 +39,9 @@ from vitrail.evals.figures.overlays import overlays_figure
 from vitrail.evals.patches.normalised_cut import Eigenvector, peak, second_eigenvector
 from vitrail.evals.patches.saliency import token_backbone
 
-Array = np.ndarray
 Solve = Callable[[Tensor], Eigenvector]
 # (image uint8 [S, S, C], mask bool [S, S]) -> refined mask [S, S]
-Refine = Callable[[Array, Array], Array]
+Refine = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 SAME = 0.5  # IoU with the previous mask above which a mask is not new
 LEAST_AREA = 0.01  # share of the patches above which a mask counts
@@ -98,7 +97,7 @@ def segment(
     images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
     config: MaskCut | None = None,
     refine: Refine | None = None,
-) -> list[Bool[Array, "_ _ _"]]:
+) -> list[Bool[np.ndarray, "_ _ _"]]:
     """Finds the objects of each image.
 
     Args:
@@ -130,7 +129,7 @@ def image_keys(
     backbone: TokenBackbone,
     image: UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"],
     size: int,
-) -> tuple[Float[Tensor, "H W D"], UInt8[Array, "S S C"]]:
+) -> tuple[Float[Tensor, "H W D"], UInt8[np.ndarray, "S S C"]]:
     """Returns the last layer's keys of an image resized to a square, and that square in 8 bits.
 
     Args:
@@ -175,7 +174,7 @@ def image_keys(
 
 def discover(
     keys: Float[Tensor, "H W D"], tau: float, masks: int, solve: Solve = second_eigenvector
-) -> Bool[Array, "M H W"]:
+) -> Bool[np.ndarray, "M H W"]:
     """Runs MaskCut on the patch grid; a pure function of the keys.
 
     Args:
@@ -197,7 +196,7 @@ def discover(
     graph_nn = similar(keys, tau)
     taken_HW = np.zeros((height, width), dtype=bool)
     before_HW = np.zeros_like(taken_HW)
-    found: list[Array] = []
+    found: list[np.ndarray] = []
     for _ in range(masks):
         cut = solve(graph_nn)
         if cut.value >= ALIKE:
@@ -223,7 +222,7 @@ def similar(keys: Float[Tensor, "H W D"], tau: float) -> Bool[Tensor, "n n"]:
     return above_nn | above_nn.T
 
 
-def foreground(vector: Float[Tensor, "H W"]) -> Bool[Array, "H W"]:
+def foreground(vector: Float[Tensor, "H W"]) -> Bool[np.ndarray, "H W"]:
     """Returns the object of a cut.
 
     It is the side of the seed, or the other side if the seed's has three of the image's corners;
@@ -243,11 +242,11 @@ def foreground(vector: Float[Tensor, "H W"]) -> Bool[Array, "H W"]:
 
 
 def to_image(
-    masks: Bool[Array, "M H W"],
-    seen: UInt8[Array, "S S C"],
+    masks: Bool[np.ndarray, "M H W"],
+    seen: UInt8[np.ndarray, "S S C"],
     size: Sequence[int],
     refine: Refine | None = None,
-) -> Bool[Array, "m y x"]:
+) -> Bool[np.ndarray, "m y x"]:
     """Resizes masks of patches to masks of the image; empty ones are dropped.
 
     Args:
@@ -260,7 +259,7 @@ def to_image(
         masks of the image, bool [m, y, x], with m at most M.
     """
     patch = seen.shape[0] // masks.shape[1]
-    pixels: list[Array] = []
+    pixels: list[np.ndarray] = []
     for mask_HW in masks:
         mask_SS = np.kron(mask_HW, np.ones((patch, patch), dtype=bool))
         if refine is not None:
@@ -273,8 +272,8 @@ def to_image(
 
 
 def _refined(
-    mask_SS: Bool[Array, "S S"], seen_SSC: UInt8[Array, "S S C"], refine: Refine
-) -> Bool[Array, "S S"]:
+    mask_SS: Bool[np.ndarray, "S S"], seen_SSC: UInt8[np.ndarray, "S S C"], refine: Refine
+) -> Bool[np.ndarray, "S S"]:
     """Returns the refined mask with its holes filled; empty if it changed too much."""
     refined_SS = ndimage.binary_fill_holes(refine(seen_SSC, mask_SS))
     if overlap(mask_SS, refined_SS) < LEAST_KEPT:
@@ -282,6 +281,6 @@ def _refined(
     return refined_SS
 
 
-def overlap(one: Bool[Array, "*size"], other: Bool[Array, "*size"]) -> float:
+def overlap(one: Bool[np.ndarray, "*size"], other: Bool[np.ndarray, "*size"]) -> float:
     """Returns the intersection over union of two masks; 0 if both are empty."""
     return float((one & other).sum() / max(int((one | other).sum()), 1))

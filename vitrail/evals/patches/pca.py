@@ -18,11 +18,10 @@ from torch import Tensor
 
 from vitrail.encoder import Encoder, evaluating
 from vitrail.evals.contract import Context
-from vitrail.evals.features import shown
+from vitrail.evals.features import as_colours
 from vitrail.evals.figures.grid import Cell, cell_side, enlarge, save_grid, upsample
 from vitrail.evals.patches.saliency import OUTSIDE, at_size
 
-Array = np.ndarray
 PARTS_CLASSES, PARTS_EACH = 4, 4  # columns and rows of the picture of parts
 
 
@@ -50,13 +49,13 @@ class PatchComponents:
         explained: share of the variance of each component, float [4].
     """
 
-    first: Float[Array, "N H W"]
-    foreground: Bool[Array, "N H W"]
-    colours: Float[Array, "N H W 3"]
-    explained: Float[Array, " 4"]
+    first: Float[np.ndarray, "N H W"]
+    foreground: Bool[np.ndarray, "N H W"]
+    colours: Float[np.ndarray, "N H W 3"]
+    explained: Float[np.ndarray, " 4"]
 
 
-def patch_features(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "N H W D"]:
+def patch_features(encoder: Encoder, images: list[Tensor]) -> Float32[np.ndarray, "N H W D"]:
     """Returns the patch features of images.
 
     Args:
@@ -76,7 +75,7 @@ def patch_features(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "N 
     return patches.float().cpu().numpy()
 
 
-def patch_components(patches: Float32[Array, "N H W D"]) -> PatchComponents:
+def patch_components(patches: Float32[np.ndarray, "N H W D"]) -> PatchComponents:
     """Computes the four leading components of all patches together.
 
     A pure function of the features.
@@ -116,7 +115,7 @@ def patch_components(patches: Float32[Array, "N H W D"]) -> PatchComponents:
     )
 
 
-def otsu(values: Float[Array, "..."], bins: int = 256) -> float:
+def otsu(values: Float[np.ndarray, "..."], bins: int = 256) -> float:
     """Returns the threshold that splits values with the largest between-class variance.
 
     Source: Otsu 1979, eq. 18. Of equal thresholds, the middle one.
@@ -147,7 +146,7 @@ def pca_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
     side = cell_side(encoder.preprocess.size)
     colour_map = matplotlib.colormaps["viridis"]
     columns = []
-    for n, image_SSc in enumerate(shown(encoder, images)):
+    for n, image_SSc in enumerate(as_colours(encoder, images)):
         first = colour_map(np.clip(upsample(components.first[n], side), 0, 1))[..., :3]
         inside, colours = _parts(components, n, side)
         drawn_SSc = enlarge(image_SSc, side)
@@ -173,14 +172,14 @@ def parts_figure(encoder: Encoder, groups: dict[str, list[Tensor]], path: Path) 
     titles = []
     for name, images in groups.items():
         components = patch_components(patch_features(encoder, images))
-        columns.append([Cell(image) for image in shown(encoder, images)])
+        columns.append([Cell(image) for image in as_colours(encoder, images)])
         columns.append([Cell(_parts(components, n, side)[1]) for n in range(len(images))])
         titles += [name if len(name) <= 16 else f"{name[:15]}…", ""]
     rows = [list(row) for row in zip(*columns, strict=True)]
     return save_grid(rows, path, side=side, columns=titles)
 
 
-def _parts(components: PatchComponents, n: int, side: int) -> tuple[Array, Array]:
+def _parts(components: PatchComponents, n: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the foreground of image n, bool [side, side, 1], and its colours [side, side, 3]."""
     channels = [upsample(components.colours[n, ..., c], side) for c in range(3)]
     inside = upsample(components.foreground[n].astype(np.float32), side)[..., None] > 0.5

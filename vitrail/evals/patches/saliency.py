@@ -16,10 +16,8 @@ from torch import Tensor
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.encoder import Encoder, evaluating
 from vitrail.evals.contract import Context
-from vitrail.evals.features import shown
+from vitrail.evals.features import as_colours
 from vitrail.evals.figures.grid import Cell, cell_side, heat, save_grid
-
-Array = np.ndarray
 
 KEEP = 0.6  # share of a map's mass inside the mask
 MAX_HEADS = 6  # heads drawn at most
@@ -78,7 +76,7 @@ def at_size(encoder: Encoder, size: int | None, protocol: str) -> Encoder:
     return Encoder(encoder.backbone, replace(own, size=side, resize=resize), encoder.info)
 
 
-def token_maps(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "N h H W"]:
+def token_maps(encoder: Encoder, images: list[Tensor]) -> Float32[np.ndarray, "N h H W"]:
     """Returns the last layer's map of each head; each map sums to 1 over the patches.
 
     Args:
@@ -93,7 +91,7 @@ def token_maps(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "N h H 
 
 def pixel_maps(
     encoder: Encoder, pixels: Float[Tensor, "N C S s"], protocol: str = "saliency"
-) -> Float32[Array, "N h H W"]:
+) -> Float32[np.ndarray, "N h H W"]:
     """Returns `token_maps` of preprocessed images whose sides are whole patches."""
     backbone = token_backbone(encoder, protocol)
     with evaluating(backbone):
@@ -102,7 +100,7 @@ def pixel_maps(
     return (maps_NhHW / mass).float().cpu().numpy()
 
 
-def mass_mask(values: Float[Array, "H W"], keep: float = KEEP) -> Bool[Array, "H W"]:
+def mass_mask(values: Float[np.ndarray, "H W"], keep: float = KEEP) -> Bool[np.ndarray, "H W"]:
     """Returns the fewest patches, largest first, that hold at least `keep` of the mass.
 
     Ties are ordered by position.
@@ -131,7 +129,7 @@ def saliency_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
     side = cell_side(encoder.preprocess.size)
     heads = range(min(maps_NhHW.shape[1], MAX_HEADS))
     columns = []
-    for image_SSc, maps_hHW in zip(shown(encoder, images), maps_NhHW, strict=True):
+    for image_SSc, maps_hHW in zip(as_colours(encoder, images), maps_NhHW, strict=True):
         average = maps_hHW.mean(0)
         marked = mark(image_SSc, mass_mask(average))
         cells = [image_SSc, heat(average, side), marked, *(heat(maps_hHW[h], side) for h in heads)]
@@ -142,8 +140,8 @@ def saliency_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
 
 
 def mark(
-    image: Float[Array, "S s c"], mask: Bool[Array, "H W"], tint: float = 0.4
-) -> Float[Array, "S s colours"]:
+    image: Float[np.ndarray, "S s c"], mask: Bool[np.ndarray, "H W"], tint: float = 0.4
+) -> Float[np.ndarray, "S s colours"]:
     """Returns the image tinted inside the mask and darker outside.
 
     Args:

@@ -29,8 +29,6 @@ from vitrail.evals.patches.saliency import (
     whole_patches,
 )
 
-Array = np.ndarray
-
 FORMATS = (".gif", ".webp")
 MAX_PIXELS = 2**28  # of the whole animation, which Pillow keeps in memory: 0.8 GB as RGB
 MAX_PATCHES = 16384  # of a frame: 1024 × 1024 pixels at a patch of 8
@@ -193,7 +191,7 @@ class _Drawing:
             sheet.paste(drawn.resize((width, height), way), (i * (width + GAP), 0))
         return sheet
 
-    def _map(self, pixels: Float[Tensor, "C S s"]) -> Float[Array, "H W"]:
+    def _map(self, pixels: Float[Tensor, "C S s"]) -> Float[np.ndarray, "H W"]:
         """Returns the map of the chosen head, or the average over heads."""
         maps_hHW = pixel_maps(self.encoder, pixels[None])[0]
         if self.head is None:

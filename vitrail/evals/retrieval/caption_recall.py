@@ -16,12 +16,10 @@ from rich.table import Table
 
 from vitrail.data.subset import Subset
 from vitrail.evals.contract import Context
-from vitrail.evals.features import shown
+from vitrail.evals.features import as_colours
 from vitrail.evals.figures.grid import RIGHT, Cell, cell_side, save_grid
 from vitrail.evals.protocol import ResultRow
 from vitrail.text_encoder import TextEncoder
-
-Array = np.ndarray
 
 KS = (1, 5, 10)
 TIED = 1e-6  # cosines that differ by less count as equal: about the rounding of float32
@@ -30,8 +28,8 @@ ROWS, NEAREST = 6, 5  # captions, and images drawn for each
 
 
 def retrieval(
-    images: Float32[Array, "N Z"],
-    texts: Float32[Array, "N Z"],
+    images: Float32[np.ndarray, "N Z"],
+    texts: Float32[np.ndarray, "N Z"],
     pictures: Sequence[str],
     captions: Sequence[str],
     ks: Sequence[int] = KS,
@@ -68,7 +66,7 @@ def retrieval(
     }
 
 
-def require_finite(protocol: str, *vectors: Array) -> None:
+def require_finite(protocol: str, *vectors: np.ndarray) -> None:
     """Checks that vectors hold neither NaN nor infinity.
 
     Args:
@@ -85,7 +83,9 @@ def require_finite(protocol: str, *vectors: Array) -> None:
         )
 
 
-def _numbered(names: Sequence[str]) -> tuple[Int64[Array, " different"], Int64[Array, " N"]]:
+def _numbered(
+    names: Sequence[str],
+) -> tuple[Int64[np.ndarray, " different"], Int64[np.ndarray, " N"]]:
     """Returns (the first row of each distinct name, the number of each row's name)."""
     number: dict[str, int] = {}
     rows = np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
@@ -93,7 +93,7 @@ def _numbered(names: Sequence[str]) -> tuple[Int64[Array, " different"], Int64[A
 
 
 def _recalls(
-    queries: Array, candidates: Array, pairs: Array, ks: Sequence[int]
+    queries: np.ndarray, candidates: np.ndarray, pairs: np.ndarray, ks: Sequence[int]
 ) -> dict[str, float]:
     """Returns recall, chance and median rank of one direction."""
     ranks = first_ranks(queries, candidates, pairs)
@@ -105,8 +105,10 @@ def _recalls(
 
 
 def first_ranks(
-    queries: Float32[Array, "Q Z"], candidates: Float32[Array, "C Z"], pairs: Int64[Array, "P 2"]
-) -> Int64[Array, " Q"]:
+    queries: Float32[np.ndarray, "Q Z"],
+    candidates: Float32[np.ndarray, "C Z"],
+    pairs: Int64[np.ndarray, "P 2"],
+) -> Int64[np.ndarray, " Q"]:
     """Counts the wrong candidates before the first correct one, or equal to it up to TIED.
 
     Args:
@@ -134,7 +136,7 @@ def first_ranks(
     return ranks
 
 
-def _chance(candidates: int, right: Array, k: int) -> Array:
+def _chance(candidates: int, right: np.ndarray, k: int) -> np.ndarray:
     """Returns 1 - (C - r choose k) / (C choose k) for each r of `right`.
 
     This is the probability that k of C candidates drawn without replacement contain one of r.
@@ -175,13 +177,13 @@ def require_text(context: Context, protocol: str) -> TextEncoder:
     return context.text
 
 
-def _draw(context: Context, images: Array, texts: Array) -> None:
+def _draw(context: Context, images: np.ndarray, texts: np.ndarray) -> None:
     """Draws figures/retrieval.png: a caption's own image, then those most similar to it."""
     source, rows = context.test.source, []
 
-    def picture(row: int) -> Array:
+    def picture(row: int) -> np.ndarray:
         image = source.read(int(context.test.index[row])).image
-        return shown(context.encoder, [image])[0]
+        return as_colours(context.encoder, [image])[0]
 
     def caption(row: int) -> str:
         return source.text(int(context.test.index[row])) or ""

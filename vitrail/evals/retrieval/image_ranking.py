@@ -23,8 +23,6 @@ from vitrail.data.views.apply import full_precision
 from vitrail.evals.classification.knn import check_labels
 from vitrail.evals.contract import Context
 
-Array = np.ndarray
-
 KS = (1, 5, 10)
 CHUNK = 2**21  # similarities in memory at a time
 
@@ -47,8 +45,8 @@ class Ranking:
 
 
 def rank_classes(
-    features: Float32[Array, "N D"],
-    labels: Int64[Array, " N"],
+    features: Float32[np.ndarray, "N D"],
+    labels: Int64[np.ndarray, " N"],
     ks: Sequence[int] = KS,
     device: str = "cpu",
 ) -> Ranking:

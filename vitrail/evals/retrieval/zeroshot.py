@@ -23,8 +23,6 @@ from vitrail.evals.protocol import ResultRow
 from vitrail.evals.retrieval.caption_recall import require_finite, require_text
 from vitrail.text_encoder import TextEncoder
 
-Array = np.ndarray
-
 TEMPLATES = ("{}",)  # the bare name: no template fits the captions of every source
 
 
@@ -41,8 +39,8 @@ class Zeroshot:
 
 def zeroshot(
     text: TextEncoder,
-    images: Float32[Array, "N Z"],
-    labels: Int64[Array, " N"],
+    images: Float32[np.ndarray, "N Z"],
+    labels: Int64[np.ndarray, " N"],
     classes: Sequence[str],
     templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, float]:
@@ -84,7 +82,7 @@ def zeroshot(
 
 def class_vectors(
     text: TextEncoder, classes: Sequence[str], templates: Sequence[str]
-) -> Float32[Array, "K Z"]:
+) -> Float32[np.ndarray, "K Z"]:
     """Returns a unit vector for each class: the normalised mean of its prompts' unit vectors.
 
     Args:
