@@ -1,7 +1,7 @@
-"""The row of an evaluation protocol: all that the evaluation and the report have to know of it.
+"""The row of an evaluation protocol: all that the evaluation and the report need about it.
 
-A row imports no code: what it refers to is "package.module:name" (or the object itself, in another
-package's row).
+A row imports no code: its references are "package.module:name" strings (or the objects themselves,
+in rows of other packages).
 """
 
 from collections.abc import Callable, Mapping

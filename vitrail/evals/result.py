@@ -15,7 +15,7 @@ class Evaluation(dict[str, Any]):
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns it as a plain dict, ready for JSON."""
+        """Returns the results as a plain dict, which can be written as JSON."""
         return dict(self)
 
     def _repr_html_(self) -> str:

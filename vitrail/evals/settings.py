@@ -32,9 +32,10 @@ class Shared:
     """The settings that several protocols share.
 
     Attributes:
-        seed: of draws, probes, fine-tuning and pictures; the 1 % and 10 % subsets have their own.
-        metric: what accuracies are; mean_per_class averages over the test classes. None for what
-            the data ask for, which is accuracy for most.
+        seed: seed of draws, probes, fine-tuning and pictures; the 1 % and 10 % subsets have fixed
+            seeds.
+        metric: metric of the accuracies; mean_per_class averages over the test classes. None for
+            the metric of the source, which is accuracy for most.
         pictures: images in each figure, at least 1.
         image_size: pixels a side, rounded down to whole patches, of the images for `saliency`,
             `pca`, `parts` and `jaccard`; None is the encoder's own.

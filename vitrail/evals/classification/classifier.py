@@ -79,9 +79,9 @@ def layer_groups(
     Biases, 1-D parameters and those of the backbone's `no_weight_decay` have no weight decay.
 
     Args:
-        network: whose parameters they hold.
+        network: classifier to train.
         layer_decay: factor of the learning rate per layer, from the head downwards.
-        weight_decay: of all other parameters.
+        weight_decay: weight decay of all other parameters.
     """
     depths, n_layers = layer_of(network.backbone)
     free = {f"backbone.{name}" for name in network.backbone.no_weight_decay()}

@@ -1,4 +1,4 @@
-"""Which classes k-NN takes for which.
+"""The protocol `confusion`: a confusion matrix of the k-NN predictions.
 
 Shape legend: M test samples.
 """

@@ -29,7 +29,7 @@ class Linear:
     """The settings of the linear classifier with few labels.
 
     Attributes:
-        draws: random choices of the 10 labelled images per class, at least 1.
+        draws: number of random draws of the 10 labelled images per class, at least 1.
     """
 
     draws: int = 10
@@ -138,7 +138,7 @@ def linear_1_percent(context: Context) -> dict[str, dict[str, float]]:
 
 
 def linear_10_percent(context: Context) -> dict[str, dict[str, float]]:
-    """Measures the same with 10 %."""
+    """Measures means and deviations by kind, over the subsets of 10 % of the labels."""
     return _of_share(context, 0.1)
 
 

@@ -1,4 +1,4 @@
-"""The linear classifier of the best of several features, which held-out train rows choose."""
+"""Linear classification on the best of several features, selected on held-out train rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ class LinearSweep:
     """The settings of the sweep.
 
     Attributes:
-        last_blocks: blocks, from the last, whose class tokens may be chosen, at least 1.
+        last_blocks: number of blocks, from the last, whose class tokens are candidates, at least 1.
     """
 
     last_blocks: int = LAST_BLOCKS
@@ -29,10 +29,10 @@ class LinearSweep:
 
 
 def linear_sweep(context: Context, config: LinearSweep) -> dict[str, Any]:
-    """Measures accuracies by kind, with all labels; "chosen" names features and penalty by kind.
+    """Measures accuracies by kind with all labels; "chosen" has the features and penalty by kind.
 
-    Both splits are read once more. All choices lie in one float32 table, with (1 + last_blocks) D
-    columns for each kind of encoder.
+    Both splits are read once more. All choices are columns of one float32 table, which has
+    (1 + last_blocks) D columns for each kind of encoder.
     """
     train, test = context.train, context.test
     check_labels(test.labels, "test")

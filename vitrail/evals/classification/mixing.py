@@ -42,11 +42,11 @@ def mixed(
     """Returns mixed images and soft targets of a batch; a function of (seed, step).
 
     Args:
-        images: of the batch, of an even number.
-        labels: their classes.
-        n_classes: K.
-        seed: of the draw.
-        step: of the training.
+        images: images of the batch, an even number, float [B, C, S, S].
+        labels: classes of the images, int [B].
+        n_classes: number of classes K.
+        seed: seed of the draw.
+        step: step of the training.
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none; with both, one of the two is drawn for each batch.
         label_smoothing: in [0, 1).

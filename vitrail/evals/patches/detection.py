@@ -1,4 +1,4 @@
-"""Objects that MaskCut finds without labels, against annotated ones.
+"""The protocol `detection`: precision of MaskCut's objects against annotated ones.
 
 Shape legend: M masks of an image · y, x its pixels.
 """
@@ -77,7 +77,7 @@ def partners(
 
 
 def detection_table(numbers: Mapping[str, Any]) -> Table:
-    """For a terminal, in percent."""
+    """Returns the results as a table for the terminal, in percent."""
     images = numbers["trained"]["images"]
     title = f"objects found by MaskCut in {images} images, class-agnostic, %"
     table = Table(title=title, title_justify="left")

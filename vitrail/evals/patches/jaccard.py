@@ -136,8 +136,8 @@ def jaccard(context: Context) -> dict[str, Any]:
     parts: dict[str, list[Jaccard]] = {kind: [] for kind in encoders}
     shares: list[float] = []
     total = len(context.test.index)
-    turn = np.argsort(context.chosen(total))  # of each row to be drawn, if its turn comes
-    looked_at: dict[int, Marked] = {}
+    draw_rank = np.argsort(context.chosen(total))  # place of each row in the order of drawing
+    to_draw: dict[int, Marked] = {}
     for start in range(0, total, TOGETHER):
         chunk = _chunk(context, range(start, min(start + TOGETHER, total)))
         if not chunk:
@@ -147,15 +147,15 @@ def jaccard(context: Context) -> dict[str, Any]:
         for kind, encoder in encoders.items():
             maps = _maps(encoder, images, side)
             parts[kind].append(saliency_jaccard(maps, masks, ignored))
-        looked_at |= {int(turn[row]): marked for row, marked in chunk.items()}
-        looked_at = dict(sorted(looked_at.items())[: context.pictures])
+        to_draw |= {int(draw_rank[row]): marked for row, marked in chunk.items()}
+        to_draw = dict(sorted(to_draw.items())[: context.pictures])
     if not shares:
         raise ValueError(
             f"jaccard: {source.spec}: none of its {total} images has a mask of an object "
             "that can be read"
         )
     found = {kind: merged(of_kind) for kind, of_kind in parts.items()}
-    _figure(encoders, found, list(looked_at.values()), side, context.figures / "jaccard.png")
+    _figure(encoders, found, list(to_draw.values()), side, context.figures / "jaccard.png")
     numbers: dict[str, Any] = {kind: asdict(result) for kind, result in found.items()}
     for of_kind in numbers.values():
         del of_kind["images"]
@@ -224,17 +224,17 @@ def _maps(encoder: Encoder, images: tuple[Tensor, ...], side: int) -> np.ndarray
 def _figure(
     encoders: dict[str, Encoder],
     found: dict[str, Jaccard],
-    looked_at: list[Marked],
+    to_draw: list[Marked],
     side: int,
     path: Path,
 ) -> Path:
     """Writes a column per image: the image, its objects, and each encoder's best head's mask."""
-    images = tuple(image for image, _, _ in looked_at)
+    images = tuple(image for image, _, _ in to_draw)
     maps = {kind: _maps(encoder, images, side) for kind, encoder in encoders.items()}
     own = encoders["trained"].preprocess
     mean, std = (torch.tensor(v)[:, None, None] for v in (own.mean, own.std))
     columns = []
-    for i, (image, foreground, _) in enumerate(looked_at):
+    for i, (image, foreground, _) in enumerate(to_draw):
         seen_CSS = own.stretched(image, (side, side)) * std + mean
         picture = in_colours(seen_CSS[None], fill_no_range(image))[0].permute(1, 2, 0).numpy()
         rows, across = (_middles(length, side) for length in foreground.shape)
