@@ -76,9 +76,9 @@ def training_points(rows: Sequence[dict[str, Any]]) -> dict[str, Points]:
 
 def health_points(rows: Sequence[dict[str, Any]]) -> dict[str, Points]:
     """Returns (step, value) of each health measure."""
-    checks = [(row.get("step", i), row.get("health")) for i, row in enumerate(rows)]
-    checks = [(step, values) for step, values in checks if values and isinstance(values, dict)]
-    return _points(sorted({name for _, values in checks for name in values}), checks)
+    found = [(row.get("step", i), row["health"]) for i, row in enumerate(rows) if row.get("health")]
+    found = [(step, values) for step, values in found if isinstance(values, dict)]
+    return _points(sorted({name for _, values in found for name in values}), found)
 
 
 def _points(names: Sequence[str], rows: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, Points]:
