@@ -8,7 +8,6 @@ from sklearn.decomposition import PCA
 
 from tests.evals.synthetic_runs import image_folder, tiny_encoder
 from vitrail.evals import feature_map
-from vitrail.evals.contract import Settings
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.feature_map import (
     COLOURS,
@@ -130,6 +129,5 @@ def test_the_layout_is_a_setting(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     tiny_encoder("digits").save(tmp_path / "run")
     with pytest.raises(ValueError, match="map_layout 'umap' needs UMAP"):
-        evaluate(
-            tmp_path / "run", protocols=["map"], settings=Settings(map_layout="umap"), quiet=True
-        )
+        umap = {"map": {"layout": "umap"}}
+        evaluate(tmp_path / "run", protocols=["map"], settings=umap, quiet=True)
