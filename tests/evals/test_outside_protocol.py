@@ -69,7 +69,7 @@ def test_it_is_run_by_default_written_reported_and_reused(run, capsys):
     assert written["figures"] == {"brightness": "figures/brightness.png"}
     page = build_report(run).read_text()
     text = words_of(page)
-    assert "Brightness All are alike, times 2.0." in text
+    assert "BrightnessAll are alike, times 2.0." in text  # <b> and <small>
     assert "--protocols brightness --brightness.scale 2.0" in text
     [image] = Elements(page).attributes("img")
     assert image["alt"] == "Brightness: a square. Grey, whatever the images are."

@@ -54,14 +54,16 @@ def test_its_function_takes_a_context_and_its_configs(name, row):
     assert "{" not in row.explanation.format(**words)
 
 
-def test_every_setting_has_help():
+def test_every_setting_has_help(capsys):
     groups = {f.name: f.type for f in dataclasses.fields(settings_type())}
     options = [*dataclasses.fields(Shared)]
     for name, config in groups.items():
         if dataclasses.is_dataclass(config):
             options += dataclasses.fields(config)
             assert f"\n        {dataclasses.fields(config)[0].name}: " in config.__doc__, name
-    text = tyro.extras.get_parser(settings_type()).format_help()
+    with pytest.raises(SystemExit):
+        tyro.cli(settings_type(), args=["--help"])
+    text = capsys.readouterr().out
     assert len(options) > 25
     for option in options:
         assert option.name.replace("_", "-") in text
