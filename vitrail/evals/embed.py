@@ -1,4 +1,4 @@
-"""Features of a source, written to a file for other tools."""
+"""The command `vitrail embed`: writes the features of a source to a file for other tools."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,14 +24,18 @@ def embed(
     workers: int = 0,
     max_bad_fraction: float | None = None,
 ) -> Path:
-    """Embeds every readable image of a source, and says which cannot be read.
+    """Writes the features of all readable images of a source, and prints the unreadable ones.
 
     Args:
-        path: a run's folder or an encoder.safetensors. data: a source SPEC, None for the run's own.
+        path: a run's folder or an encoder.safetensors.
         out: FILE.npz with arrays `features` float32 [N, D], `labels` int64 [N] (-1 for none) and
             `ids` str [N]; or FILE.parquet with these as columns.
-        max_bad_fraction: of the files; more that cannot be read are an error. As the run has it,
-            where not given.
+        data: a source SPEC; None for the run's own.
+        split: split of the source.
+        device: torch device of the encoder.
+        workers: processes that decode images; 0 decodes in this one.
+        max_bad_fraction: share of the files, in [0, 1], above which unreadable files are an error;
+            None for the run's own.
 
     Raises:
         ValueError: another suffix, a missing extra, nothing to embed, or too many bad files.
@@ -39,7 +43,7 @@ def embed(
     out = Path(out)
     if out.suffix not in (".npz", ".parquet"):
         raise ValueError(f"--out {out}: the suffix must be .npz or .parquet")
-    if out.suffix == ".parquet" and find_spec("pyarrow") is None:  # before hours of work
+    if out.suffix == ".parquet" and find_spec("pyarrow") is None:  # checked before hours of work
         raise ValueError(f"--out {out} needs pyarrow: pip install 'vitrail[parquet]'")
     encoder = Encoder.load(path, device=device)
     spec = data or encoder.info.get("data")
@@ -61,7 +65,7 @@ def embed(
 
 
 def _write_parquet(out: Path, embedded: np.ndarray, labels: np.ndarray, ids: list[str]) -> None:
-    import pyarrow as pa
+    import pyarrow as pa  # lazy import: pyarrow is an optional dependency
     import pyarrow.parquet as pq
 
     rows = pa.FixedSizeListArray.from_arrays(pa.array(embedded.ravel()), embedded.shape[1])

@@ -14,7 +14,7 @@ METRICS = {"accuracy": "test accuracy", "mean_per_class": "test accuracy, mean o
 def results_table(results: Mapping[str, Any]) -> Table:
     """Returns accuracies in percent: a row for each protocol, with one for each k of k-NN.
 
-    Protocols with a table of their own are not in it.
+    Protocols with their own table are left out.
     """
     table = Table(title=results_title(results), title_justify="left")
     table.add_column("")

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs between them, and where their numbers can be compared."""
+"""The comparison of several runs: their differences, and which of their numbers are comparable."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,13 @@ RANK = "RankMe"
 
 
 class Matrix(NamedTuple):
-    """A table on one source of data; a column for each run."""
+    """A table of results on one source of data, with a column for each run.
+
+    Attributes:
+        data: SPEC of the source.
+        rows: title and cells of each row.
+        again: command for each run that measures the numbers again.
+    """
 
     data: str
     rows: list[tuple[Row, list[Cell]]]
@@ -37,7 +43,15 @@ class Matrix(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """shown: (run, its picture or None). warning: why these are not alike."""
+    """The pictures of one kind, side by side.
+
+    Attributes:
+        name: name of the picture.
+        words: its heading and explanation.
+        warning: settings, beside the encoder, in which the pictures differ; empty if none.
+        shown: (run, its picture or None).
+        again: commands that make the pictures again.
+    """
 
     name: str
     words: Words
@@ -47,10 +61,10 @@ class Gallery(NamedTuple):
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
-    """Each run with a label that no other has.
+    """Reads the files of several runs and gives each a unique label.
 
     Raises:
-        ValueError: a run that is not there, or the same one twice.
+        ValueError: a run that does not exist, or the same run twice.
     """
     resolved = [path.resolve() for path in paths]
     for path in resolved:
@@ -63,7 +77,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
 
 
 def _label(path: Path, others: Sequence[Path]) -> str:
-    """The shortest end of a path that no other has."""
+    """Returns the shortest end of a path that is unique among the others."""
     for length in range(1, len(path.parts) + 1):
         end = path.parts[-length:]
         if sum(other.parts[-length:] == end for other in others) == 1:
@@ -72,8 +86,8 @@ def _label(path: Path, others: Sequence[Path]) -> str:
 
 
 def comparison(runs: Sequence[RunFiles], out: Path) -> dict[str, Any]:
-    """What the page of several runs shows."""
-    galleries = _galleries(runs)  # first: what it leaves out becomes a remark
+    """Returns the context of the template for several runs."""
+    galleries = _galleries(runs)  # first, as it adds a remark for each picture left out
     return {
         "names": [files.label for files in runs],
         "remarks": _remarks(runs),
@@ -93,10 +107,11 @@ def comparison(runs: Sequence[RunFiles], out: Path) -> dict[str, Any]:
 
 
 def _remarks(runs: Sequence[RunFiles]) -> list[str]:
-    said = []
+    """Returns the remarks on each run, and one on evaluations with different settings."""
+    remarks = []
     for files in runs:
         sentences = [state(files), *files.remarks]
-        said += [f"{files.label}: {sentence}" for sentence in sentences if sentence]
+        remarks += [f"{files.label}: {sentence}" for sentence in sentences if sentence]
     evaluated = [files for files in runs if files.evaluation]
     unlike = _unlike([{"data": f.evaluation.get("data")} | _settings(f) for f in evaluated])
     rows = (*PROTOCOLS, "features")
@@ -109,11 +124,11 @@ def _remarks(runs: Sequence[RunFiles]) -> list[str]:
         text = "; ".join(
             f"{name} ({', '.join(_pairs(evaluated, values))})" for name, values in unlike.items()
         )
-        said.append(
+        remarks.append(
             f"These runs were not evaluated alike: {text}. Numbers are not comparable where this "
             "changes what is measured; tables are by data, and rows say what else differs."
         )
-    return said
+    return remarks
 
 
 def _pairs(runs: Sequence[RunFiles], values: Sequence[Any]) -> list[str]:
@@ -130,7 +145,7 @@ def _settings(files: RunFiles) -> dict[str, Any]:
 
 
 def _unlike(tables: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """name -> the values, where they are not all the same."""
+    """Returns the values of each name for which they are not all the same."""
     names = dict.fromkeys(name for table in tables for name in table)
     columns = {name: [table.get(name) for table in tables] for name in names}
     return {name: column for name, column in columns.items() if _several(column)}
@@ -156,7 +171,7 @@ def _same(tables: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def _matrices(runs: Sequence[RunFiles]) -> list[Matrix]:
-    """A table for each source that any run was evaluated on."""
+    """Returns a table for each source that any run was evaluated on."""
     results = [_by_source(files) for files in runs]
     sources = dict.fromkeys(spec for found in results for spec in found)
     return [m for spec in sources if (m := _matrix(spec, runs, results)).rows]
@@ -197,7 +212,11 @@ def _matrix(
 
 
 def _measured_again(files: RunFiles, spec: str, names: Sequence[str]) -> str:
-    """Other sources than the first are measured after it: alone, one would take its place."""
+    """Returns the command that measures numbers again.
+
+    A source other than the first is listed after it: alone, it would replace the first one's
+    results.
+    """
     first = str(files.evaluation.get("data"))
     sources = [] if spec == first else [first, spec]
     protocols = [name for name in PROTOCOLS if name in names]
@@ -205,14 +224,14 @@ def _measured_again(files: RunFiles, spec: str, names: Sequence[str]) -> str:
 
 
 def _titles(tables: Sequence[dict[str, Row]]) -> list[str]:
-    """Those of any table: protocols in their order, k of each from small to large."""
+    """Returns the titles of all tables, by the order of protocols, then by increasing k."""
     rows = {title: row for table in tables for title, row in table.items()}
     names = [*PROTOCOLS, "features"]
     return sorted(rows, key=lambda title: (names.index(rows[title].name), rows[title].k or 0))
 
 
 def _rows(numbers: dict[str, Any]) -> list[Row]:
-    """Everything that a run has one number of, on one source."""
+    """Returns a row for each result of a run on one source that is a single number."""
     rows = accuracy_rows(numbers, name_k=True)
     rows += word_rows(numbers)
     if isinstance(as_dict(numbers.get("features")).get("rankme"), (int, float)):
@@ -235,7 +254,7 @@ def _cell(row: Row) -> Cell:
 
 
 def _warning(name: str, runs: Sequence[RunFiles], numbers: Sequence[dict[str, Any]]) -> str:
-    """Why the numbers of a row are not comparable, or nothing."""
+    """Returns the reason why the numbers of a row are not comparable; empty if they are."""
     changed = [s for s in _unlike([_settings(files) for files in runs]) if _touches(s, name)]
     counts = _unlike([{key: n.get(key, False) for key in COUNTS} for n in numbers])
     unlike = [*changed, *(COUNTS[key] for key in counts)]

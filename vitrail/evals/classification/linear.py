@@ -128,9 +128,8 @@ def linear_predict(
     if len(train) > LOGISTIC_MAX_ROWS:
         head = fit_probe(train, labels, Probe(seed=seed), device, choices)
         return Found(probe_predict(head, test), head.choice, f"lr={head.lr:g}")
-    with threadpool_limits(
-        1
-    ):  # on matrices this small, synchronising threads costs more than it saves
+    # on matrices this small, synchronising threads costs more than it saves
+    with threadpool_limits(1):
         found = {
             name: _logistic(train[:, columns], labels, test[:, columns], seed)
             for name, columns in choices.items()
