@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test check format docs clean
 
 install: .venv/installed
 
@@ -34,3 +34,7 @@ format: install
 
 clean:
 	rm -rf .venv build dist *.egg-info
+
+# Writes the tables of README.md and docs/reference.md from the registries.
+docs: install
+	$(BIN)/python docs/generate.py
