@@ -29,6 +29,7 @@ def test_a_table_that_is_out_of_date_is_written_anew(generate):
     new = generate.generated(page)
     assert "| `simdino` |" in new
     assert "old" not in new
-    assert new.startswith("# Title\n") and new.endswith("the rest\n")
+    assert new.startswith("# Title\n")
+    assert new.endswith("the rest\n")
     with pytest.raises(ValueError, match="no block 'objektives'"):
         generate.generated("<!-- objektives -->\n<!-- /objektives -->")
