@@ -128,6 +128,6 @@ def test_unlabelled_images_are_mapped_raw_untrained_and_trained(tmp_path, monkey
 def test_the_layout_is_a_setting(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     tiny_encoder("digits").save(tmp_path / "run")
+    umap = {"map": {"layout": "umap"}}
     with pytest.raises(ValueError, match="map_layout 'umap' needs UMAP"):
-        umap = {"map": {"layout": "umap"}}
         evaluate(tmp_path / "run", protocols=["map"], settings=umap, quiet=True)
