@@ -7,7 +7,6 @@ import pytest
 
 from tests.evals.synthetic_runs import image_folder, tiny_encoder
 from vitrail.data.loading.quarantine import Quarantine
-from vitrail.evals.contract import Settings
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.splits import MAX_BAD_FRACTION, bad_file_limit, bad_file_summary
@@ -67,7 +66,7 @@ def test_other_protocols_than_features_share_the_list(run, monkeypatch):
 def test_pictures_name_what_they_cannot_show(run, capsys):
     """Where no features are asked for, nothing has read the images before."""
     allow(run, 0.5)
-    results = evaluate(run, protocols=["pca"], settings=Settings(pictures=30))
+    results = evaluate(run, protocols=["pca"], settings={"pictures": 30})
     names = [name for name in ("a/0.png", "a/1.png", "b/7.png") if name in capsys.readouterr().out]
     assert results["bad"] == {"test": len(names)}
     assert names

@@ -15,13 +15,12 @@ import torch
 from rich.console import Console
 
 from vitrail.atomic import write_atomically
-from vitrail.backbones.contract import TokenBackbone
-from vitrail.config import suggest
 from vitrail.data.contract import Source
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.subset import Subset
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
+from vitrail.evals.choose import choose_protocols, require_known, require_labels
 from vitrail.evals.contract import KINDS, Context, Split
 from vitrail.evals.features import Embed, collect, raw_pixels, raw_side
 from vitrail.evals.rank import rank_numbers
@@ -171,7 +170,7 @@ def _measure(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns results by protocol, and facts about data and features, of one source."""
     encoder = bench.encoder
-    names, notes = _choose(bench, train)
+    names, notes = choose_protocols(bench.asked, encoder, bench.text, train)
     if transfer:
         names = [name for name in names if PROTOCOLS[name].accuracies]
     for note in [] if transfer else notes:
@@ -243,29 +242,6 @@ def _text_side(
     return text
 
 
-def _choose(bench: _Bench, train: Source) -> tuple[list[str], list[str]]:
-    """Returns the protocols to run, and why others are left out."""
-    if bench.asked is not None:
-        require_labels(train, [name for name in bench.asked if "labels" in PROTOCOLS[name].needs])
-        return list(dict.fromkeys(bench.asked)), []
-    there = {
-        "features": True,
-        "labels": train.classes is not None,
-        "captions": train.captioned,
-        "masks": train.masked,
-        "text": bench.text is not None,
-        "patches": isinstance(bench.encoder.backbone, TokenBackbone),
-    }
-    rows = PROTOCOLS.items()
-    names = [n for n, row in rows if not row.optional and all(there[need] for need in row.needs)]
-    notes = []  # not of captions, masks and text: most runs have none
-    if not there["labels"]:
-        notes.append(f"{train.spec} has no labels: no accuracies")
-    if not there["patches"]:
-        notes.append("the backbone has no tokens: no saliency and no PCA pictures")
-    return names, notes
-
-
 def _embeds(encoder: Encoder, kinds: Sequence[str], n_samples: int) -> dict[str, Embed]:
     side = raw_side(encoder.preprocess, encoder.channels, n_samples)
     known: dict[str, Embed] = {"trained": encoder.embed}
@@ -319,20 +295,3 @@ def hardware(device: str) -> str:
     except (OSError, StopIteration):
         pass
     return f"{model}, {os.cpu_count()} cores"
-
-
-def require_labels(train: Source, wanted_by: Sequence[str]) -> None:
-    """Raises ValueError, naming the protocols, if the source has no labels."""
-    if wanted_by and train.classes is None:
-        others = ", ".join(name for name, row in PROTOCOLS.items() if "labels" not in row.needs)
-        raise ValueError(
-            f"{', '.join(wanted_by)}: {train.spec} has no labels, so there is no accuracy to "
-            f"measure; ask for others ({others}), or name labelled data with --data"
-        )
-
-
-def require_known(protocols: Sequence[str] | None) -> None:
-    """Raises ValueError for a name that is not in the table, with the nearest one that is."""
-    for name in protocols or ():
-        if name not in PROTOCOLS:
-            raise ValueError(f"unknown protocol {name!r}{suggest(name, PROTOCOLS)}")

@@ -7,6 +7,7 @@ On the command line a protocol's fields are `--GROUP.FIELD` (`--knn.k 5`), in Py
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
+from functools import cache
 from typing import Any
 
 from vitrail.config import from_dict
@@ -70,7 +71,13 @@ def settings_type() -> type[Shared]:
                     f"the protocol {name!r} has the group of settings {group!r}, which is taken; "
                     "give it another name"
                 )
-    nested = [(name, config, field(default_factory=config)) for name, config in groups.items()]
+    return _settings_of(tuple(groups.items()))
+
+
+@cache
+def _settings_of(groups: tuple[tuple[str, type], ...]) -> type[Shared]:
+    """Returns one type for equal groups, so settings of two calls can be compared."""
+    nested = [(name, config, field(default_factory=config)) for name, config in groups]
     return make_dataclass(
         "Settings", nested, bases=(Shared,), frozen=True, namespace={"__doc__": Shared.__doc__}
     )
