@@ -12,7 +12,7 @@ from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.sources.registry import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.features import features
-from vitrail.evals.splits import allowed, sentence
+from vitrail.evals.splits import bad_file_limit, bad_file_summary
 
 
 def embed(
@@ -50,7 +50,7 @@ def embed(
     if spec is None:
         raise ValueError(f"{path} does not say what it was trained on; name the data with --data")
     source = open_source(spec, split, channels=encoder.channels)
-    quarantine = Quarantine(None, len(source), allowed(Path(path), max_bad_fraction))
+    quarantine = Quarantine(None, len(source), bad_file_limit(Path(path), max_bad_fraction))
     embedded, labels, ids = features(encoder, source, quarantine, workers=workers)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as written:
@@ -60,7 +60,9 @@ def embed(
         else:
             _write_parquet(written, embedded, labels, ids)
     if quarantine.entries:
-        Console().print(sentence(split, quarantine), markup=False, highlight=False, soft_wrap=True)
+        Console().print(
+            bad_file_summary(split, quarantine), markup=False, highlight=False, soft_wrap=True
+        )
     return out
 
 

@@ -28,7 +28,7 @@ from vitrail.evals.registry import PROTOCOLS
 from vitrail.evals.result import Evaluation
 from vitrail.evals.reuse import identity, read_previous, reusable
 from vitrail.evals.settings import Shared, configs_of, make_settings, to_json
-from vitrail.evals.splits import allowed, counts, open_splits, sentence
+from vitrail.evals.splits import bad_file_counts, bad_file_limit, bad_file_summary, open_splits
 from vitrail.evals.tables import accuracy_names, rank_line, results_table, transfer_table
 from vitrail.registry import resolve
 from vitrail.text_encoder import TextEncoder, has_text
@@ -113,7 +113,7 @@ def evaluate(
     out = Path(out) if out is not None else _home(Path(path))
     console = Console(quiet=quiet, stderr=False)
     text = _text_side(Path(path), encoder, protocols, device)
-    bad = allowed(Path(path), max_bad_fraction)
+    bad = bad_file_limit(Path(path), max_bad_fraction)
     figures = out / "figures"
     bench = _Bench(encoder, text, protocols, checked, figures, device, workers, bad, console)
     first, *others = _specs(path, data, encoder)
@@ -210,9 +210,9 @@ def _measure(
 def _left_out(bench: _Bench, context: Context) -> dict[str, Any]:
     """Prints and counts the files that could not be read."""
     bad = {"train": context.train.quarantine, "test": context.test.quarantine}
-    for name in counts(bad):
-        bench.print(sentence(name, bad[name]))
-    return {"bad": counts(bad)} if counts(bad) else {}
+    for name in bad_file_counts(bad):
+        bench.print(bad_file_summary(name, bad[name]))
+    return {"bad": bad_file_counts(bad)} if bad_file_counts(bad) else {}
 
 
 def _home(path: Path) -> Path:
@@ -281,7 +281,9 @@ def _run(
 
 
 def _figures(out: Path) -> dict[str, str]:
-    return {n: f"figures/{n}.png" for n in PROTOCOLS if (out / "figures" / f"{n}.png").exists()}
+    drawn = [name for name, row in PROTOCOLS.items() if row.figure]
+    files = {name: f"figures/{name}.png" for name in drawn}
+    return {name: file for name, file in files.items() if (out / file).exists()}
 
 
 def hardware(device: str) -> str:

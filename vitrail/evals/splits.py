@@ -23,7 +23,7 @@ MAX_BAD_FRACTION = 0.5  # if given by neither the call nor the run
 LISTED = 3  # bad files listed by name
 
 
-def allowed(path: Path, asked: float | None) -> float:
+def bad_file_limit(path: Path, asked: float | None) -> float:
     """Returns the share of a split that may be unreadable, in [0, 1].
 
     Args:
@@ -41,12 +41,12 @@ def allowed(path: Path, asked: float | None) -> float:
     return share if 0 <= share <= 1 else MAX_BAD_FRACTION
 
 
-def counts(splits: Mapping[str, Quarantine]) -> dict[str, int]:
+def bad_file_counts(splits: Mapping[str, Quarantine]) -> dict[str, int]:
     """Counts the unreadable images of each split that has any."""
     return {name: len(q.entries) for name, q in splits.items() if q.entries}
 
 
-def sentence(name: str, quarantine: Quarantine) -> str:
+def bad_file_summary(name: str, quarantine: Quarantine) -> str:
     """Returns a sentence that lists the unreadable images of a split, up to LISTED by name."""
     entries = [f"{json.dumps(id)}: {reason}" for id, reason in quarantine.entries.items()]
     more = "" if len(entries) <= LISTED else f"; and {len(entries) - LISTED} more"
