@@ -80,7 +80,7 @@ def _summary(name: str) -> Callable[..., None]:
     def stand_in() -> None:
         raise AssertionError(f"{name} is made before it is called")
 
-    stand_in.__doc__ = COMMANDS[name].__doc__
+    stand_in.__doc__ = (COMMANDS[name].__doc__ or "").partition("\n")[0]
     return stand_in
 
 
