@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitrail import api
-from vitrail.backbones.registry import BACKBONES, describe
+from vitrail.backbones.registry import BACKBONES
 from vitrail.config import suggest
 from vitrail.data.loading.workers import fair_workers
 from vitrail.data.sources.registry import SOURCES, open_source, resolve_spec
@@ -280,7 +280,7 @@ def list_(arguments: list[str]) -> None:
     """Show what there is: vitrail list [recipes|backbones|objectives|sources|protocols]"""
     tables: dict[str, Callable[[], list[tuple[str, str]]]] = {
         "recipes": lambda: [(name, _first_line(make)) for name, make in RECIPES.items()],
-        "backbones": lambda: [(name, describe(name)) for name in BACKBONES],
+        "backbones": lambda: [(name, row.summary()) for name, row in BACKBONES.items()],
         "objectives": lambda: [(name, row.help) for name, row in OBJECTIVES.items()],
         "sources": lambda: [(row.usage, row.help) for row in SOURCES.values()],
         "protocols": lambda: [(name, row.help) for name, row in PROTOCOLS.items()],

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from vitrail.backbones.create import create_backbone
 from vitrail.backbones.families import Skeleton
 from vitrail.backbones.layers import Block
-from vitrail.backbones.registry import BACKBONES, create_backbone
+from vitrail.backbones.registry import BACKBONES
 from vitrail.backbones.stochastic_depth import Kept, branch_scales, plan_drops
 from vitrail.nn.random import Draws
 

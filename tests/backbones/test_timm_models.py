@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitrail.backbones.families import TimmResNet, TimmSwin
 from vitrail.backbones.maps import MapBackbone
-from vitrail.backbones.resnet import TimmResNet
 from vitrail.backbones.stochastic_depth import branch_scales
-from vitrail.backbones.swin import TimmSwin
 from vitrail.data.contract import Batch
 from vitrail.data.views.plan import MultiCrop
 from vitrail.nn.random import Draws

@@ -5,8 +5,8 @@ import timm
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from vitrail.backbones.create import create_backbone
 from vitrail.backbones.embedding import resize_matrix, resize_positions
-from vitrail.backbones.registry import create_backbone
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
 from vitrail.export.export import Format, export

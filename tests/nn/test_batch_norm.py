@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vitrail.backbones.resnet import TimmResNet
+from vitrail.backbones.families import TimmResNet
 from vitrail.nn.batch_norm import GlobalBatchNorm, convert_batch_norms, global_moments
 from vitrail.nn.random import Draws
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import BACKBONES, create_backbone
+from vitrail.backbones.create import create_backbone
+from vitrail.backbones.registry import BACKBONES
 from vitrail.data.contract import Batch
 from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, ViewPlan
 from vitrail.nn.random import Draws

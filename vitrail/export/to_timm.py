@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import find_model
-from vitrail.backbones.resnet import TimmResNet
-from vitrail.backbones.swin import TimmSwin
-from vitrail.interop import timm_zoo
+from vitrail.backbones.create import find_row, outline
+from vitrail.backbones.families import TimmResNet, TimmSwin
+from vitrail.interop.timm_zoo import NAMES
 from vitrail.interop.vit_shape import ViTShape, vit_shape
 
 # What a ViT of a size that has no name in timm is made from, by arguments.
@@ -40,7 +39,7 @@ class TimmForm:
     @property
     def is_ours(self) -> bool:
         """Whether timm knows the name from us only."""
-        return self.name in timm_zoo.NAMES
+        return self.name in NAMES
 
     @property
     def about(self) -> dict[str, Any]:
@@ -122,9 +121,7 @@ def _vit(backbone: Backbone) -> TimmForm | None:
     name = backbone.config["name"]
     if not _timm_has(name):
         name = ANY_SWIGLU if shape.swiglu else ANY_VIT
-    with torch.device("meta"):
-        row = find_model(name).build(name, img_size=None, in_chans=3, drop_path=0.0, overrides={})
-    named = vit_shape(row)
+    named = vit_shape(outline(name))
     assert named is not None
     usual = timm_arguments(named)
     differing = {k: v for k, v in timm_arguments(shape).items() if v != usual[k]}
@@ -135,7 +132,7 @@ def _of_timm(backbone: Backbone) -> TimmForm | None:
     """A ResNet's or a Swin's: its modules are timm's already."""
     config = dict(backbone.config)
     name = config.pop("name")
-    row = find_model(name)
+    row = find_row(name)
     usual: dict[str, Any] = {"in_chans": 3, "img_size": row.img_size, **row.options()}
     if isinstance(row, TimmResNet):
         if row.small:
@@ -159,12 +156,12 @@ def _of_timm(backbone: Backbone) -> TimmForm | None:
 def _ours(backbone: Backbone) -> TimmForm:
     config = dict(backbone.config)
     name = config.pop("name")
-    if name not in timm_zoo.NAMES:
+    if name not in NAMES:
         raise ValueError(
             f"{name} has no counterpart in timm; export it with --format onnx or "
             "--format safetensors"
         )
-    row = find_model(name)
+    row = find_row(name)
     usual = {"img_size": row.img_size, "in_chans": 3, **row.options()}
     differing = {k: v for k, v in config.items() if v != usual[k]}
     return TimmForm(name, differing, backbone.state_dict())
@@ -172,7 +169,7 @@ def _ours(backbone: Backbone) -> TimmForm:
 
 def _timm_has(name: str) -> bool:
     """Whether timm has the name without us."""
-    return timm.is_model(name) and name not in timm_zoo.NAMES
+    return timm.is_model(name) and name not in NAMES
 
 
 def _check(backbone: Backbone, form: TimmForm) -> None:

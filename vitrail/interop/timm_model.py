@@ -15,7 +15,7 @@ from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
 from vitrail.backbones.contract import TokenBackbone
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.backbones.skeleton import SkeletonBackbone, change_size
 from vitrail.backbones.tost import ToST
 from vitrail.nn.random import Draws

@@ -23,13 +23,12 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, r
 from timm.models import resolve_pretrained_cfg as resolve_cfg
 from torch import Tensor, nn
 
-from vitrail.backbones.contract import Model
 from vitrail.backbones.embedding import ConvPatchEmbed, resize_positions
-from vitrail.backbones.families import FAMILIES, Skeleton
+from vitrail.backbones.families import BackboneRow, Skeleton, ToSTModel
 from vitrail.backbones.registry import BACKBONES
 from vitrail.backbones.skeleton import SkeletonBackbone
-from vitrail.backbones.tost import ToSTModel
 from vitrail.interop.timm_model import TimmModel
+from vitrail.registry import resolve
 
 # The backbones of tokens that timm would not know without us.
 NAMES = [
@@ -123,12 +122,12 @@ def _describe(name: str) -> dict[str, Any]:
     }
 
 
-def _first_conv(row: Model) -> str | tuple[()]:
+def _first_conv(row: BackboneRow) -> str | tuple[()]:
     """What timm fits to other channels. CRATE's embedding is no convolution."""
     if isinstance(row, ToSTModel):
         return "patch_embed.proj.0.0"
     assert isinstance(row, Skeleton)
-    is_conv = FAMILIES[row.family].patch_embed is ConvPatchEmbed
+    is_conv = resolve(row.parts.patch_embed) is ConvPatchEmbed
     return "patch_embed.proj" if is_conv else ()
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.backbones.contract import Backbone
+from vitrail.backbones.create import create_backbone, find_row
 from vitrail.backbones.embedding import resize_positions
-from vitrail.backbones.registry import create_backbone, find_model
 from vitrail.backbones.skeleton import SkeletonBackbone
 from vitrail.interop.read.formats import OURS
 from vitrail.interop.read.match import choose_row, expected_state
@@ -84,7 +84,7 @@ def read_official(path: str | Path) -> Official:
     name, kwargs = choose_row(found)
     wanted = expected_state(name, kwargs)
     _check(found, wanted, f"a {name}" + (f" with {kwargs}" if kwargs else ""))
-    img_size = kwargs.get("img_size", find_model(name).img_size)
+    img_size = kwargs.get("img_size", find_row(name).img_size)
     preprocess = _preprocess(found, img_size, kwargs.get("in_chans", 3))
     return Official(found.format.name, name, kwargs, found.weights, preprocess)
 

@@ -7,22 +7,18 @@ import math
 import re
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vitrail.backbones.contract import Backbone, Model
-from vitrail.backbones.families import Skeleton
-from vitrail.backbones.registry import BACKBONES, find_model
-from vitrail.backbones.resnet import TimmResNet
-from vitrail.backbones.swin import TimmSwin
-from vitrail.backbones.tost import ToSTModel
+from vitrail.backbones.create import outline
+from vitrail.backbones.families import BackboneRow, Skeleton, TimmResNet, TimmSwin, ToSTModel
+from vitrail.backbones.registry import BACKBONES
 from vitrail.interop.read.hub_config import Told, told_by
 from vitrail.interop.read.translate import Translation
 from vitrail.interop.read.weights_file import Weights, some
 
 INITIAL = 1e-5  # of a LayerScale; it says that there is one, and is overwritten
 TOST_SIZE = 224  # pixels a side, as published: its positions do not show it
-TYPES: dict[str, type[Model]] = {"tost": ToSTModel, "swin": TimmSwin, "resnet": TimmResNet}
+TYPES: dict[str, type[BackboneRow]] = {"tost": ToSTModel, "swin": TimmSwin, "resnet": TimmResNet}
 
 
 def choose_row(found: Translation) -> tuple[str, dict[str, Any]]:
@@ -52,16 +48,7 @@ def choose_row(found: Translation) -> tuple[str, dict[str, Any]]:
 
 def expected_state(name: str, kwargs: dict[str, Any]) -> Weights:
     """The keys and shapes of a backbone, without memory for its weights."""
-    return _outline(name, kwargs).state_dict()
-
-
-def _outline(name: str, kwargs: dict[str, Any]) -> Backbone:
-    overrides = dict(kwargs)
-    img_size, in_chans = overrides.pop("img_size", None), overrides.pop("in_chans", 3)
-    with torch.device("meta"):
-        return find_model(name).build(
-            name, img_size=img_size, in_chans=in_chans, drop_path=0.0, overrides=overrides
-        )
+    return outline(name, kwargs).state_dict()
 
 
 def _family(found: Translation) -> str:
@@ -72,13 +59,15 @@ def _family(found: Translation) -> str:
     return "dinov2" if "blocks.0.ls1.gamma" in found.weights else "vit"
 
 
-def _is_of(row: Model, family: str) -> bool:
+def _is_of(row: BackboneRow, family: str) -> bool:
     if isinstance(row, Skeleton):
         return row.family == family
     return family in TYPES and isinstance(row, TYPES[family])
 
 
-def _by_sizes(found: Translation, rows: dict[str, Model], told: Told) -> tuple[str, dict[str, Any]]:
+def _by_sizes(
+    found: Translation, rows: dict[str, BackboneRow], told: Told
+) -> tuple[str, dict[str, Any]]:
     sizes = _sizes(found)
     order = {name: _distance(row, sizes) for name, row in rows.items()}
     name = min(order, key=lambda name: order[name])  # of equals, the first in the table
@@ -188,7 +177,7 @@ def _need(found: Translation, key: str, ndim: int) -> Tensor:
 
 
 def _by_shapes(
-    found: Translation, rows: dict[str, Model], told: Told
+    found: Translation, rows: dict[str, BackboneRow], told: Told
 ) -> tuple[str, dict[str, Any]]:
     """The row whose keys and shapes differ least; of equals, one of the trained size, or the first.
 
@@ -221,11 +210,11 @@ def _by_shapes(
     return name, kwargs
 
 
-def _width(row: Model) -> int | None:
+def _width(row: BackboneRow) -> int | None:
     return row.width if isinstance(row, TimmSwin) else None
 
 
-def _of_swin(found: Translation, row: Model, patch_size: int) -> dict[str, Any]:
+def _of_swin(found: Translation, row: BackboneRow, patch_size: int) -> dict[str, Any]:
     if not isinstance(row, TimmSwin):
         return {}
     table = _need(found, "layers.0.blocks.0.attn.relative_position_bias_table", 2)
@@ -234,5 +223,5 @@ def _of_swin(found: Translation, row: Model, patch_size: int) -> dict[str, Any]:
     return {key: value for key, value in wanted.items() if row.options()[key] != value}
 
 
-def _img_size(row: Model, told: Told) -> dict[str, int]:
+def _img_size(row: BackboneRow, told: Told) -> dict[str, int]:
     return {} if told.img_size in (None, row.img_size) else {"img_size": told.img_size}
