@@ -1,7 +1,7 @@
-"""Our backbones in timm's layout: a name, arguments of `timm.create_model`, and weights.
+"""Converts backbones to timm's layout: a name, arguments of `timm.create_model`, and weights.
 
-ViTs, ResNets and Swins become timm's own models, for which vitrail is not needed any more. The
-others keep our names, which timm knows after `import vitrail.interop.timm_zoo`.
+ViTs, ResNets and Swins become timm's own models, which load without vitrail. The others keep our
+names, which are in timm's table after `import vitrail.interop.timm_zoo`.
 
 Shape legend: B images · D features.
 """
@@ -19,7 +19,7 @@ from vitrail.backbones.families import TimmResNet, TimmSwin
 from vitrail.interop.timm_zoo import NAMES
 from vitrail.interop.vit_shape import ViTShape, vit_shape
 
-# What a ViT of a size that has no name in timm is made from, by arguments.
+# timm's models from which sizes without a name in timm are built, by arguments.
 ANY_VIT, ANY_SWIGLU = "vit_tiny_patch16_224", "vit_giant_patch14_dinov2"
 ANY_SWIN = "swin_tiny_patch4_window7_224"
 
@@ -30,7 +30,13 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class TimmForm:
-    """arguments: of create_model, besides the name, num_classes and the weights."""
+    """A backbone in timm's layout.
+
+    Attributes:
+        name: name of the model in timm.
+        arguments: further arguments of `timm.create_model`, but num_classes and the weights.
+        weights: by timm's keys.
+    """
 
     name: str
     arguments: dict[str, Any]
@@ -38,12 +44,12 @@ class TimmForm:
 
     @property
     def is_ours(self) -> bool:
-        """Whether timm knows the name from us only."""
+        """True if timm has the name from `timm_zoo` only."""
         return self.name in NAMES
 
     @property
     def about(self) -> dict[str, Any]:
-        """What timm must know of the architecture to fit the weights to other uses."""
+        """The parts of timm's description with which it fits the weights to other uses."""
         described = timm.models.get_pretrained_cfg(self.name)
         assert described is not None
         cfg = described.to_dict()
@@ -51,20 +57,20 @@ class TimmForm:
         return {key: cfg[key] for key in known if key in cfg}
 
     def call(self, **more: Any) -> str:
-        """The call that builds the model, as Python."""
+        """Returns the call that builds the model, as Python."""
         arguments = {"num_classes": 0, **self.arguments, **more}
         listed = "".join(f", {key}={value!r}" for key, value in arguments.items())
         return f"timm.create_model({self.name!r}{listed})"
 
     def build(self) -> nn.Module:
-        """timm's model with these weights, in evaluation mode."""
+        """Builds timm's model with these weights, in evaluation mode."""
         model = timm.create_model(self.name, num_classes=0, **self.arguments)
         model.load_state_dict(self.weights)
         return model.eval()
 
 
 def timm_form(backbone: Backbone) -> TimmForm:
-    """A backbone, in evaluation mode, in timm's layout.
+    """Converts a backbone, in evaluation mode, to timm's layout.
 
     The model is built, and its features of random images compared with the backbone's.
 
@@ -77,7 +83,7 @@ def timm_form(backbone: Backbone) -> TimmForm:
 
 
 def timm_arguments(shape: ViTShape) -> dict[str, Any]:
-    """A ViT's shape as arguments of timm's VisionTransformer."""
+    """Returns a ViT's shape as arguments of timm's VisionTransformer."""
     # timm's SwiGLU counts the gates too, and rounds the product down.
     hidden = 2 * shape.hidden + 0.5 if shape.swiglu else shape.hidden
     return {
@@ -97,9 +103,9 @@ def timm_arguments(shape: ViTShape) -> dict[str, Any]:
 
 
 def timm_vit_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A ViT's weights by timm's names.
+    """Renames a ViT's weights to timm's keys.
 
-    With registers, timm's class token has no position of its own: here it is added to the token.
+    With registers, timm's class token has no position: ours is added to the token.
     """
     names = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
     renamed = {}
@@ -129,7 +135,7 @@ def _vit(backbone: Backbone) -> TimmForm | None:
 
 
 def _of_timm(backbone: Backbone) -> TimmForm | None:
-    """A ResNet's or a Swin's: its modules are timm's already."""
+    """Converts a ResNet or a Swin, whose modules are timm's already; None for others."""
     config = dict(backbone.config)
     name = config.pop("name")
     row = find_row(name)
@@ -168,7 +174,7 @@ def _ours(backbone: Backbone) -> TimmForm:
 
 
 def _timm_has(name: str) -> bool:
-    """Whether timm has the name without us."""
+    """Checks that timm itself has the name."""
     return timm.is_model(name) and name not in NAMES
 
 
