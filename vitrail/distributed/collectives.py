@@ -2,7 +2,7 @@
 
 A loss with a global term is computed on every rank from the same reduced numbers. The backward of
 a sum over ranks is the sum over ranks of the gradients: the input of rank r is part of the loss of
-every rank. DDP then *averages* the parameter gradients over ranks, so that they are the gradient of
+every rank. DDP then *averages* the parameter gradients over ranks: they become the gradient of
 the mean of the ranks' losses:
 
     d/dθ (1/N) Σ_q loss_q(Σ_r x_r)  =  (1/N) Σ_r (Σ_q dloss_q/dsum) · dx_r/dθ

@@ -115,7 +115,7 @@ def _describe(name: str) -> dict[str, Any]:
     return {
         "url": "",
         "input_size": (3, size, size),
-        "fixed_input_size": True,  # so that timm's --img-size sets the model's
+        "fixed_input_size": True,  # timm's --img-size then sets the model's
         "crop_pct": 0.9,
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,

@@ -86,7 +86,7 @@ def _first_half(scores_BK: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 
 
 def _highest(scores_BK: Tensor) -> Tensor:
-    """Returns each column's maximum over all ranks; in two steps, as torch is slow for many rows."""
+    """Returns each column's maximum over all ranks; two steps, as torch is slow for many rows."""
     eighth = len(scores_BK) // 8
     folded = scores_BK[: 8 * eighth].unflatten(0, (8, eighth)).amax(0)
     of_rank = torch.cat([folded, scores_BK[8 * eighth :]]).amax(0, keepdim=True)

@@ -57,18 +57,18 @@ def translate(checkpoint: Checkpoint, chosen: Format | None = None) -> Translati
     """
     if chosen is None:
         chosen = detect(checkpoint)
-    kept = {
+    needed = {
         key: value
         for key, value in checkpoint.weights.items()
         if not any(re.fullmatch(pattern, key) for pattern in chosen.left_out)
     }
-    _require_finite(checkpoint, kept)
+    _require_finite(checkpoint, needed)
     heads = None
     if chosen.heads is not None:
         pattern, axis = chosen.heads
-        shapes = [value.shape for key, value in kept.items() if re.fullmatch(pattern, key)]
+        shapes = [value.shape for key, value in needed.items() if re.fullmatch(pattern, key)]
         heads = next((shape[axis] for shape in shapes if len(shape) > axis), None)
-    named = {_rename(key, chosen.renames): (key, value) for key, value in kept.items()}
+    named = {_rename(key, chosen.renames): (key, value) for key, value in needed.items()}
     origin = {ours: theirs for ours, (theirs, _) in named.items()}
     weights = chosen.adapt(_join({ours: value for ours, (_, value) in named.items()}))
     if chosen.family == "vit":

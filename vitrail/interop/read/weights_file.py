@@ -58,7 +58,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             Face hub. For a file with a name of HUB_WEIGHTS, config files beside it are read too.
 
     Raises:
-        ValueError: no such file, not a checkpoint, no weights in it, or a pickle that asks for code
+        ValueError: no such file, not a checkpoint, no weights in it, or a pickle that needs code
             to be run (it is refused; nothing has been run).
     """
     path = Path(path)
