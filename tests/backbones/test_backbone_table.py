@@ -35,7 +35,7 @@ def test_parameters_with_a_1000_way_head_are_the_published_number(
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_listing_says_what_the_model_is(name: str) -> None:
     model = BACKBONES[name]
-    line = model.summary()
+    line = model.summary
     assert f"{count_parameters(name) / 1e6:.2f} M" in line
     assert f"{model.img_size} px" in line
     options = model.options()

@@ -57,6 +57,7 @@ class MeanRow(BackboneRow):
         config = {"name": name, "img_size": size, "in_chans": in_chans, **overrides}
         return Mean(in_chans, (self.options() | overrides)["width"], config)
 
+    @property
     def summary(self) -> str:
         return f"width {self.width}"
 
@@ -94,7 +95,7 @@ def test_it_is_created_by_name_with_options() -> None:
 def test_an_operator_of_another_package_fits_into_the_skeleton() -> None:
     backbone = create_backbone("foreign_family", depth=1)
     assert isinstance(backbone.blocks[0].attn, HalfMHSA)
-    assert BACKBONES["foreign_family"].summary().startswith("width 16, 2 layers of HalfMHSA × MLP")
+    assert BACKBONES["foreign_family"].summary.startswith("width 16, 2 layers of HalfMHSA × MLP")
 
 
 def test_a_row_that_builds_no_backbone_is_refused() -> None:

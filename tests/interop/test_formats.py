@@ -15,7 +15,7 @@ from vitrail.backbones.create import create_backbone
 from vitrail.backbones.families import Skeleton, ToSTModel
 from vitrail.backbones.layers import Block
 from vitrail.backbones.operators.tokenwise import ODL
-from vitrail.backbones.registry import BACKBONES, ROWS
+from vitrail.backbones.registry import BACKBONES
 from vitrail.backbones.skeleton import SkeletonBackbone
 from vitrail.backbones.tost import ToST
 from vitrail.interop.read.formats import FORMATS
@@ -390,9 +390,9 @@ def test_other_models_are_in_no_known_format(tmp_path: Path, keys: tuple[str, ..
 
 
 def test_a_family_without_a_row_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(ROWS, "tost_tiny_patch16_224")
+    monkeypatch.delitem(BACKBONES.own, "tost_tiny_patch16_224")
     others = [n for n, row in BACKBONES.items() if isinstance(row, ToSTModel)]
     for name in others:
-        monkeypatch.delitem(ROWS, name)
+        monkeypatch.delitem(BACKBONES.own, name)
     with pytest.raises(ValueError, match="no backbone for weights of the format ToST"):
         read_official(saved(tmp_path, layouts.tost()))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitrail.registry import resolve
+from vitrail.registry import Row, resolve
 
 # "package.module:Name", or the object itself.
 Reference = str | Callable[..., Any]
@@ -88,7 +88,7 @@ FAMILIES: dict[str, Family] = {
 
 
 @dataclass(frozen=True)
-class BackboneRow(ABC):
+class BackboneRow(Row, ABC):
     """Abstract. A row of `BACKBONES`: an architecture at a size.
 
     A package with backbones of its own defines a subclass, whose `build` imports its code, and
@@ -127,9 +127,10 @@ class BackboneRow(ABC):
             ValueError: sizes that do not fit together.
         """
 
+    @property
     @abstractmethod
-    def summary(self) -> str:
-        """Returns one line for a listing: parameters, sizes, operators."""
+    def summary(self) -> str:  # type: ignore[override]
+        """One line for a listing: parameters, sizes, operators."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,8 @@ class Skeleton(BackboneRow):
     def build(self, name: str, **arguments: Any) -> Any:
         return resolve("vitrail.backbones.skeleton:build")(self, name, **arguments)
 
-    def summary(self) -> str:
+    @property
+    def summary(self) -> str:  # type: ignore[override]
         count = dict(self.more).get("registers", self.parts.registers)
         registers = f", {count} registers" if count else ""
         return (
@@ -210,7 +212,8 @@ class ToSTModel(BackboneRow):
     def build(self, name: str, **arguments: Any) -> Any:
         return resolve("vitrail.backbones.tost:build")(self, name, **arguments)
 
-    def summary(self) -> str:
+    @property
+    def summary(self) -> str:  # type: ignore[override]
         return (
             f"{_count(self.millions)}width {self.width}, {self.depth} layers of TSSA × MLP, 2 of "
             f"class attention, {self.heads} heads, convolutional stem, patch {self.patch_size}, "
@@ -242,7 +245,8 @@ class TimmResNet(BackboneRow):
     def build(self, name: str, **arguments: Any) -> Any:
         return resolve("vitrail.backbones.resnet:build")(self, name, **arguments)
 
-    def summary(self) -> str:
+    @property
+    def summary(self) -> str:  # type: ignore[override]
         stem = "3×3 stem without pooling" if self.small else "7×7 stem"
         return (
             f"{_count(self.millions)}timm's {self.timm_name}, batch norm over all ranks, {stem}, "
@@ -279,7 +283,8 @@ class TimmSwin(BackboneRow):
     def build(self, name: str, **arguments: Any) -> Any:
         return resolve("vitrail.backbones.swin:build")(self, name, **arguments)
 
-    def summary(self) -> str:
+    @property
+    def summary(self) -> str:  # type: ignore[override]
         depths = "+".join(map(str, self.depths))
         return (
             f"{_count(self.millions)}width {self.width} to "

@@ -24,11 +24,10 @@ from timm.models import resolve_pretrained_cfg as resolve_cfg
 from torch import Tensor, nn
 
 from vitrail.backbones.embedding import ConvPatchEmbed, resize_positions
-from vitrail.backbones.families import BackboneRow, Skeleton, ToSTModel
+from vitrail.backbones.families import CONV, BackboneRow, Skeleton, ToSTModel
 from vitrail.backbones.registry import BACKBONES
 from vitrail.backbones.skeleton import SkeletonBackbone
 from vitrail.interop.timm_model import TimmModel
-from vitrail.registry import resolve
 
 # The backbones of tokens whose names timm does not have itself.
 NAMES = [
@@ -131,7 +130,7 @@ def _first_conv(row: BackboneRow) -> str | tuple[()]:
     if isinstance(row, ToSTModel):
         return "patch_embed.proj.0.0"
     assert isinstance(row, Skeleton)
-    is_conv = resolve(row.parts.patch_embed) is ConvPatchEmbed
+    is_conv = row.parts.patch_embed in (CONV, ConvPatchEmbed)
     return "patch_embed.proj" if is_conv else ()
 
 
