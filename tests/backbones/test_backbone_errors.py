@@ -1,4 +1,4 @@
-"""What a user can get wrong about a backbone, and what the error must say."""
+"""Errors of users about backbones, and the messages for them."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""`vitrail export`: what is written loads elsewhere and gives the same features."""
+"""`vitrail export`: exports load in other libraries and give the same features."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""What config.json says is honoured: our own exports come back as they were, timm's as timm's."""
+"""config.json is followed: our exports are read back unchanged, timm's as timm's."""
 
 import json
 from pathlib import Path

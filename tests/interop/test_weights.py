@@ -1,4 +1,4 @@
-"""Other people's checkpoints: what loads, what is refused, and that nothing is ever executed."""
+"""Other people's checkpoints: some load, some are refused, and nothing is ever executed."""
 
 import argparse
 import pickle

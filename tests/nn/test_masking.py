@@ -1,4 +1,4 @@
-"""Which patches are hidden, and the error of what is predicted in their place."""
+"""The choice of hidden patches, and the error of predictions for them."""
 
 import hypothesis.strategies as st
 import pytest
