@@ -1,6 +1,7 @@
 """A backbone of another package: created by name, trained by a recipe, saved and loaded."""
 
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import vitrail
 from tests.train.runs import tiny_recipe
 from vitrail import api
 from vitrail.backbones.contract import Backbone, Features, LayerState
-from vitrail.backbones.create import create_backbone
+from vitrail.backbones.create import create_backbone, loadable_rows
 from vitrail.backbones.families import CONV, INIT_VIT, MLP, BackboneRow, Family, Skeleton
 from vitrail.backbones.operators.attention import MHSA
 from vitrail.backbones.registry import BACKBONES
@@ -90,6 +91,16 @@ def test_it_is_created_by_name_with_options() -> None:
         create_backbone("foreign_mean", widht=4)
     with pytest.raises(ValueError, match=r"'foreign_maen'; did you mean 'foreign_mean'"):
         create_backbone("foreign_maen")
+
+
+def test_a_package_that_cannot_be_imported_spoils_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = EntryPoint("broken", "there_is_no_such_module:ROW", BACKBONES.group)
+    monkeypatch.setitem(BACKBONES.__dict__, "_entry_points", {"broken": broken})
+    assert set(loadable_rows()) == {*BACKBONES.own, *BACKBONES._registered}
+    with pytest.raises(ValueError, match="'broken' of the package there_is_no_such_module cannot"):
+        create_backbone("broken")
 
 
 def test_an_operator_of_another_package_fits_into_the_skeleton() -> None:

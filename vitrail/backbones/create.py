@@ -5,6 +5,7 @@ The table of names is `vitrail.backbones.registry.BACKBONES`.
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -86,6 +87,15 @@ def find_row(name: str) -> BackboneRow:
     if not isinstance(name, str) or name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}{suggest(str(name), BACKBONES)}")
     return BACKBONES[name]
+
+
+def loadable_rows() -> dict[str, BackboneRow]:
+    """Returns all rows by name, without those of packages that cannot be imported."""
+    rows = {}
+    for name in BACKBONES:
+        with suppress(ValueError):
+            rows[name] = BACKBONES[name]
+    return rows
 
 
 def parse_options(name: str, texts: Iterable[str]) -> dict[str, Any]:

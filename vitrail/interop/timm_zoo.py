@@ -24,6 +24,7 @@ from timm.models import resolve_pretrained_cfg as resolve_cfg
 from torch import Tensor, nn
 
 from vitrail.backbones.embedding import ConvPatchEmbed, resize_positions
+from vitrail.backbones.create import loadable_rows
 from vitrail.backbones.families import CONV, BackboneRow, Skeleton, ToSTModel
 from vitrail.backbones.registry import BACKBONES
 from vitrail.backbones.skeleton import SkeletonBackbone
@@ -32,7 +33,7 @@ from vitrail.interop.timm_model import TimmModel
 # The backbones of tokens whose names timm does not have itself.
 NAMES = [
     name
-    for name, row in BACKBONES.items()
+    for name, row in loadable_rows().items()
     if isinstance(row, Skeleton | ToSTModel) and not is_model(name)
 ]
 

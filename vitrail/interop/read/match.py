@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.backbones.create import outline
+from vitrail.backbones.create import loadable_rows, outline
 from vitrail.backbones.families import BackboneRow, Skeleton, TimmResNet, TimmSwin, ToSTModel
-from vitrail.backbones.registry import BACKBONES
 from vitrail.interop.read.hub_config import Described, read_description
 from vitrail.interop.read.translate import Translation
 from vitrail.interop.read.weights_file import Weights, some
@@ -36,7 +35,7 @@ def choose_row(found: Translation) -> tuple[str, dict[str, Any]]:
     if config.backbone is not None:
         return config.backbone, config.kwargs
     family = _family(found)
-    rows = {name: row for name, row in BACKBONES.items() if _is_of(row, family)}
+    rows = {name: row for name, row in loadable_rows().items() if _is_of(row, family)}
     if not rows:
         raise ValueError(
             f"{found.source.path}: there is no backbone for weights of the format "
