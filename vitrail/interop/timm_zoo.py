@@ -23,8 +23,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, r
 from timm.models import resolve_pretrained_cfg as resolve_cfg
 from torch import Tensor, nn
 
-from vitrail.backbones.embedding import ConvPatchEmbed, resize_positions
 from vitrail.backbones.create import loadable_rows
+from vitrail.backbones.embedding import ConvPatchEmbed, resize_positions
 from vitrail.backbones.families import CONV, BackboneRow, Skeleton, ToSTModel
 from vitrail.backbones.registry import BACKBONES
 from vitrail.backbones.skeleton import SkeletonBackbone
