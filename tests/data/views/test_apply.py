@@ -19,7 +19,9 @@ from torchvision.transforms import functional as TF
 from vitrail.data.views import apply_batched, apply_cpu, colour
 from vitrail.data.views.apply import apply_views
 from vitrail.data.views.apply_batched import crop_batched, recolour_batched
-from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, View, ViewParams, ViewPlan
+from vitrail.data.views.contract import View
+from vitrail.data.views.operations.blur import blur, blur_one, gaussian
+from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, ViewParams, ViewPlan
 from vitrail.nn.random import Draws
 
 BACKGROUNDS = Path("/usr/share/backgrounds/gnome")
@@ -248,8 +250,8 @@ def test_solarize_is_pillows_on_every_value():
 def test_blur_is_a_gaussian_and_near_pillows(sigma):
     image = smooth_image(200, 200)
     x = (image / 255)[None]
-    ours = colour.blur(x, colour.gaussian(torch.tensor([sigma])))[0]
-    torch.testing.assert_close(apply_cpu._blur(x, sigma)[0], ours, atol=1e-6, rtol=0)
+    ours = blur(x, gaussian(torch.tensor([sigma])))[0]
+    torch.testing.assert_close(blur_one(x, sigma)[0], ours, atol=1e-6, rtol=0)
     # Oracle: the same Gaussian in float64, as a sum over offsets of the image with repeated edges.
     reach = max(1, math.ceil(4 * sigma))
     offsets = range(-reach, reach + 1)
@@ -271,9 +273,9 @@ def test_blur_is_a_gaussian_and_near_pillows(sigma):
 def test_blur_gives_each_image_its_own_sigma():
     x = (torch.arange(32) >= 16).float().expand(3, 3, 32, 32)
     sigma = torch.tensor([0.5, 2.0, 1.0])
-    together = colour.blur(x, colour.gaussian(sigma))
+    together = blur(x, gaussian(sigma))
     for i in range(3):
-        alone = colour.blur(x[i : i + 1], colour.gaussian(sigma[i : i + 1]))
+        alone = blur(x[i : i + 1], gaussian(sigma[i : i + 1]))
         # Also its own reach: the others must not lengthen its tail.
         torch.testing.assert_close(together[i : i + 1], alone, atol=2e-7, rtol=0)
 
@@ -282,13 +284,17 @@ def pillow_chain(image: torch.Tensor, params: ViewParams, b: int, size: int) -> 
     """torchvision's and DINO's transforms on Pillow images, with given parameters."""
     x = pillow_crop(image, params, b, size)
     functions = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
-    for kind in params.order[0, b].tolist() if params.jitter[0, b] else ():
-        x = functions[kind](x, params.factors[0, b, kind].item())
-    if params.grey[0, b]:
+    drawn = {
+        operation: {name: tensor[0, b].tolist() for name, tensor in tensors.items()}
+        for operation, tensors in params.operations.items()
+    }
+    for kind in drawn["jitter"]["order"] if drawn["jitter"]["on"] else ():
+        x = functions[kind](x, drawn["jitter"]["factors"][kind])
+    if drawn["grey"]["on"]:
         x = TF.to_grayscale(x, 3)
-    if sigma := params.sigma[0, b].item():
-        x = x.filter(ImageFilter.GaussianBlur(sigma))
-    return ImageOps.solarize(x, 128) if params.solarize[0, b] else x
+    if drawn["blur"]["on"]:
+        x = x.filter(ImageFilter.GaussianBlur(drawn["blur"]["sigma"]))
+    return ImageOps.solarize(x, 128) if drawn["solarize"]["on"] else x
 
 
 @pytest.mark.parametrize(("size", "scale"), [(224, (0.4, 1.0)), (96, (0.05, 0.4))])
@@ -296,7 +302,7 @@ def test_whole_chain_is_pillows_in_the_drawn_order(size, scale):
     images = photographs() * 6
     view = View(size, scale, jitter=0.9, grey=0.2, blur=0.5, solarize=0.2)
     params = sample(view, images)
-    assert len(params.order[0].unique(dim=0)) > 5
+    assert len(params.operations["jitter"]["order"][0].unique(dim=0)) > 5
     for ours in (apply_views(images, params, "cpu"), apply_batched_views(images, params)):
         theirs = [
             TF.to_tensor(pillow_chain(image, params, b, size)) for b, image in enumerate(images)
@@ -309,9 +315,10 @@ def test_undrawn_operations_leave_pixels_alone():
     view = View(32, (0.9, 1.0), jitter=0, grey=0, blur=0, flip=0)
     params = sample(view, images)
     [plain] = apply_views(images, params, "cpu")
-    neutral = dataclasses.replace(
-        params, jitter=torch.ones_like(params.jitter), factors=torch.tensor([[[1.0, 1, 1, 0]]])
-    )
+    on = torch.ones(1, 1, dtype=torch.bool)
+    jitter = {"on": on, "factors": torch.tensor([[[1.0, 1, 1, 0]]])}
+    operations = params.operations | {"jitter": params.operations["jitter"] | jitter}
+    neutral = dataclasses.replace(params, operations=operations)
     assert torch.equal(apply_views(images, neutral, "cpu")[0], plain)
     assert torch.equal(apply_batched_views(images, neutral)[0], plain)
 

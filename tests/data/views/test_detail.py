@@ -18,7 +18,8 @@ from vitrail.data.decode.image import decode_bytes, decode_file
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.apply import apply_views
 from vitrail.data.views.boxes import BOX_UNIFORMS, sample_boxes
-from vitrail.data.views.plan import View, ViewPlan
+from vitrail.data.views.contract import View
+from vitrail.data.views.plan import ViewPlan
 from vitrail.nn.random import Draws
 
 BACKGROUNDS = Path("/usr/share/backgrounds/gnome")
