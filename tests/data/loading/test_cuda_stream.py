@@ -7,7 +7,7 @@ import torch
 
 from vitrail.data.contract import Batch
 from vitrail.data.loading import wait_time
-from vitrail.data.loading.cuda_stream import Ahead, to_device
+from vitrail.data.loading.cuda_stream import ViewStream, to_device
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.loading.wait_time import Meter
@@ -27,11 +27,11 @@ def batch_of(views: list[torch.Tensor]) -> Batch:
 def test_on_a_cpu_nothing_is_done():
     tensor = torch.arange(3)
     assert to_device(tensor, CPU) is tensor
-    ahead = Ahead(CPU)
-    ahead.follow()
-    with ahead.queue():
+    stream = ViewStream(CPU)
+    stream.wait_for_current()
+    with stream.queue():
         batch = batch_of([torch.zeros(4, 1, 2, 2)])
-    ahead.hand_over([batch])
+    stream.join([batch])
 
 
 class Device:
@@ -74,12 +74,12 @@ class Device:
 
 def test_views_are_queued_beside_the_step_and_at_most_two_steps_ahead(monkeypatch):
     device = Device(monkeypatch)
-    ahead = Ahead(CUDA)
-    ahead.follow()
+    stream = ViewStream(CUDA)
+    stream.wait_for_current()
     for _ in range(3):
-        with ahead.queue():
+        with stream.queue():
             device.said.append(f"views on {device.now}")
-        ahead.hand_over([])
+        stream.join([])
         device.said.append(f"step on {device.now}")
     of_a_step = ["views on views", "step waits for views", "step on step"]
     assert device.said == [

@@ -212,7 +212,7 @@ def test_another_pack_is_refused(tmp_path):
         pack(spec, out, Packing(size=20))
     with pytest.raises(ValueError, match="holds no pack"):
         pack(spec, tmp_path / "in", Packing())
-    with packing_room._alone(out), pytest.raises(ValueError, match="by another process"):
+    with packing_room._lock_folder(out), pytest.raises(ValueError, match="by another process"):
         pack(spec, out, Packing(size=20))
     with pytest.raises(ValueError, match=r"quality is 101; it must be in 1\.\.100"):
         Packing(quality=101)
