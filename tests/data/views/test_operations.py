@@ -48,7 +48,9 @@ def _up_down(pixels, _, __):
 
 @pytest.fixture
 def up_down(monkeypatch):
-    monkeypatch.setitem(OPERATIONS._registered, "up_down", OperationRow(UpDown, ("up_down",)))
+    monkeypatch.setitem(
+        OPERATIONS._registered, "up_down", OperationRow(UpDown, "upside down", ("up_down",))
+    )
 
 
 def plan(probability: float | None = None) -> ViewPlan:

@@ -182,7 +182,7 @@ def _described(mask: Bool[np.ndarray, "S S"]) -> dict[str, Any]:
 
 
 def run_lengths(mask: Bool[np.ndarray, "H W"]) -> dict[str, list[int]]:
-    """COCO's uncompressed code: lengths of runs down the columns, of absent and present in turn."""
+    """Returns COCO's uncompressed code: lengths of runs down the columns, absent ones first."""
     column = mask.ravel(order="F")
     edges = np.flatnonzero(np.diff(column, prepend=False)) if column.size else np.zeros(0, int)
     counts = np.diff(np.concatenate([[0], edges, [column.size]]))
@@ -201,9 +201,7 @@ def _objects(random: Random, layout: Layout) -> tuple[list[np.ndarray], list[str
         radius = side * random.uniform(RADII[0], RADII[1] - 0.13 * attempt / TRIES)
         shape = SHAPES[random.integers(len(SHAPES))]
         centre = random.uniform(0, side, 2)
-        if (
-            free_SS[tuple(centre.astype(int))] < layout.gap + radius / 2
-        ):  # no object of this radius fits
+        if free_SS[tuple(centre.astype(int))] < layout.gap + radius / 2:  # it cannot fit
             continue
         mask_SS = _inside(random, shape, side, centre, radius)
         if not mask_SS.any() or free_SS[mask_SS].min() <= layout.gap:
