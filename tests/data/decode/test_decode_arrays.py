@@ -16,7 +16,7 @@ RGB_HWC = RNG.integers(0, 65536, (12, 9, 3), dtype=np.uint16)
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    """16 bits as 8, by the nearest."""
+    """Returns 16 bits as the nearest 8."""
     return np.round(x / 65535 * 255).astype(np.uint8)
 
 
@@ -180,7 +180,7 @@ def _tiff_of_size(path, height: int, width: int) -> bytes:
 
 
 def test_ome_names_no_other_file(tmp_path):
-    """OME-TIFF may say that its channels are in other files, here one outside of the folder."""
+    """OME-TIFF may refer to channels in other files, here one outside of the folder."""
     inside, outside = tmp_path / "in" / "x.ome.tif", tmp_path / "secret.tif"
     inside.parent.mkdir()
     tifffile.imwrite(outside, DEEP_5HW[0])

@@ -1,4 +1,4 @@
-"""Views of the next step beside the one that runs: on CUDA; on a CPU nothing of it is there."""
+"""Views of the next step are computed beside the one that runs on CUDA, and not on a CPU."""
 
 import contextlib
 
@@ -35,7 +35,7 @@ def test_on_a_cpu_nothing_is_done():
 
 
 class Device:
-    """Stands in for torch.cuda, and writes down what is asked of it."""
+    """Stands in for torch.cuda, and records the calls."""
 
     def __init__(self, monkeypatch):
         self.said: list[str] = []

@@ -1,4 +1,4 @@
-"""What limits a run: read off the clocks of the threads that read."""
+"""The limit of a run, from the clocks of the threads that read."""
 
 import time
 
@@ -19,7 +19,7 @@ SMALL, LARGE = (RandomResizedCrop(side, mean=(0.5,), std=(0.5,)).plan() for side
 
 
 class Slow(MemorySource):
-    """Grey images that are read one by one, each in so many seconds of waiting and of working."""
+    """Grey images, each of which takes given seconds of waiting and of working to read."""
 
     def __init__(self, waiting: float = 0.0, working: float = 0.0):
         images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
@@ -39,7 +39,7 @@ class Slow(MemorySource):
 
 
 def of_steps(source, plan, workers: int, step: float = 0.0, steps: int = 8) -> tuple[Spent, float]:
-    """What steps of so many seconds wait for, the first two left out; and their seconds."""
+    """Returns the waits of steps of given seconds, but the first two, and their total seconds."""
     quarantine = Quarantine(None, len(source))
     loader = Loader(
         source, plan, batch_size=8, seed=0, device="cpu", workers=workers, quarantine=quarantine

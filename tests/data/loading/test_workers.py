@@ -1,4 +1,4 @@
-"""What kills a process that reads is named; a file that crashes its decoder is a bad file."""
+"""Deaths of workers: the cause is reported, and a file that crashes its decoder is a bad file."""
 
 import faulthandler
 import multiprocessing
@@ -40,7 +40,7 @@ def source(tmp_path):
 
 
 def deadly(source, ids: set[str], by: int) -> None:
-    """These files kill the process that reads them."""
+    """Makes these files kill the process that reads them."""
     read = source.read
 
     def kill(index, *detail):
@@ -118,7 +118,7 @@ def test_a_death_between_images_surfaces_where_images_are_waited_for_and_nowhere
 
 
 def until_idle(pid: int) -> None:
-    """Until a worker has read ahead as far as it may."""
+    """Waits until a worker has read ahead as far as it may."""
     before, now = -1.0, 0.0
     while now > before:
         before = now

@@ -1,5 +1,5 @@
-"""`vitrail pack`: what is written can be read by everybody, goes on where it stopped, and is the
-same every time."""
+"""`vitrail pack`: any tar program reads the result, a stopped pack continues, and the bytes are
+the same every time."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def photographs(root: Path, count: int = 12, side: int = 40) -> str:
 
 
 def members(folder: Path) -> dict[str, bytes]:
-    """As anybody's tar reads them."""
+    """Returns the members as any tar program reads them."""
     read = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:

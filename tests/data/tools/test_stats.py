@@ -17,7 +17,7 @@ RNG = np.random.default_rng(8)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images of other sizes and brightness each, so that weighing by pixels gives other numbers."""
+    """Images of different sizes and brightness, so weighting by pixels would show."""
     arrays = []
     for i, size in enumerate([(8, 9), (40, 30), (13, 50), (30, 40), (5, 5)]):
         top = 40 + 50 * i

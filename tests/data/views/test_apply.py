@@ -29,7 +29,7 @@ PLAIN = {"flip": 0, "jitter": 0, "grey": 0, "blur": 0}
 
 
 def smooth_image(height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """Coloured waves and a soft disc: no noise, as a photograph."""
+    """Returns coloured waves and a soft disc: smooth, like a photograph."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     channels = []
@@ -67,7 +67,7 @@ def pillow_crop(image: torch.Tensor, params: ViewParams, b: int, size: int) -> I
 
 
 def share_off(ours: torch.Tensor, theirs: torch.Tensor, by: float) -> float:
-    """The share of values that differ by more than `by` / 255."""
+    """Returns the share of values that differ by more than `by` / 255."""
     return ((ours - theirs).abs() * 255 > by).double().mean().item()
 
 
@@ -147,7 +147,7 @@ def test_padding_and_groups_of_mixed_sizes_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_image_by_image_and_the_batch_at_once_give_the_same_pixels(bits):
-    """What runs on an accelerator against what runs on a CPU, in levels of 8 bits."""
+    """The applier of accelerators against that of CPUs, in levels of 8 bits."""
     small = torch.stack([smooth_image(40, 56, seed) for seed in range(24)])
     large = torch.stack([image for image in photographs() if image.shape[1:] == (375, 500)])
     for images in (small, large):
@@ -281,7 +281,7 @@ def test_blur_gives_each_image_its_own_sigma():
 
 
 def pillow_chain(image: torch.Tensor, params: ViewParams, b: int, size: int) -> Image.Image:
-    """torchvision's and DINO's transforms on Pillow images, with given parameters."""
+    """Applies torchvision's and DINO's transforms to a Pillow image, with given parameters."""
     x = pillow_crop(image, params, b, size)
     functions = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
     drawn = {
@@ -397,7 +397,7 @@ def test_autocast_around_it_changes_nothing():
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_an_accelerator_is_sent_parameters_and_never_asked(bits, monkeypatch):
-    """On torch's device without data, what waits for a value raises. Copies to it are counted."""
+    """On torch's device without data, waiting for a value raises. Copies to it are counted."""
     copies, sent = [], []
     send = apply_batched.send
 

@@ -1,4 +1,4 @@
-"""Sampled view parameters: torchvision's distributions, whichever way the batch is cut."""
+"""Sampled view parameters: torchvision's distributions, however the batch is split."""
 
 import math
 
@@ -25,7 +25,7 @@ def draws_of(n: int, seed: int = 0, step: int = 0) -> Draws:
 
 
 def drawn(params: ViewParams) -> dict[str, torch.Tensor]:
-    """All parameters by name; an operation's probability has decided over that of its own name."""
+    """Returns all parameters by name; "on" by the name of its operation."""
     tensors = {"box": params.box, "flip": params.flip}
     for operation, of_operation in params.operations.items():
         tensors |= {k if k != "on" else operation: v for k, v in of_operation.items()}

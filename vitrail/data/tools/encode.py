@@ -22,9 +22,9 @@ class Packing:
 
     Attributes:
         size: short side of larger images after resizing, in pixels, 0 to 65536; 0 resizes none.
-        quality: of JPEGs, 1 to 100.
+        quality: JPEG quality, 1 to 100.
         shard_mb: largest size of a shard, in 10^6 bytes, 1 to 1000000.
-        format: of the image files: jpg, png, or raw (a .npy file of [C, H, W]).
+        format: file format of the images: jpg, png, or raw (a .npy file of [C, H, W]).
 
     Raises:
         ValueError: a number out of its range.
