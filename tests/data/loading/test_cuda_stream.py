@@ -38,7 +38,7 @@ class Device:
     """Stands in for torch.cuda, and records the calls."""
 
     def __init__(self, monkeypatch):
-        self.said: list[str] = []
+        self.calls: list[str] = []
         self.now, self.events = "step", 0
         device = self
 
@@ -47,7 +47,7 @@ class Device:
                 self.name = name
 
             def wait_stream(self, other) -> None:
-                device.said.append(f"{self.name} waits for {other.name}")
+                device.calls.append(f"{self.name} waits for {other.name}")
 
         class Event:
             def __init__(self, **_):
@@ -55,10 +55,10 @@ class Device:
                 self.name = f"event {device.events}"
 
             def record(self, stream) -> None:
-                device.said.append(f"{self.name} on {stream.name}")
+                device.calls.append(f"{self.name} on {stream.name}")
 
             def synchronize(self) -> None:
-                device.said.append(f"the host waits for {self.name}")
+                device.calls.append(f"the host waits for {self.name}")
 
         @contextlib.contextmanager
         def within(stream):
@@ -78,11 +78,11 @@ def test_views_are_queued_beside_the_step_and_at_most_two_steps_ahead(monkeypatc
     stream.wait_for_current()
     for _ in range(3):
         with stream.queue():
-            device.said.append(f"views on {device.now}")
+            device.calls.append(f"views on {device.now}")
         stream.join([])
-        device.said.append(f"step on {device.now}")
+        device.calls.append(f"step on {device.now}")
     of_a_step = ["views on views", "step waits for views", "step on step"]
-    assert device.said == [
+    assert device.calls == [
         "views waits for step",
         *["event 1 on step", *of_a_step],
         *["event 2 on step", "the host waits for event 1", *of_a_step],

@@ -123,10 +123,10 @@ def test_advice_is_given_once_and_not_on_the_first_steps():
     slow = Spent(stalled=3.0, waited=3.0, storage=9.0)
     assert adviser.after(wait_time.UNTYPICAL_STEPS, 50.0, slow) is None
     assert adviser.after(1, 6.0, slow) is None, "too short to know"
-    said = adviser.after(1, 6.0, slow)
-    assert said.startswith("note: 50% of a step is waiting for data, limited by storage: ")
-    assert "--workers (now 3)" in said
-    assert "vitrail pack" in said
+    advice = adviser.after(1, 6.0, slow)
+    assert advice.startswith("note: 50% of a step is waiting for data, limited by storage: ")
+    assert "--workers (now 3)" in advice
+    assert "vitrail pack" in advice
     assert adviser.after(1, 6.0, slow) is None
 
 

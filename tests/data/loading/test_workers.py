@@ -85,10 +85,10 @@ def test_a_file_that_crashes_its_decoder_is_replaced_as_any_bad_file(source, tmp
 def test_a_killed_reader_is_named_with_its_file(source, tmp_path):
     deadly(source, {"07.png"}, signal.SIGKILL)
     path = tmp_path / "quarantine.jsonl"
-    told = r'folder:.*died on signal 9 \(Killed\) while reading "07.png"; the memory may have run'
-    with pytest.raises(OSError, match=told):
+    died = r'folder:.*died on signal 9 \(Killed\) while reading "07.png"; the memory may have run'
+    with pytest.raises(OSError, match=died):
         run(loader_of(source, Quarantine(path, 40)))
-    with pytest.raises(OSError, match=told):
+    with pytest.raises(OSError, match=died):
         list(read_images(source, Quarantine(path, 40), workers=2))
     assert not path.exists(), "nobody knows that the file is bad"
     assert not multiprocessing.active_children()

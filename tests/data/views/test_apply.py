@@ -437,8 +437,8 @@ def test_views_are_made_though_nothing_compiles(caplog):
     for _ in range(2):
         assert torch.equal(either(x, 1.5, 255.0), colour.brightness(x, 1.5, 255.0))
     assert len(calls) == 1
-    [told] = [record.getMessage() for record in caplog.records]
-    assert told.endswith("torch.compile fails here: Failed to find C compiler.")
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.endswith("torch.compile fails here: Failed to find C compiler.")
     with pytest.raises(OSError, match="Failed"):  # as the operation's own errors are
         apply_batched._where_it_compiles(fails, fails)(x, 1.5, 255.0)
 
