@@ -282,7 +282,7 @@ def list_(arguments: list[str]) -> None:
         "recipes": lambda: [(name, _first_line(make)) for name, make in RECIPES.items()],
         "backbones": lambda: [(name, describe(name)) for name in BACKBONES],
         "objectives": lambda: [(name, row.help) for name, row in OBJECTIVES.items()],
-        "sources": lambda: [(row.usage, row.help) for row in SOURCES.values()],
+        "sources": lambda: [(row.usage, row.summary) for row in SOURCES.values()],
         "protocols": lambda: [(name, row.help) for name, row in PROTOCOLS.items()],
     }
     if "--help" in arguments or "-h" in arguments:

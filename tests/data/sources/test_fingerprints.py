@@ -183,7 +183,8 @@ MADE: list[tuple[Callable[[Path], str], int | None, list[tuple[str, int, str]]]]
         ("184a80f430cbddd2083aba34fb7434ea", 1, "validation-000.tar/c.jpg:0"),
     ]),
     (pets, None, [
-        ("fa76d11d81e149ce1657eb1724df9d6f", 2, "images/Aby_2.jpg:0 images/big_dog_1.jpg:1 images/Aby_1.jpg:0"),
+        ("fa76d11d81e149ce1657eb1724df9d6f", 2,
+         "images/Aby_2.jpg:0 images/big_dog_1.jpg:1 images/Aby_1.jpg:0"),
         ("62d7c6cb412266c398c866aba0e06c8f", 2, "images/big_dog_10.jpg:1"),
     ]),
     (flowers, None, [
