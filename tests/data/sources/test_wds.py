@@ -147,6 +147,19 @@ def test_splits(tmp_path):
     assert open_source(f"wds:{tmp_path / 'g'}", "test").read(0).image[0, 0, 0] == 60
 
 
+def test_other_words_for_splits(tmp_path):
+    shard(tmp_path / "f" / "x-Training-0.tar", three(0))
+    shard(tmp_path / "f" / "x-dev0.tar", three(50))
+    assert open_source(f"wds:{tmp_path / 'f'}", "test").id(0) == "x-dev0.tar/0050.png"
+    shard(tmp_path / "g" / "TRAIN" / "0.tar", three(0))
+    shard(tmp_path / "g" / "eval" / "0.tar", three(60))
+    assert open_source(f"wds:{tmp_path / 'g'}").read(0).image[0, 0, 0] == 0
+    assert open_source(f"wds:{tmp_path / 'g'}", "test").read(0).image[0, 0, 0] == 60
+    (tmp_path / "g" / "test").mkdir()
+    with pytest.raises(ValueError, match=r"^wds:.*'eval' and 'test' of .* stand for 'test'"):
+        open_source(f"wds:{tmp_path / 'g'}")
+
+
 def test_class_names(tmp_path):
     shard(tmp_path / "train-0.tar", {"a.png": png(0), "a.cls": b"2", "b.png": png(1)})
     shard(tmp_path / "test-0.tar", {"a.png": png(0), "a.cls": b"1"})
