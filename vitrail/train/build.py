@@ -7,14 +7,14 @@ from torch.optim import Optimizer
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.registry import create_backbone, parse_options
-from vitrail.config import kind
 from vitrail.data.contract import Source
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.plan import ViewPlan
 from vitrail.distributed.ranks import Ranks, on_main
 from vitrail.nn.schedules import Horizon
+from vitrail.objectives.build import build_objective
 from vitrail.objectives.contract import Objective
-from vitrail.objectives.registry import build_objective
+from vitrail.objectives.registry import OBJECTIVES, objective_name
 from vitrail.optim import build_optimizer
 from vitrail.recipes.recipe import Recipe, plan_horizon
 from vitrail.train.log import say
@@ -135,7 +135,8 @@ def _require_splittable(recipe: Recipe, ranks: Ranks, objective: Objective) -> N
 
 def _require_labels(recipe: Recipe, source: Source) -> None:
     """Refuses slices of a batch whose shares of labels differ: their mean is another loss."""
-    if recipe.accumulate == 1 or kind(type(recipe.objective)) != "supervised":
+    needs = OBJECTIVES[objective_name(recipe.objective)].needs
+    if recipe.accumulate == 1 or "labels" not in needs:
         return
     missing = sum(source.label(index) is None for index in range(len(source)))
     if missing:

@@ -20,9 +20,10 @@ import torch
 
 from vitrail import text_encoder
 from vitrail.atomic import sync, sync_path
-from vitrail.config import differences, from_dict, kind, to_dict
+from vitrail.config import differences, from_dict, to_dict
 from vitrail.distributed.ranks import Ranks
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
+from vitrail.objectives.registry import objective_name
 from vitrail.recipes.recipe import SPEED_FIELDS, Recipe, preprocess_of
 from vitrail.text_encoder import TextEncoder
 from vitrail.train.build import Parts
@@ -209,7 +210,7 @@ def export_run(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
     """Writes the encoder as it is now, after `step` steps; first the text side, if it has one."""
     info = {
         "seed": recipe.seed,
-        "objective": kind(type(recipe.objective)),
+        "objective": objective_name(recipe.objective),
         "data": recipe.data,
         "step": step,
         "steps": parts.horizon.steps,

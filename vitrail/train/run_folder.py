@@ -14,8 +14,8 @@ from types import FrameType
 
 from vitrail.atomic import write_atomically
 from vitrail.config import from_dict, to_dict
+from vitrail.recipes.named import command_of
 from vitrail.recipes.recipe import Recipe
-from vitrail.recipes.registry import command_of
 
 
 def create(out: Path, recipe: Recipe) -> None:
@@ -93,7 +93,7 @@ def held(run: Path) -> Iterator[None]:
 
 def commit() -> str | None:
     """The commit of the checkout that vitrail runs from, None when installed from a package."""
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     try:
