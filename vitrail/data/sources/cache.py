@@ -4,9 +4,7 @@ import hashlib
 import io
 import logging
 import os
-import secrets
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,13 +59,8 @@ def save_arrays(kind: str, key: str, arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-    # ranks and other runs may write the same file at once: each writes its own, the last one stays
-    own = path.with_name(f"{path.stem}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(own, content.getvalue())
-        os.replace(own, path)
+        write_atomically(path, content.getvalue(), shared=True)  # ranks and runs write at once
     except OSError as error:
-        with suppress(OSError):
-            own.unlink(missing_ok=True)
         logger.warning("%s cannot be written and is made again next time (%s)", path, error)
