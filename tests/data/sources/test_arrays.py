@@ -1,4 +1,4 @@
-"""`npy:` and `npz:`: layouts, names, labels, workers, and what is refused."""
+"""Tests of `npy:` and `npz:`: layouts, names, labels, worker processes, and refusals."""
 
 import multiprocessing
 import pickle
@@ -21,7 +21,7 @@ GREY = RNG.integers(0, 256, (7, 20, 18), dtype=np.uint8)
 
 @pytest.fixture(params=["in memory", "mapped"])
 def kind(request, monkeypatch) -> type:
-    """Both ways of reading, whatever the size."""
+    """Reads in memory and from a map, regardless of the size."""
     if request.param == "mapped":
         monkeypatch.setattr(mapped, "IN_MEMORY", 0)
     return MappedSource if request.param == "mapped" else MemorySource

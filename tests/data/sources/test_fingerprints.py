@@ -1,7 +1,7 @@
-"""Fingerprints, ids and labels of small made data sets, held to literal values.
+"""Tests fingerprints, ids and labels of small data sets against literal values.
 
-A run resumes only where the fingerprint of its data is the one that it started with, so none of
-these values may change. They depend on no encoder: image files are bytes of a given length.
+A run resumes only with the fingerprint that its data had at its start, so none of these values may
+change. They depend on no encoder of images: the files are bytes of a given length.
 """
 
 import base64
@@ -212,6 +212,6 @@ def test_a_source_is_the_one_that_it_was(tmp_path, monkeypatch, make, channels, 
 
 
 def described(source) -> tuple[str, int, str]:
-    """The fingerprint, the number of classes, and the id and label of each sample."""
+    """Returns the fingerprint, the number of classes, and the id and label of each sample."""
     samples = [f"{source.id(i)}:{source.label(i)}" for i in range(len(source))]
     return source.fingerprint(), len(source.classes or ()), " ".join(samples)

@@ -1,4 +1,4 @@
-"""Tables of images and captions: every kind of file, and whatever can be wrong with one."""
+"""Tests of tables of images and captions: every kind of file, and damaged ones."""
 
 import builtins
 import csv
@@ -38,7 +38,7 @@ def put(folder, *names: str) -> None:
 
 
 def write(path, rows: list[dict]) -> str:
-    """A table of the kind that the suffix says; the SPEC of it."""
+    """Writes a table in the format of the suffix; returns its SPEC."""
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     elif path.suffix == ".parquet":

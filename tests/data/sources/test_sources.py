@@ -1,4 +1,4 @@
-"""The table of sources: digits, Fashion-MNIST from IDX files, folders of all shapes."""
+"""Tests of the table of sources, digits, Fashion-MNIST from IDX files, and folders."""
 
 import gzip
 import json
@@ -143,7 +143,7 @@ def test_scattered_digits():
     assert height.max() <= 14
     assert top.min() <= 1
     assert top.double().std() > 1
-    # Neither scale nor place tells the label: the classes' mean tops agree within their spread.
+    # Neither scale nor place depends on the label: the classes' mean tops agree within their spread.
     means = torch.stack([top[torch.tensor(labels) == c].double().mean() for c in range(10)])
     assert means.std() < 3 * top.double().std() / 130**0.5
     with pytest.raises(ValueError, match="digits:shuffled is unknown"):
@@ -308,7 +308,7 @@ def test_splits_by_other_words(tmp_path, train, test):
 
 def test_two_folders_of_one_split_are_refused(tmp_path):
     put(tmp_path, "Train/1.png", "train/2.png", "test/3.png", "val/4.png", "dev/5.png")
-    with pytest.raises(ValueError, match="'Train' and 'train' of .* both stand for 'train'"):
+    with pytest.raises(ValueError, match=r"'Train' and 'train' of .* both stand for 'train'"):
         open_source(f"folder:{tmp_path}", "test")
     (tmp_path / "Train/1.png").unlink()
     (tmp_path / "Train").rmdir()

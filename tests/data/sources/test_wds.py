@@ -1,4 +1,4 @@
-"""Tar shards: what is found in them, what is read, what is refused."""
+"""Tests of tar shards: their samples, reading, and refusals."""
 
 import gzip
 import io
@@ -238,7 +238,7 @@ def test_damage_in_the_middle_is_told(tmp_path, caplog):
 
 @pytest.mark.parametrize("size", [-512, -100])
 def test_a_size_below_zero_is_damage(tmp_path, caplog, size):
-    """tarfile before CVE-2025-8194 was mended would read one header for ever."""
+    """tarfile without the fix of CVE-2025-8194 reads one header for ever."""
     path = shard(tmp_path / "x.tar", three(0) | three(10))
     with tarfile.open(path) as tar:
         at = tar.getmember("0010.png").offset
