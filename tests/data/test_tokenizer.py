@@ -1,4 +1,4 @@
-"""Tests of the tokenizer: any text, start and end tokens, and equal training from equal captions."""
+"""Tests of the tokenizer: any text, start and end tokens, and equal results of equal captions."""
 
 import subprocess
 import sys

@@ -31,7 +31,7 @@ def png(value: int) -> bytes:
 
 
 def hf_table(values: list[int], names: list[str] | None = None, **more: list) -> "pyarrow.Table":
-    """Returns a table in Hugging Face's layout: structs of bytes and path, described in metadata."""
+    """Returns a table in Hugging Face's layout: structs of bytes and path, with metadata."""
     image = pyarrow.array([{"bytes": png(v), "path": f"{v}.png"} for v in values])
     columns = {"image": image, "label": pyarrow.array([v % 3 for v in values]), **more}
     features = {"image": {"_type": "Image"}}

@@ -143,7 +143,7 @@ def test_scattered_digits():
     assert height.max() <= 14
     assert top.min() <= 1
     assert top.double().std() > 1
-    # Neither scale nor place depends on the label: the classes' mean tops agree within their spread.
+    # Scale and place are independent of the label: the classes' mean tops are close.
     means = torch.stack([top[torch.tensor(labels) == c].double().mean() for c in range(10)])
     assert means.std() < 3 * top.double().std() / 130**0.5
     with pytest.raises(ValueError, match="digits:shuffled is unknown"):
