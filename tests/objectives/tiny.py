@@ -93,6 +93,11 @@ def make_batch(plan: ViewPlan, count: int, step: int = 0) -> Batch:
     )
 
 
+def in_float64(batch: Batch) -> Batch:
+    """For an objective that is made `.double()`; with `rounding.float64_kept` it stays so."""
+    return replace(batch, views=[v.double() for v in batch.views])
+
+
 def narrow(batch: Batch, start: int, count: int) -> Batch:
     """Samples [start, start + count) of a batch."""
     rows = slice(start, start + count)
