@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int, UInt8, UInt16
 from torch import Tensor
 
-from vitrail.data.contract import Batch, Source
+from vitrail.data.contract import Batch, Source, number_of
 from vitrail.data.loading.cuda_stream import ViewStream, to_device
 from vitrail.data.loading.order import Order, default_order
 from vitrail.data.loading.quarantine import Quarantine
@@ -216,7 +216,7 @@ class Loader:
         with self.meter.views():
             views = made.finish()
         labels = [self._source.label(i) for i in index.tolist()]
-        numbers = torch.tensor([-1 if label is None else label for label in labels])
+        numbers = torch.tensor([number_of(label) for label in labels])
         text = self._captions(index) if self._source.captioned else None
         there, label = to_device(torch.stack([index, numbers]), self._device).unbind()
         return Batch(views, there, label, draws, text)
