@@ -27,7 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from benchmarks.step_setting import CLIP, LR, MOMENTUM, WEIGHT_DECAY
-from vitrail.backbones.registry import Model
+from vitrail.backbones.families import Skeleton
 
 
 class Peer(nn.Module):
@@ -163,7 +163,7 @@ def simdino_peer(vit: VisionTransformer, device: str = "cpu", precision: str = "
 
 
 def timm_vit(
-    model: Model, img_size: int, drop_path: float, fused_attention: bool = True
+    model: Skeleton, img_size: int, drop_path: float, fused_attention: bool = True
 ) -> VisionTransformer:
     """Builds timm's ViT in one of our sizes, for views of any size."""
     set_fused_attn(fused_attention)  # the layers read it at construction

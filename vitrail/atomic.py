@@ -1,6 +1,7 @@
 """Atomic writes: a temporary file is flushed to the disk and renamed, so no crash leaves a part."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,12 +24,17 @@ def sync_path(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yields a temporary path whose file replaces `path` at the end.
 
     Readers see the old file or the new one, never a part. After an exception the old one stays.
+
+    Args:
+        path: the file to replace.
+        shared: other processes may write the same file at once; the last one stays.
     """
-    temporary = path.with_name(f".{path.name}.writing")
+    own = f".{secrets.token_hex(4)}" if shared else ""
+    temporary = path.with_name(f".{path.name}{own}.writing")
     try:
         yield temporary
         sync_path(temporary)
@@ -39,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
     sync_path(path.parent)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, shared: bool = False) -> None:
     """Replaces the content of a file atomically, as `replacing` does; text is encoded as UTF-8."""
-    with replacing(path) as temporary:
+    with replacing(path, shared) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

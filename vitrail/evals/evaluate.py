@@ -281,7 +281,9 @@ def _run(
 
 
 def _figures(out: Path) -> dict[str, str]:
-    return {n: f"figures/{n}.png" for n in PROTOCOLS if (out / "figures" / f"{n}.png").exists()}
+    drawn = [name for name, row in PROTOCOLS.items() if row.figure]
+    files = {name: f"figures/{name}.png" for name in drawn}
+    return {name: file for name, file in files.items() if (out / file).exists()}
 
 
 def hardware(device: str) -> str:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vitrail.backbones.contract import Backbone, TokenBackbone
 from vitrail.backbones.skeleton import SkeletonBackbone
-from vitrail.data.contract import Source
+from vitrail.data.contract import Source, number_of
 from vitrail.data.decode.colours import fill_no_range, in_colours
 from vitrail.data.loading.loader import read_images
 from vitrail.data.loading.quarantine import Quarantine
@@ -88,7 +88,7 @@ def collect(
     if not readable:
         raise ValueError(f"{source.spec}: none of its {len(source)} images can be read")
     labels = [source.label(i) for i in readable]
-    numbers = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+    numbers = np.array([number_of(label) for label in labels], dtype=np.int64)
     table = {name: np.concatenate(part) for name, part in parts.items()}
     return table, numbers, np.array(readable, dtype=np.int64)
 

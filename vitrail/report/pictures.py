@@ -1,4 +1,4 @@
-"""Pictures of a run as data URIs, few enough bytes that the page stays below 10 MB."""
+"""Pictures of a run as data URIs, made small enough for a page below 10 MB."""
 
 import base64
 import io
@@ -19,14 +19,20 @@ FITS = 500  # pixels of width that a phone shows without scrolling, shrunk a lit
 
 
 class Words(NamedTuple):
-    """kind: of picture, for those who cannot see it."""
+    """What is written about a picture.
+
+    Attributes:
+        title: its heading.
+        kind: what is seen, for readers who cannot see it.
+        meaning: what it shows.
+    """
 
     title: str
     kind: str
     meaning: str
 
 
-# What is drawn while training, and belongs to no protocol.
+# pictures that are drawn while training, by no protocol
 TRAINING_WORDS: dict[str, Words] = {
     "reconstruction": Words(
         "What it fills in",
@@ -40,7 +46,16 @@ TRAINING_WORDS: dict[str, Words] = {
 
 
 class Picture(NamedTuple):
-    """width, height: in pixels. run: the label of its run."""
+    """A picture of a run.
+
+    Attributes:
+        name: of the protocol, or of a picture of training.
+        run: label of its run.
+        uri: the file as a data URI.
+        width: in pixels.
+        height: in pixels.
+        again: the command that makes it again, if known.
+    """
 
     name: str
     run: str
@@ -51,7 +66,7 @@ class Picture(NamedTuple):
 
     @property
     def scrolls(self) -> bool:
-        """Whether it is wider than a phone."""
+        """True if it is wider than a phone."""
         return self.width > FITS
 
 
@@ -65,9 +80,9 @@ def picture_words(name: str) -> Words:
 
 
 def pictures(runs: Sequence[RunFiles]) -> dict[str, list[Picture]]:
-    """name -> the picture of each run that has it, in the page's order.
+    """Returns the picture of each run that has it, by name, in the page's order.
 
-    What does not fit the page is left out, and the run's remarks say so.
+    What does not fit the page is left out, and remarked on.
     """
     names = list(dict.fromkeys(name for files in runs for name in files.pictures))
     slots = [(files, name) for name in names for files in runs if name in files.pictures]
@@ -84,9 +99,10 @@ def pictures(runs: Sequence[RunFiles]) -> dict[str, list[Picture]]:
 
 
 def _fitted(slots: Sequence[tuple[RunFiles, str]]) -> list[tuple[str, bytes]]:
-    """(kind, bytes) of each picture; as WebP, the largest first, while all of them are too many.
+    """Returns the type and bytes of each picture.
 
-    Those that are still too many have no bytes, and their runs a remark.
+    The largest ones become WebP while all together are too many bytes. Those that still do not fit
+    have no bytes, and their runs a remark.
     """
     found = [(PNG, files.pictures[name]) for files, name in slots]
     largest = sorted(range(len(found)), key=lambda at: -len(found[at][1]))
@@ -108,13 +124,13 @@ def _size(found: Sequence[tuple[str, bytes]]) -> int:
 
 
 def _sides(png: bytes) -> tuple[int, int]:
-    """Width and height, from the PNG's first chunk."""
+    """Returns width and height in pixels, from the PNG's first chunk."""
     width, height = struct.unpack(">II", png[16:24])
     return int(width), int(height)
 
 
 def _webp(png: bytes) -> bytes:
-    """The same picture in fewer bytes, or in none where it cannot be read."""
+    """Returns a picture as WebP; no bytes if it cannot be read."""
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             image.load()

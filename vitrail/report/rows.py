@@ -15,7 +15,16 @@ MAX_NUMBERS = 40  # of a protocol that is only listed
 
 
 class Cell(NamedTuple):
-    """colour: of the bar, which is width percent wide, or None for no bar; small: a line below."""
+    """A cell of a table.
+
+    Attributes:
+        main: the number, as text.
+        deviation: its standard deviation, as text, if any.
+        width: of its bar, in percent.
+        colour: class of its bar in the style sheet; None for no bar.
+        small: a line below the number.
+        best: it stands out.
+    """
 
     main: str
     deviation: str = ""
@@ -26,7 +35,16 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """name: of the protocol. k: of k-NN, where several rows differ in it."""
+    """A row of a table.
+
+    Attributes:
+        name: of the protocol.
+        title: of the row.
+        meaning: a sentence or two below it.
+        numbers: by column.
+        k: of k-NN, if rows differ in it.
+        warning: a sentence why numbers cannot be compared, if any.
+    """
 
     name: str
     title: str
@@ -104,7 +122,7 @@ def describe(protocol: Protocol) -> str:
 
 
 def kind_cells(row: Row, kinds: Sequence[str] = KINDS) -> list[Cell]:
-    """A cell for each kind of features; the trained one's stands out."""
+    """Returns a cell for each kind of features; the trained one's stands out."""
     cells = []
     for kind in kinds:
         main, deviation, width = percent(row.numbers.get(kind))
@@ -113,14 +131,14 @@ def kind_cells(row: Row, kinds: Sequence[str] = KINDS) -> list[Cell]:
 
 
 def trained_cell(numbers: dict[str, Any], below: str = "untrained") -> Cell:
-    """The trained encoder's, with another value in small below it."""
+    """Returns the trained encoder's cell, with another value in small below it."""
     main, deviation, width = percent(numbers.get("trained"))
     other = percent(numbers.get(below))[0]
     return Cell(main, deviation, width, "trained", "" if other == "–" else f"{below} {other}")
 
 
 def transfer(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Results by source, its first one included; {} where there is only one."""
+    """Returns results by source, with the first one; {} if there is only one."""
     others = {
         spec: numbers
         for spec, numbers in as_dict(evaluation.get("transfer")).items()
@@ -159,7 +177,7 @@ def _scalars(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def percent(value: Any) -> tuple[str, str, float]:
-    """(percent, ± deviation or nothing, width of its bar in percent)."""
+    """Returns the percentage, its ± deviation or "", and the width of its bar in percent."""
     mean, std = (value.get("mean"), value.get("std")) if isinstance(value, dict) else (value, None)
     if not isinstance(mean, (int, float)) or not math.isfinite(mean):
         return "–", "", 0.0
@@ -168,7 +186,7 @@ def percent(value: Any) -> tuple[str, str, float]:
 
 
 def as_dict(value: Any) -> dict[str, Any]:
-    """A damaged file may hold anything."""
+    """Returns a dict as it is and {} for anything else, as damaged files may hold."""
     return value if isinstance(value, dict) else {}
 
 

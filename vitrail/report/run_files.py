@@ -1,4 +1,4 @@
-"""A run folder as the page needs it. What is missing is left out; what is damaged is told."""
+"""The files of a run that a page shows: missing ones are left out, damaged ones remarked on."""
 
 import json
 from dataclasses import dataclass, field
@@ -11,10 +11,18 @@ from vitrail.evals.settings import migrated
 
 @dataclass
 class RunFiles:
-    """name: of the folder. label: the same, or more of its path where a page has two of that name.
+    """The content of a run folder.
 
-    config, description (encoder.json), evaluation: {} where there is none; rows: metrics.jsonl;
-    bad: (id, reason) of quarantined samples; pictures: name -> PNG bytes; remarks: for the reader.
+    Attributes:
+        name: of the folder.
+        config: of config.json; {} if there is none.
+        description: of encoder.json; {} if there is none.
+        evaluation: of evaluation.json, its settings in today's form; {} if there is none.
+        rows: of metrics.jsonl.
+        bad: id and reason of quarantined samples.
+        pictures: PNG bytes by name, in the page's order.
+        remarks: sentences for the reader.
+        label: its name, or more of its path if a page has two of that name.
     """
 
     name: str
@@ -89,7 +97,7 @@ def _read_object(path: Path, remarks: list[str]) -> dict[str, Any]:
 
 
 def _read_lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file. A last line that was cut short is nothing to remark upon."""
+    """Returns the objects of a .jsonl file; a last line that was cut short is no damage."""
     if not path.exists():
         return []
     rows, broken = [], []
