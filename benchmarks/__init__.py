@@ -1,1 +1,1 @@
-"""What is claimed to be fast, and the commands that measure it."""
+"""Benchmarks: one command for each claim about speed or memory."""

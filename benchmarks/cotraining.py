@@ -1,16 +1,16 @@
-"""The collapse of co-training, how it is left, and what DINO does instead: docs/cotraining.md.
+"""The collapse of co-training, and how DINO avoids it: docs/cotraining.md.
 
-Three runs on scattered digits: the same pictures in the same order, the same two views, the same
-backbones and the same optimizer. Co-training from two classifiers that start apart; co-training
-from two that start equal; and DINO. While they train, 512 pictures are looked at: the entropy of a
-prediction H(P(k|x)), and the entropy of the labels H(P(k)), P(k) the mean prediction. What lies
-between the two is I(k; x), what a label says of its picture. DINO's predictions are its teacher's,
-centred and sharpened.
+Three runs on scattered digits with the same images in the same order, the same two views, the same
+backbones and the same optimizer: co-training from two classifiers that start apart, co-training
+from two that start equal, and DINO. During training, two entropies are measured on 512 images: that
+of a prediction, H(P(k|x)), and that of the labels, H(P(k)), with P(k) the mean prediction. Their
+difference is the mutual information I(k; x) of label and image. DINO's predictions are those of its
+teacher, centred and sharpened.
 
     python -m benchmarks.cotraining [--optimizer sgd] [--steps 200] [--save]
 
-prints a table; with --save it goes to benchmarks/results/cotraining_OPTIMIZER.md, and the figure
-(AdamW's) to docs/images/cotraining.png. Under 3 minutes on one core that is free.
+prints a table; with --save it is written to benchmarks/results/cotraining_OPTIMIZER.md, and the
+figure (of AdamW) to docs/images/cotraining.png. It takes less than 3 minutes on one idle core.
 """
 
 import argparse
@@ -53,7 +53,7 @@ OPTIMIZERS = {
     "adamw": partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0),
     "sgd": partial(torch.optim.SGD, lr=0.1),
 }
-# Large crops, so that the two views of a picture have much in common.
+# large crops, to make the two views of an image overlap
 PAIR = replace(VIEWS, global_scale=(0.8, 1.0))
 RUNS: dict[str, Any] = {
     "Co-training, started apart": CoTraining(PAIR, LABELS, beta=2.0),
@@ -70,8 +70,15 @@ RUNS: dict[str, Any] = {
 }
 
 
-class Look(NamedTuple):
-    """In nats. grad_norm: of the step, over all parameters."""
+class Measures(NamedTuple):
+    """Entropies and gradient norm after a step.
+
+    Attributes:
+        step: number of the step.
+        prediction: mean entropy of a prediction, in nats.
+        labels: entropy of the mean prediction, in nats.
+        grad_norm: norm of the step's gradient over all parameters.
+    """
 
     step: int
     prediction: float
@@ -81,7 +88,7 @@ class Look(NamedTuple):
 
 @torch.no_grad()
 def predictions(objective: Objective, images: Tensor, step: int) -> Tensor:
-    """P(k|x), [N, K], of what the other network is to agree with."""
+    """Returns P(k|x), [N, K], of the network that gives the targets."""
     if isinstance(objective, DINO):
         _, z = objective.teacher([images])
         logits = prototypes(objective.teacher)(z) - objective.center
@@ -89,10 +96,10 @@ def predictions(objective: Objective, images: Tensor, step: int) -> Tensor:
     return objective.get_submodule("phi")([images])[1].softmax(-1)
 
 
-def look(objective: Objective, images: Tensor, step: int, grad_norm: float) -> Look:
+def measure(objective: Objective, images: Tensor, step: int, grad_norm: float) -> Measures:
     p = predictions(objective, images, step)
     each = torch.stack([entropy(row) for row in p]).mean()
-    return Look(step, each.item(), entropy(p.mean(0)).item(), grad_norm)
+    return Measures(step, each.item(), entropy(p.mean(0)).item(), grad_norm)
 
 
 def loader(source: Source, objective: Objective, batch: int, seed: int, folder: Path) -> Loader:
@@ -104,7 +111,7 @@ def loader(source: Source, objective: Objective, batch: int, seed: int, folder: 
 
 def train(
     config: Any, source: Source, optimizer_name: str, steps: int, folder: Path
-) -> tuple[list[Look], Objective]:
+) -> tuple[list[Measures], Objective]:
     def make_backbone(drop_path: float) -> Backbone:
         return create_backbone("vit_nano_patch4_32", img_size=16, in_chans=1, seed=0)
 
@@ -116,23 +123,23 @@ def train(
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / WARMUP, total_iters=WARMUP)
     [probe] = next(iter(loader(source, objective, PROBE, 1, folder).steps(0, 1)))
     images = probe.views[0][:PROBE]
-    looks = []
+    measures = []
     for step, [batch] in enumerate(loader(source, objective, BATCH, 0, folder).steps(0, steps)):
         out = objective(batch, step)
         optimizer.zero_grad()
         out["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         if step % EVERY == 0 or step + 1 == steps:
-            looks.append(look(objective, images, step, norm.item()))
+            measures.append(measure(objective, images, step, norm.item()))
         optimizer.step()
         warmup.step()
         objective.after_step({k: v.detach() for k, v in out.items()}, step)
-    return looks, objective
+    return measures, objective
 
 
 @torch.no_grad()
 def nearest_neighbours(encoder: Backbone) -> float:
-    """k-NN accuracy of the test digits, %."""
+    """Returns the k-NN accuracy on the test digits in percent."""
     found = []
     for split in ("train", "test"):
         source = open_source(DATA, split, channels=1)
@@ -147,14 +154,14 @@ def nearest_neighbours(encoder: Backbone) -> float:
 INK, SOFT, RULE, GROUND, BLUE = "#22262b", "#626a73", "#e2dfd8", "#fdfcfa", "#2f6f8f"
 
 
-def draw(runs: dict[str, list[Look]], path: Path) -> None:
-    """A panel a run, steps on x: both entropies, and what lies between them."""
+def draw(runs: dict[str, list[Measures]], path: Path) -> None:
+    """Draws a panel per run: both entropies over the steps, and the area between them."""
     figure = Figure(figsize=(10.5, 3.5), dpi=150, facecolor=GROUND, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(runs), sharey=True)
     ceiling = math.log(LABELS)
-    for axes, (title, looks) in zip(panels, runs.items(), strict=True):
-        steps, each, labels, _ = zip(*looks, strict=True)
+    for axes, (title, measures) in zip(panels, runs.items(), strict=True):
+        steps, each, labels, _ = zip(*measures, strict=True)
         axes.set_facecolor(GROUND)
         axes.fill_between(steps, each, labels, color=BLUE, alpha=0.18, linewidth=0)
         axes.plot(steps, labels, color=SOFT, linewidth=1.4, label="of the labels, H(P(k))")
@@ -184,11 +191,13 @@ def main() -> None:
     )
     parser.add_argument("--optimizer", choices=tuple(OPTIMIZERS), default="adamw")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--save", action="store_true", help="the figure and the table")
+    parser.add_argument(
+        "--save", action="store_true", help="write the figure and the table to files"
+    )
     args = parser.parse_args()
     origin = provenance("cpu")
     source = open_source(DATA, "train", channels=1)
-    runs: dict[str, list[Look]] = {}
+    runs: dict[str, list[Measures]] = {}
     lines = [
         f"{args.steps} steps of {args.optimizer} at batch {BATCH}, K = {LABELS}, ln K = "
         f"{math.log(LABELS):.3f}; entropies in nats, of {PROBE} pictures, at the last step.",
@@ -200,12 +209,12 @@ def main() -> None:
     lines.append(f"| untrained | | | | | | {nearest_neighbours(before):.1f} |")
     with tempfile.TemporaryDirectory() as folder:
         for title, config in RUNS.items():
-            looks, objective = train(config, source, args.optimizer, args.steps, Path(folder))
-            runs[title] = looks
-            end = looks[-1]
+            measures, objective = train(config, source, args.optimizer, args.steps, Path(folder))
+            runs[title] = measures
+            end = measures[-1]
             lines.append(
                 f"| {title} | {end.prediction:.3f} | {end.labels:.3f} | "
-                f"{end.labels - end.prediction:.3f} | {looks[0].grad_norm:.1e} | "
+                f"{end.labels - end.prediction:.3f} | {measures[0].grad_norm:.1e} | "
                 f"{end.grad_norm:.1e} | {nearest_neighbours(objective.encoder):.1f} |"
             )
             print(lines[-1], flush=True)

@@ -1,16 +1,16 @@
-"""A CRATE layer, forward and backward: ours beside the published formulation.
+"""A CRATE layer, forward and backward: our implementation against the published formulation.
 
 Published: the attention matrix softmax(w wᵀ/√p) is formed, and ISTA takes three products with the
-tokens (Ma-Lab/CRATE 674408f). For CRATE-α the overcomplete dictionary layer stands beside its
+tokens (Ma-Lab/CRATE 674408f). For CRATE-α the overcomplete dictionary layer is compared with its
 formula written out (two steps take four products on both sides). Both sides have the same weights
-and tokens, and must give the same values and gradients before anything is timed. Then
-blocks of calls are alternated in one process; medians are printed, and the median, the least and
-the most of the ratios within a block.
+and tokens, and must give the same values and gradients before anything is timed. Blocks of calls
+are alternated in one process; printed are medians, and the median, minimum and maximum of the
+ratios within a block.
 
     python -m benchmarks.crate_block [--device cuda] [--batch 8 --tokens 197 ...] [--save]
 
-On CUDA under bf16 autocast, ours compiled as in training, beside the published layer as it is and
-under `torch.compile`.
+On CUDA both run under bf16 autocast; ours is compiled as in training, the published layer runs with
+and without `torch.compile`.
 """
 
 import argparse
@@ -44,11 +44,11 @@ ETA, LMBDA = 0.1, 0.1
 
 
 class ParityError(Exception):
-    """The two sides do not compute the same thing."""
+    """Raised if the two sides do not compute the same result."""
 
 
 class PublishedMSSA(nn.Module):
-    """[B, N, D] -> [B, N, D] with the N×N attention matrix of every head."""
+    """The published attention, [B, N, D] -> [B, N, D], with an N×N matrix of each head."""
 
     def __init__(self, dim: int, heads: int, bias: bool):
         super().__init__()
@@ -87,7 +87,7 @@ class PublishedODL(nn.Module):
 
 
 class PublishedBlock(nn.Module):
-    """Under the names of `Block`, so that one state dict fits both."""
+    """The published layer, with the parameter names of `Block`, to share one state dict."""
 
     def __init__(self, kind: Kind, dim: int, heads: int):
         super().__init__()
@@ -105,7 +105,7 @@ class PublishedBlock(nn.Module):
 
 
 class Ours(nn.Module):
-    """Our layer on [B, N, D]."""
+    """Our layer, [B, N, D] -> [B, N, D]."""
 
     def __init__(self, block: Block):
         super().__init__()
@@ -117,14 +117,14 @@ class Ours(nn.Module):
 
 
 def results(side: nn.Module, tokens: Tensor, cotangent: Tensor) -> list[Tensor]:
-    """Values, then the gradients of the tokens and of every weight by name."""
+    """Returns the values, then the gradients of the tokens and of each weight by name."""
     values = side(tokens)
     inputs = [tokens, *(weight for _, weight in sorted(side.named_parameters()))]
     return [values, *torch.autograd.grad(values, inputs, cotangent.to(values.dtype))]
 
 
 def relative_gap(first: list[Tensor], second: list[Tensor]) -> float:
-    """The largest difference, relative to each tensor's largest entry."""
+    """Returns the largest difference, relative to each tensor's largest entry."""
     pairs = zip(first, second, strict=True)
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
@@ -135,10 +135,13 @@ def values_gap(first: nn.Module, second: nn.Module, tokens: Tensor) -> float:
 
 
 def require_parity(first: nn.Module, second: nn.Module, tokens: Tensor, cotangent: Tensor) -> float:
-    """The larger gap: of the values in float32, of the values and the gradients in float64.
+    """Returns the larger gap, of the values in float32, and of values and gradients in float64.
 
-    In float32 rounding takes a few of the hundreds of thousands of entries over the ReLU's edge,
-    and each then has another gradient.
+    Gradients are not compared in float32: rounding moves a few of the hundreds of thousands of
+    entries across the ReLU's kink, which changes their gradient.
+
+    Raises:
+        ParityError: the gap is above TOLERANCE.
     """
     doubles = [copy.deepcopy(side).double() for side in (first, second)]
     tokens_double = tokens.detach().double().requires_grad_()
@@ -157,7 +160,7 @@ def measured(side: nn.Module, tokens: Tensor, cotangent: Tensor) -> Tensor:
 def compare(
     kind: Kind, dim: int, heads: int, args: argparse.Namespace
 ) -> list[tuple[str, list[float], list[float], float]]:
-    """(peer, its seconds, ours, gap) for each peer, a number a block."""
+    """Returns (peer, its seconds, our seconds, gap) for each peer, with one time per block."""
     torch.manual_seed(0)
     block = Block(kind, dim, heads).to(args.device)
     published = PublishedBlock(kind, dim, heads).to(args.device)
@@ -188,12 +191,12 @@ def arguments() -> argparse.Namespace:
     )
     fitting = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=fitting)
-    parser.add_argument("--batch", type=int, help="images; 8, and 128 on CUDA")
-    parser.add_argument("--tokens", type=int, default=197, help="of an image")
+    parser.add_argument("--batch", type=int, help="images of a batch; default 8, on CUDA 128")
+    parser.add_argument("--tokens", type=int, default=197, help="tokens of an image")
     parser.add_argument("--widths", type=int, nargs="+", default=[384, 576], choices=(384, 576))
     parser.add_argument("--blocks", type=int, default=15)
-    parser.add_argument("--calls", type=int, help="of a block; 4, and 50 on CUDA")
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument("--calls", type=int, help="calls of a block; default 4, on CUDA 50")
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here; use --device cpu")
@@ -227,7 +230,7 @@ def main() -> None:
     args = arguments()
     origin = provenance(args.device)
     keep_freed_memory()
-    torch.backends.cuda.matmul.allow_tf32 = False  # for the check of parity
+    torch.backends.cuda.matmul.allow_tf32 = False  # exact products for the parity check
     try:
         lines = table(args)
     except ParityError as error:

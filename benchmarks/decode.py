@@ -1,13 +1,13 @@
-"""JPEG decoders against each other, whole and at reduced scale; threads against processes.
+"""JPEG decoders at full and reduced scale, and threads against worker processes.
 
-Photographs (Debian's `gnome-backgrounds`) cut to 500 x 375 JPEGs of quality 90, decoded from memory
-to the uint8 [3, H, W] that a sample is, on one thread; ways are alternated in one process. By how
-much a decoder's pixels differ from Pillow's is told. Ours looks at the header and the EXIF
-orientation as well and names what is wrong; the others only decode. Those that are not installed
-are left out: for all, `pip install simplejpeg PyTurboJPEG torchcodec opencv-python-headless`.
+Photographs (Debian's `gnome-backgrounds`) cut to 500 x 375 JPEGs of quality 90 are decoded from
+memory to the uint8 [3, H, W] of a sample, on one thread; decoders are alternated in one process.
+The difference of each decoder's pixels from Pillow's is printed. Ours also checks the header and
+the EXIF orientation and reports errors; the others only decode. Decoders that are not installed are
+left out: for all, `pip install simplejpeg PyTurboJPEG torchcodec opencv-python-headless`.
 
-Then the same files are read in chunks of 16 by N threads, and by N worker processes that hand them
-over, beside a main thread that has nothing else to do, or makes the two 224-pixel views of SimCLR.
+Then the same files are read in chunks of 16 by N threads, and by N worker processes that send them
+to the main process, whose thread is idle, or makes the two 224-pixel views of SimCLR.
 
     python -m benchmarks.decode [--images 112 --blocks 9 --workers 2] [--save]
 """
@@ -49,7 +49,7 @@ RESULTS = Path(__file__).parent / "results"
 CHUNK = 16
 
 
-# ---- what is timed
+# ---- decoders
 
 
 def decode_all(decode: Decode, files: list[bytes]) -> Tensor:
@@ -76,7 +76,11 @@ def decoder_rows(ways: dict[str, Decode], files: list[bytes], blocks: int) -> li
 
 @dataclass(frozen=True)
 class Forced(Detail):
-    """Asks for one reduction of all images."""
+    """A `Detail` with the same reduction for all images.
+
+    Attributes:
+        by: factor of the reduction.
+    """
 
     by: int = 1
 
@@ -110,7 +114,11 @@ def reduced_rows(blocks: int) -> list[str]:
 
 @dataclass
 class Chunks(Dataset[Tensor]):
-    """Files in chunks, decoded and packed in one buffer, as a worker hands them over."""
+    """Chunks of files, each decoded and packed in one buffer, as a worker sends it.
+
+    Attributes:
+        files: paths of the files.
+    """
 
     files: list[str]
 
@@ -147,7 +155,7 @@ def consume(source: Callable[[], Iterator[Tensor]], busy: bool) -> Tensor:
 
 
 def reading_rows(chunks: Chunks, workers: int, blocks: int) -> list[str]:
-    # Workers start once and live on, as in a run.
+    # persistent workers, as in a run
     loader = DataLoader(
         chunks, batch_size=None, num_workers=workers, prefetch_factor=2, persistent_workers=True
     )
@@ -261,10 +269,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=112, help="a multiple of 16")
+    parser.add_argument(
+        "--images", type=int, default=112, help="number of images, a multiple of 16"
+    )
     parser.add_argument("--blocks", type=int, default=9)
-    parser.add_argument("--workers", type=int, default=2, help="threads, and processes")
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="number of threads, and of worker processes"
+    )
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     args = parser.parse_args()
     if args.images < CHUNK or args.images % CHUNK or min(args.blocks, args.workers) < 1:
         parser.error(f"--images must be a multiple of {CHUNK}, --blocks and --workers above 0")

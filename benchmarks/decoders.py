@@ -1,4 +1,4 @@
-"""What `benchmarks.decode` compares: decoders that may be installed, and files to decode."""
+"""The decoders that `benchmarks.decode` compares, if installed, and the files to decode."""
 
 import io
 import sys
@@ -24,18 +24,18 @@ Decode = Callable[[bytes], Tensor]
 
 
 def pillow(data: bytes) -> Tensor:
-    """As most do."""
+    """Decodes by Pillow, in the usual way."""
     with Image.open(io.BytesIO(data)) as image:
         return interleaved(np.array(image.convert("RGB")))
 
 
 def interleaved(pixels_HWC: np.ndarray) -> Tensor:
-    """As samples are, and as most decoders write them."""
+    """Returns a [3, H, W] view of interleaved pixels, the memory layout of most decoders."""
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
 
 def guarded_pillow(data: bytes) -> Tensor:
-    """What a vitrail without simplejpeg does."""
+    """Decodes as vitrail does without simplejpeg."""
     whole = ours.decode_whole
     try:
         ours.decode_whole = lambda *_: None
@@ -98,7 +98,7 @@ OTHERS = {
 
 
 def decoders() -> tuple[dict[str, Decode], list[str]]:
-    """(by name, names of those that are missing and why)."""
+    """Returns the installed decoders by name, and the missing ones with the reason."""
     found: dict[str, Decode] = {"Pillow": pillow, FALLBACK: guarded_pillow}
     if find_spec("simplejpeg"):
         found[OURS] = lambda data: ours.decode_bytes(data, 3, "it")
@@ -115,7 +115,7 @@ def decoders() -> tuple[dict[str, Decode], list[str]]:
 
 
 def photographs(count: int) -> list[Image.Image]:
-    """Cuts of 500 x 375 out of photographs of half their size."""
+    """Returns crops of 500 x 375 pixels from photographs reduced to half their size."""
     files = [p for p in sorted(BACKGROUNDS.glob("*.webp")) if p.stat().st_size > 10_000]
     if not files:
         sys.exit(f"no photographs in {BACKGROUNDS}: apt install gnome-backgrounds")
@@ -137,7 +137,7 @@ def encode(image: Image.Image, **options: object) -> bytes:
 
 
 def kinds(cut: Image.Image) -> dict[str, bytes]:
-    """What files of the world are like, beside the common 4:2:0."""
+    """Returns the crop encoded as the common kinds of JPEG, beside the usual 4:2:0."""
     baseline = encode(cut)
     return {
         "4:2:0": baseline,
@@ -152,7 +152,7 @@ def kinds(cut: Image.Image) -> dict[str, bytes]:
 
 
 def agreement(decode: Decode, data: bytes) -> str:
-    """With Pillow: the largest difference of a pixel."""
+    """Returns the largest difference of a pixel from Pillow's, as text."""
     try:
         exact = ours.decode_bytes(data, 3, "it")
     except Exception:

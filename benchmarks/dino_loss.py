@@ -1,20 +1,20 @@
-"""DINO's loss from head features to gradients, the product with the prototypes included.
+"""DINO's loss from head features to gradients, including the product with the prototypes.
 
-Ours (`objectives/dino.py`: centred targets, `nn/prototype_entropy.py`) beside a linear layer and
-lightly's `DINOLoss`, which hold the logits of all crops and their softmaxes. Forward and backward:
-from the unit vectors before the prototypes, of student and teacher, to the loss and its gradients
-in the student's vectors and prototypes. Both sides get the same numbers, and ours in
+Ours (`objectives/dino.py`: centred targets, `nn/prototype_entropy.py`) against a linear layer and
+lightly's `DINOLoss`, which store the logits of all crops and their softmaxes. Forward and backward:
+from the unit vectors of student and teacher before the prototypes to the loss and its gradients
+with respect to the student's vectors and prototypes. Both sides get the same inputs, and ours in
 float32 must give the loss and gradients of the peer in float64 before anything is measured.
 
-Time: blocks of calls are alternated in one process; medians, and the median, the least and the most
-of the ratios within a block. Freed memory is kept for reuse, which spares the side that allocates
-more. Peak memory: on a CPU (Linux) each side takes one call in a process of its own, and the most
-that its resident size (VmHWM) grew by is shown: above the inputs, with the gradients. On CUDA it is
-what the allocator's peak grew by.
+Time: blocks of calls are alternated in one process; medians, and the median, minimum and maximum of
+the ratios within a block. Freed memory is kept for reuse, which favours the side that allocates
+more. Peak memory on a CPU (Linux): each side makes one call in its own process, and the largest
+growth of its resident size (VmHWM) above the inputs is shown, including gradients. On CUDA it is
+the growth of the allocator's peak.
 
     python -m benchmarks.dino_loss [--device cuda] [--views 12 --batch 64 --blocks 5 ...] [--save]
 
-On CUDA bf16 is autocast: the linear layer then multiplies in bf16; ours stays in float32.
+On CUDA bf16 is autocast: the linear layer multiplies in bf16; ours stays in float32.
 """
 
 import argparse
@@ -49,17 +49,24 @@ OURS, PEER = "ours", "linear layer, lightly's DINOLoss"
 
 
 class ParityError(Exception):
-    """The two sides do not compute the same thing."""
+    """Raised if the two sides do not compute the same result."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Unit vectors; what has a gradient are leaves."""
+    """Unit vectors of both networks; those of the student are leaves with a gradient.
 
-    student: Tensor  # [V, B, Z]
-    prototypes: Tensor  # [K, Z]
-    teacher: Tensor  # [2, B, Z]
-    teacher_prototypes: Tensor  # [K, Z]
+    Attributes:
+        student: student's vectors [V, B, Z].
+        prototypes: student's prototypes [K, Z].
+        teacher: teacher's vectors [2, B, Z].
+        teacher_prototypes: teacher's prototypes [K, Z].
+    """
+
+    student: Tensor
+    prototypes: Tensor
+    teacher: Tensor
+    teacher_prototypes: Tensor
 
 
 def make_inputs(args: argparse.Namespace) -> Inputs:
@@ -104,7 +111,7 @@ SIDES: dict[str, Callable[[Inputs], Tensor]] = {OURS: our_loss, PEER: peer_loss}
 
 
 def loss_of(side: str, given: Inputs, bf16: bool) -> Tensor:
-    """With the gradients of what was left before gone."""
+    """Returns the loss of one side, after clearing earlier gradients."""
     given.student.grad = given.prototypes.grad = None
     with torch.autocast(given.student.device.type, torch.bfloat16, enabled=bf16):
         return SIDES[side](given)
@@ -122,8 +129,10 @@ def results(side: str, given: Inputs) -> list[Tensor]:
 
 
 def gaps_to_float64(given: Inputs) -> dict[str, float]:
-    """By side, in float32: the largest relative difference of loss and gradients to the peer's in
-    float64. (The peer's loss is one dot product of B·K terms, whose rounding in float32 is seen.)
+    """Returns the gap of each side in float32 to the peer in float64.
+
+    The gap is the largest relative difference of loss and gradients. (The peer's loss is one dot
+    product of B·K terms, whose float32 rounding is visible.)
 
     Raises:
         ParityError: ours is above TOLERANCE.
@@ -145,18 +154,20 @@ def gaps_to_float64(given: Inputs) -> dict[str, float]:
 
 
 def resident(which: str) -> float:
-    """MiB of this process: VmRSS, what is in memory now; VmHWM, the most since it was last reset.
+    """Returns the memory of this process in MiB.
 
-    (Not `ru_maxrss`, which a child process takes over from its parent.)
+    Args:
+        which: "VmRSS" for the current resident size, "VmHWM" for its maximum since the last reset.
+            (`ru_maxrss` is no alternative: a child process inherits it from its parent.)
     """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(which))
 
 
 def resident_growth(args: argparse.Namespace) -> float:
-    """MiB by which this process grows, at most, in one call of the side args.peak_of."""
+    """Returns the largest growth of this process in MiB in one call of the side args.peak_of."""
     small = argparse.Namespace(**vars(args) | {"prototypes": 64})
-    step(args.peak_of, make_inputs(small))  # imports, threads
+    step(args.peak_of, make_inputs(small))  # imports and threads first
     given = make_inputs(args)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes VmRSS
     before = resident("VmRSS")
@@ -165,7 +176,7 @@ def resident_growth(args: argparse.Namespace) -> float:
 
 
 def peak_mib(side: str, given: Inputs, bf16: bool, args: argparse.Namespace) -> float:
-    """Of one call: above the inputs, with the gradients."""
+    """Returns the peak memory of one call in MiB, above the inputs, including gradients."""
     if args.device == "cuda":
         given.student.grad = given.prototypes.grad = None
         return peak_bytes(partial(loss_of, side, given, bf16)) / 2**20
@@ -176,7 +187,7 @@ def peak_mib(side: str, given: Inputs, bf16: bool, args: argparse.Namespace) -> 
 
 
 def compare(bf16: bool, args: argparse.Namespace) -> list[str]:
-    """Rows of the table."""
+    """Returns the rows of the table."""
     given = make_inputs(args)
     gaps = gaps_to_float64(given)
     ways: dict[str, Work] = {side: partial(step, side, given, bf16) for side in SIDES}
@@ -206,8 +217,8 @@ def arguments() -> argparse.Namespace:
     for name, size in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--calls", type=int, help="of a block; 1, and 10 on CUDA")
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument("--calls", type=int, help="calls of a block; default 1, on CUDA 10")
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     parser.add_argument("--peak-of", choices=tuple(SIDES), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():

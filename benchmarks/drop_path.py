@@ -1,8 +1,8 @@
-"""Stochastic depth: a layer that computes its branches for kept samples only, against one that
-computes them for all and multiplies.
+"""Stochastic depth: computing the branches of surviving samples only, against all and multiplying.
 
-Same draws, same results (checked first); forward and backward of one ViT layer, eager, alternated
-blocks in one process. It is what `SKIP_FROM` in vitrail/backbones/stochastic_depth.py rests on.
+Forward and backward of one ViT layer, eager, with the same draws and the same results (checked
+first); blocks are alternated in one process. The result is the reason for the value of `SKIP_FROM`
+in vitrail/backbones/stochastic_depth.py.
 
     python -m benchmarks.drop_path [--width 384 --heads 6 --batch 16 --rates .1 .3 .5] [--save]
 """
@@ -27,7 +27,7 @@ Drops = tuple[Drop, Drop]
 
 
 def dense_and_kept(rate: float, shapes: Shapes, device: str) -> tuple[Drops, Drops]:
-    """The same decisions in both forms. Exactly `rate` of each resolution's samples are dropped."""
+    """Returns the same decisions in both forms; exactly `rate` of each resolution is dropped."""
     keep = [torch.arange(count) >= round(rate * count) for count, _ in shapes]
     kept_T = torch.cat([k.repeat_interleave(n) for k, (_, n) in zip(keep, shapes, strict=True)]).to(
         device

@@ -1,9 +1,10 @@
-"""Images/s end to end: JPEGs on disk -> decode -> views -> a DINO step, beside lightly's views.
+"""Images/s end to end: JPEGs on disk -> decode -> views -> a DINO step, against lightly's views.
 
-The step is the same, ours (`sides.py`); what differs is who feeds it: vitrail's loader (decoding in
-workers, views on the device), or lightly's DINOTransform in torch's DataLoader, with as many
-workers. Blocks of steps are alternated, each with fresh workers and some steps before its clock
-starts. The share of the views is their own time over the step's, both alone on the device.
+The step is ours in both cases (`step_sides.py`); the difference is the input pipeline: vitrail's
+loader (decoding in workers, views on the device), or lightly's DINOTransform in torch's DataLoader,
+with the same number of workers. Blocks of steps are alternated, each with new workers and some
+untimed steps first. The share of the views is their time over the step's, each measured alone on
+the device.
 
     python -m benchmarks.feed [--device cuda] [--folder DIR] [--workers N] [--save]
 
@@ -39,7 +40,7 @@ from vitrail.nn.random import Draws
 
 RESULTS = Path(__file__).parent / "results"
 FILES = 256
-Feed = Callable[[int], Iterator[Batch]]  # so many batches
+Feed = Callable[[int], Iterator[Batch]]  # number of batches -> these batches
 
 
 def plan_of(setting: Setting) -> ViewPlan:
@@ -60,7 +61,7 @@ def our_feed(source: Source, setting: Setting, workers: int, count: int) -> Iter
 
 
 class LightlyFiles(Dataset[list[torch.Tensor]]):
-    """The views of a file."""
+    """lightly's views of each file."""
 
     def __init__(self, folder: Path, source: Source, setting: Setting):
         from lightly.transforms import DINOTransform
@@ -114,7 +115,7 @@ def seconds_a_step(
 def share_of_views(
     source: Source, setting: Setting, step: Callable[[Batch], torch.Tensor]
 ) -> float:
-    """The time of a batch's views on the device over that of its step, each of them alone."""
+    """Returns the time of a batch's views on the device over that of its step, each alone."""
     images = [source.read(i % len(source)).image.to(setting.device) for i in range(setting.batch)]
     plan = plan_of(setting)
     sizes = torch.tensor([image.shape[1:] for image in images])
@@ -164,12 +165,12 @@ def main() -> None:
     )
     fitting = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=fitting)
-    parser.add_argument("--folder", type=Path, help="of JPEGs")
+    parser.add_argument("--folder", type=Path, help="folder of JPEGs")
     parser.add_argument("--batch", type=int)
     parser.add_argument("--workers", type=int, default=fair_workers())
     parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="steps a block")
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a block")
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("--device cuda: torch sees no CUDA device here; use --device cpu")

@@ -1,15 +1,16 @@
-"""k-means of whitened features: ours beside scikit-learn's MiniBatchKMeans.
+"""k-means of whitened features: ours against scikit-learn's MiniBatchKMeans.
 
-Samples of 256 dimensions from a mixture of as many Gaussians as there are clusters, whitened as
-DeepCluster does it. Ours takes 20 iterations over all samples, as published, or few, from random
-ones; scikit-learn's takes mini-batches to its own end, from random samples, from k-means++ (its
-default), and with the larger batches that its documentation advises for many cores. Each gets the
-same samples, and blocks are alternated. Inertia is the mean squared distance to the nearest
-centroid, computed by the same code for all. Passes: over the samples, the last labelling left out.
+Samples of 256 dimensions are drawn from a mixture with one Gaussian per cluster, and whitened as in
+DeepCluster. Ours takes 20 iterations over all samples, as published, or fewer, from random samples.
+scikit-learn's takes mini-batches until its own stopping rule, from random samples, from k-means++
+(its default), and with the larger batches that its documentation advises for many cores. All get
+the same samples, and blocks are alternated. Inertia is the mean squared distance to the nearest
+centroid, computed by the same code for all. Passes are those over the samples, without the last
+labelling.
 
-What a million samples and 10,000 clusters would take is extrapolated from ours, whose work is
-proportional to samples x clusters x passes. scikit-learn's stops after about as many batches
-whatever the number of samples: there its work tends to the one labelling.
+The time for a million samples and 10,000 clusters is extrapolated from ours, whose work is
+proportional to samples x clusters x passes. scikit-learn's stops after about the same number of
+batches for any number of samples, so for many samples its work is mainly the one labelling.
 
     python -m benchmarks.kmeans [--samples 50000 100000 --clusters 1000 --blocks 3] [--save]
 """
@@ -39,7 +40,10 @@ Cluster = Callable[[], Found]
 
 
 def mixture(samples: int, clusters: int, device: str) -> Tensor:
-    """[N, 256], whitened, unit norms. Gaussians of unit width, whose centres are as far apart."""
+    """Returns whitened samples of unit norm, [N, 256].
+
+    The Gaussians have unit width, and so has the distribution of their centres.
+    """
     random = philox(0, "benchmark k-means", samples)
     centres = random.standard_normal((clusters, DIM), dtype=np.float32)
     x = centres[random.integers(clusters, size=samples)]
@@ -52,7 +56,7 @@ def ours(x: Tensor, clusters: int, iterations: int) -> Found:
 
 
 def mini_batches(x: Tensor, clusters: int, **options: object) -> Found:
-    """scikit-learn's, on the CPU, with labels of all samples as ours has."""
+    """Runs scikit-learn's k-means on the CPU, including labels of all samples, as ours does."""
     found = MiniBatchKMeans(clusters, n_init=1, random_state=0, **options).fit(x.cpu().numpy())
     passes = found.n_steps_ * found.batch_size / len(x)
     return torch.from_numpy(found.cluster_centers_).to(x), passes
@@ -104,17 +108,19 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     fitting = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=fitting, help="of ours")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default=fitting, help="torch device of ours"
+    )
     parser.add_argument("--samples", type=int, nargs="+", default=[50_000, 100_000])
     parser.add_argument("--clusters", type=int, default=1000)
     parser.add_argument("--blocks", type=int, default=3)
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     return parser.parse_args()
 
 
 def main() -> None:
     args = arguments()
-    warnings.simplefilter("ignore")  # scikit-learn's, of batches smaller than the clusters
+    warnings.simplefilter("ignore")  # scikit-learn warns of batches smaller than the clusters
     origin = provenance(args.device)
     head = [
         "# k-means of whitened features",

@@ -1,15 +1,15 @@
-"""Exact k-nearest neighbours: ours in chunks, beside the whole matrix and scikit-learn.
+"""Exact k-nearest neighbours: ours in chunks, against the whole matrix and scikit-learn.
 
-Random normal features, k = 20, cosine similarity. At a size that all can do, blocks are alternated:
-ours, plain torch with the whole matrix of similarities, scikit-learn's `KNeighborsClassifier` with
-brute force and cosine distance, and the same with Euclidean distance of unit rows, which gives the
-same neighbours and for which it has its fastest code. Agreement: the share of ours' neighbours that
-another names too, at the same rank.
+Random normal features, k = 20, cosine similarity. At a size that all can process, blocks are
+alternated: ours; plain torch with the whole matrix of similarities; scikit-learn's
+`KNeighborsClassifier` with brute force and cosine distance; and the same with Euclidean distance of
+unit rows, which has the same neighbours and is its fastest code. Agreement is the share of our
+neighbours that another method also finds at the same rank.
 
-Then ours alone with a bank as large as ImageNet. The work is the same for every query. Where only a
-part of the queries is measured, the time for all of them is extrapolated, and said to be. Peak:
-memory above what the process held before (inputs and outputs of ours are held already), resident
-memory sampled every 5 ms on the CPU, the allocator's count on CUDA.
+Then ours alone with a bank of ImageNet's size. All queries take the same work: if only a part of
+them is measured, the time for all is extrapolated, and marked as such. Peak is memory above that of
+the process before the call (which includes our inputs and outputs): resident memory sampled every
+5 ms on the CPU, the allocator's count on CUDA.
 
     python -m benchmarks.knn [--bank 50000 --queries 2000] [--part 2048 | --whole] [--save]
 """
@@ -64,7 +64,7 @@ def scikit_learn(bank: np.ndarray, queries: np.ndarray, metric: str) -> np.ndarr
 
 
 class Peak:
-    """MiB above what was held at the beginning; `value` after the block."""
+    """Peak memory in MiB above that at the beginning; `value` is set at the end of the block."""
 
     value = float("nan")
 
@@ -114,7 +114,7 @@ def compare(n_bank: int, n_queries: int, device: str, blocks: int) -> list[str]:
         "scikit-learn, Euclidean on unit rows": partial(scikit_learn, metric="euclidean"),
     }
     found, peaks = {}, {}
-    for way, search in ways.items():  # before the timing, so that everything is warm
+    for way, search in ways.items():  # warm up before the timing
         with peak_memory("cpu" if way.startswith("scikit") else device) as peak:
             found[way] = search(bank, queries)
         peaks[way] = peak.value
@@ -132,7 +132,7 @@ def compare(n_bank: int, n_queries: int, device: str, blocks: int) -> list[str]:
 
 
 def at_scale(n_bank: int, n_queries: int, part: int, device: str) -> list[str]:
-    """Rows for a part of the queries, measured once, and for all of them."""
+    """Returns rows for a part of the queries, measured once, and for all of them."""
     bank, queries = features(n_bank, 0), features(part, 1)
     ours(bank[:65536], queries, device)
     with peak_memory(device) as peak:
@@ -144,7 +144,7 @@ def at_scale(n_bank: int, n_queries: int, part: int, device: str) -> list[str]:
     if part < n_queries:
         whole = took * n_queries / part
         lines.append(f"{size}{n_queries:,} | ours, extrapolated | {whole:.0f} | | | |")
-        # Memory does not depend on the bank: all queries against a small one show it.
+        # memory does not depend on the bank, so all queries are run against a small one
         with peak_memory(device) as peak:
             ours(bank[:32768], features(n_queries, 2), device)
         lines.append(f"| 32,768 | {n_queries:,} | ours, for its peak | | | {peak.value:.0f} | |")
@@ -156,13 +156,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     fitting = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=fitting, help="of torch")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default=fitting, help="device of the torch code"
+    )
     parser.add_argument("--bank", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--part", type=int, default=2048, help="queries measured at full scale")
-    parser.add_argument("--whole", action="store_true", help="measure them all")
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument("--whole", action="store_true", help="measure all queries")
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     args = parser.parse_args()
     origin = provenance(args.device)
     n_bank, n_queries = IMAGENET

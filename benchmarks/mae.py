@@ -1,8 +1,9 @@
-"""MAE's step, in which the encoder sees visible tokens only, against one that encodes all tokens.
+"""MAE's step, whose encoder processes visible tokens only, against a step that encodes all tokens.
 
-Forward and backward from the same weights and images, blocks of steps alternated in one process.
-The all-token step is the same model: hidden patches are mask tokens before the encoder, and the
-decoder gets all of what comes out. Both hide the same patches and take the loss over these.
+Forward and backward from the same weights and images; blocks of steps are alternated in one
+process. The all-token step uses the same model: hidden patches are replaced by mask tokens before
+the encoder, and the decoder gets all encoded tokens. Both mask the same patches and compute the
+loss over these.
 
     python -m benchmarks.mae [--backbone vit_base_patch16_224 --batch 2 ...] [--save FILE.md]
 """
@@ -27,7 +28,7 @@ from vitrail.nn.schedules import Horizon
 from vitrail.objectives import masked
 from vitrail.objectives.mae import MAE, Config
 
-TARGET = 2.0  # issue 4
+TARGET = 2.0  # least speed-up, from issue 4
 
 
 def make_batch(size: int, count: int, device: str) -> Batch:
@@ -46,7 +47,7 @@ def visible_loss(objective: MAE, batch: Batch) -> Tensor:
 
 
 def all_token_loss(objective: MAE, mask_token: Tensor, batch: Batch) -> Tensor:
-    """The same loss, of a prediction for which the encoder carried the hidden patches along."""
+    """Returns the same loss with an encoder that also processes the hidden patches."""
     images, backbone, config = batch.views[0], objective.backbone, objective.config
     patches_BHWD = backbone.embed_patches(images)
     grid = patches_BHWD.shape[1:3]
@@ -69,7 +70,7 @@ def step(objective: MAE, loss_of: Callable[[], Tensor]) -> Tensor:
 
 
 def compare(args: argparse.Namespace, device: str) -> list[str]:
-    """The table's lines."""
+    """Returns the lines of the table."""
     size = BACKBONES[args.backbone].img_size
     config = Config(
         views=RandomResizedCrop(size=size, scale=(0.2, 1.0)), mask_ratio=args.mask_ratio
@@ -85,7 +86,7 @@ def compare(args: argparse.Namespace, device: str) -> list[str]:
         ),
         "visible only": partial(step, objective, partial(visible_loss, objective, batch)),
     }
-    losses = {way: work().item() for way, work in ways.items()}  # which warms them up, too
+    losses = {way: work().item() for way, work in ways.items()}  # also warms up
     times = alternate(ways, args.blocks, args.steps)
     lines = ["| encoder sees | ms a step | images/s | loss |", "|---|---|---|---|"]
     for way, seconds in times.items():
@@ -107,7 +108,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mask-ratio", type=float, default=0.75)
     for key, default in {"batch": 4, "blocks": 5, "steps": 1}.items():
         parser.add_argument(f"--{key}", type=int, default=default)
-    parser.add_argument("--save", type=Path, help="write the table to this file as well")
+    parser.add_argument("--save", type=Path, help="also write the table to this file")
     return parser.parse_args()
 
 

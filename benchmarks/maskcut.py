@@ -1,13 +1,13 @@
-"""MaskCut: our eigen-solver beside dense ones, and what the pipeline finds with ideal features.
+"""MaskCut: our eigensolver against dense ones, and the precision of the pipeline on ideal features.
 
-The eigenvector of the first cut, and MaskCut of one image, on the patches of a synthetic scene: of
-an ideal encoder with two amounts of noise, and of an untrained ViT-Ti/8. The peers are scipy's
-`eigh` for the one vector that is asked for (as facebookresearch/CutLER cca0a27 calls it), scipy's
-`eigh` for all, and torch's `eigh` of the symmetric form. Solvers are alternated in one process;
-medians are printed, and the ratio's median, least and most over blocks. All must lead to the same
-masks, or nothing is printed.
+The eigenvector of the first cut, and MaskCut of one image, on the patches of a synthetic scene:
+features of an ideal encoder with two amounts of noise, and of an untrained ViT-Ti/8. The peers are
+scipy's `eigh` for the required vector alone (as facebookresearch/CutLER cca0a27 calls it), scipy's
+`eigh` for all vectors, and torch's `eigh` of the symmetric form. Solvers are alternated in one
+process; printed are medians, and the median, minimum and maximum of the ratio over blocks. All
+solvers must lead to the same masks, or nothing is printed.
 
-Then MaskCut, COCO's files and COCO's evaluator, from scenes and ideal features on.
+Then the precision of MaskCut by COCO's file format and evaluator, from scenes and ideal features.
 
     python -m benchmarks.maskcut [--grids 30 60 --blocks 3 --scenes 100] [--save]
 """
@@ -40,18 +40,18 @@ from vitrail.evals.patches.normalised_cut import (
 )
 
 RESULTS = Path(__file__).parent / "results"
-LEAST_IOU = 0.99  # of the masks of two solvers
-NOISES = (0.5, 1.0, 1.5, 2.0, 2.5)  # of the ideal features whose AP is measured
+LEAST_IOU = 0.99  # between the masks of two solvers
+NOISES = (0.5, 1.0, 1.5, 2.0, 2.5)  # noise of the ideal features whose AP is measured
 TAU, MASKS = MaskCut.tau, MaskCut.masks
 Solve = Callable[[Tensor], Eigenvector]
 
 
 class ParityError(Exception):
-    """Two solvers lead to different masks."""
+    """Raised if two solvers lead to different masks."""
 
 
 def scipy_all(connected: Tensor) -> Eigenvector:
-    """Every eigenvector, of which the second is taken."""
+    """Computes all eigenvectors by scipy and returns the second."""
     weight = np.where(connected.cpu().numpy(), 1.0, WEAK)
     degree = np.diag(weight.sum(1))
     values, vectors = scipy.linalg.eigh(degree - weight, degree)
@@ -59,7 +59,7 @@ def scipy_all(connected: Tensor) -> Eigenvector:
 
 
 def torch_all(connected: Tensor) -> Eigenvector:
-    """The same of D^-½ W D^-½, on the device."""
+    """Computes all eigenvectors of D^-½ W D^-½ by torch, on the device, and returns the second."""
     weight = WEAK + (1 - WEAK) * connected.double()
     scale = weight.sum(1).rsqrt()
     values, vectors = torch.linalg.eigh(scale[:, None] * weight * scale)
@@ -80,7 +80,7 @@ WAYS: dict[str, Solve] = {
 
 
 def keys_of(kind: str, scene: Scene, grid: int, device: str) -> Tensor:
-    """[grid, grid, D] float32."""
+    """Returns the features of a scene's patches, float32 [grid, grid, D]."""
     if kind.startswith("ideal"):
         noise = float(kind.rsplit(" ", 1)[1])
         return torch.from_numpy(ideal_features(scene, grid, noise)).to(device)
@@ -90,7 +90,7 @@ def keys_of(kind: str, scene: Scene, grid: int, device: str) -> Tensor:
     resized = torch.nn.functional.interpolate(pixels, (8 * grid, 8 * grid), mode="bilinear")
     with torch.no_grad():
         keys = backbone.token_keys(resized)[0]
-    # What all patches share would connect all of them.
+    # without the mean, which all patches share and which would connect all of them
     return keys - keys.mean((0, 1))
 
 
@@ -105,7 +105,7 @@ def masks_of(solve: Solve, keys: Tensor, found: dict[str, Any], way: str) -> Ten
 
 
 def least_iou(expected: np.ndarray, masks: np.ndarray) -> float:
-    """Over the masks of an image, in the order in which they were found."""
+    """Returns the least IoU over the masks of an image, paired in the order of their discovery."""
     if masks.shape != expected.shape:
         raise ParityError(f"{len(expected)} masks against {len(masks)}: not reported")
     both, either = (masks & expected).sum((1, 2)), (masks | expected).sum((1, 2))
@@ -148,7 +148,7 @@ def _passes(found: Eigenvector) -> str:
 
 
 def precision_row(noise: float, grid: int, scenes: int, folder: Path) -> str:
-    """From the scenes' files on; only the features are the scenes' own."""
+    """Returns the precision of MaskCut on scenes read from files, with ideal features."""
     coco = open_coco(folder)
     rows: list[dict[str, Any]] = []
     for index, image in enumerate(coco.images):
@@ -217,7 +217,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--grids", type=int, nargs="+", default=[30, 60], help="patches a side")
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     args = parser.parse_args()
     if min(*args.grids, args.blocks, args.scenes) < 1:
         parser.error("--grids, --blocks and --scenes must be above 0")

@@ -1,9 +1,9 @@
-"""Activation memory of a multi-crop forward pass: what autograd keeps for the backward pass.
+"""Activation memory of a multi-crop forward pass: the tensors saved for the backward pass.
 
-Ours packed, against timm's ViT run once per resolution, at the same shapes and weights; and the
-white-box families beside them. Counted as the bytes of all distinct storages that autograd saved,
-parameters and inputs aside, which is exact and the same on every machine; on CUDA the peak of the
-allocator over forward and backward is shown too.
+Ours packed, against timm's ViT run once per resolution, with the same shapes and weights; and the
+white-box families. The measure is the bytes of all distinct storages that autograd saved, without
+parameters and inputs, which is exact and equal on all machines; on CUDA the allocator's peak over
+forward and backward is shown too.
 
     python -m benchmarks.memory [--backbones NAME ... --batch 4 --locals 8] [--save]
 """
@@ -26,7 +26,7 @@ BACKBONES = ("vit_tiny_patch16_224", "vit_small_patch16_224", "crate_small_patch
 
 
 def saved_bytes(model: nn.Module, images: list[Tensor], forward: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps of one forward pass, parameters and inputs aside."""
+    """Returns the bytes that autograd saves in a forward pass, without parameters and inputs."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), *images)}
     kept: dict[int, int] = {}
 
@@ -37,14 +37,15 @@ def saved_bytes(model: nn.Module, images: list[Tensor], forward: Callable[[], Te
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = forward()  # held: what it keeps must not be freed and counted twice
+        # a reference: without it the graph and the storages that it saves are freed
+        loss = forward()
     total = sum(kept.values())
     loss.backward()
     return total
 
 
 def peak_bytes(forward: Callable[[], Tensor]) -> int:
-    """The CUDA allocator's peak over forward and backward, above what was there before."""
+    """Returns the growth of the CUDA allocator's peak over forward and backward, in bytes."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -73,7 +74,7 @@ def in_precision(forward: Callable[[], Tensor], device: str, half: bool) -> Tens
 
 
 def measure(name: str, images: list[Tensor], half: bool) -> list[str]:
-    """Rows of the table: ours, and timm's where it has the model."""
+    """Returns the rows of the table: ours, and timm's if it has the model."""
     device = images[0].device
     makers = {"ours, packed": (lambda: create_backbone(name), our_forward)}
     model = find_row(name)

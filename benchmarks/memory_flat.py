@@ -1,10 +1,11 @@
-"""Does memory stay flat? Thousands of batches and a step that keeps nothing, watched from outside.
+"""The growth of memory over thousands of batches, for steps that should leave it flat.
 
     python -m benchmarks.memory_flat [--steps 10000] [--save]
 
-Tiny images of files (JPEG, of mixed sizes, one of them bad), decoded in the main process and in two
-workers, and digits in memory. The resident memory of every process is read a hundred times; what
-counts is its growth after the first tenth of the steps. About five minutes of one core.
+The inputs are tiny images in files (JPEGs of mixed sizes, one of them bad), decoded in the main
+process and in two workers, and digits in memory. The resident memory of each process is sampled a
+hundred times; the result is its growth after the first tenth of the steps. It takes about five
+minutes on one core.
 """
 
 import argparse
@@ -28,12 +29,18 @@ from vitrail.data.views.plan import MultiCrop, ViewPlan
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 8
-LOOKS = 100
+READINGS = 100
 PAGE = os.sysconf("SC_PAGE_SIZE") / 2**20  # MiB
 
 
-class Look(NamedTuple):
-    """Resident memory after a step, in MiB: of the main process, and of its largest worker."""
+class Reading(NamedTuple):
+    """The resident memory after a step.
+
+    Attributes:
+        step: number of the step.
+        main: memory of the main process in MiB.
+        worker: memory of its largest worker in MiB.
+    """
 
     step: int
     main: float
@@ -44,22 +51,22 @@ def resident(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
 
 
-def look(step: int) -> Look:
+def read_memory(step: int) -> Reading:
     workers = [resident(child.pid) for child in multiprocessing.active_children() if child.pid]
-    return Look(step, resident(os.getpid()), max(workers, default=0.0))
+    return Reading(step, resident(os.getpid()), max(workers, default=0.0))
 
 
 def all_views(source: Source) -> ViewPlan:
-    """Two small views, with every operation that the source's channels allow."""
+    """Returns a plan of two small views, with every operation that the source's channels allow."""
     if source.channels == 3:
         return MultiCrop(global_size=8, n_local=0).plan()
     return MultiCrop(global_size=8, n_local=0, jitter=0, grey=0, mean=(0.5,), std=(0.5,)).plan()
 
 
 def watch(
-    source: Source, plan: ViewPlan, workers: int, steps: int, looks: int = LOOKS
-) -> list[Look]:
-    """Takes steps, and looks at the memory now and then; the last look is after the last step."""
+    source: Source, plan: ViewPlan, workers: int, steps: int, readings: int = READINGS
+) -> list[Reading]:
+    """Takes steps and reads the memory at regular intervals, the last time after the last step."""
     loader = Loader(
         source,
         plan,
@@ -70,21 +77,21 @@ def watch(
         quarantine=Quarantine(None, len(source)),
     )
     weight = torch.zeros((), requires_grad=True)
-    every = max(1, steps // looks)
+    every = max(1, steps // readings)
     found = []
     for step, [batch] in enumerate(loader.steps(0, steps), 1):
         (batch.views[0].mean() * weight).square().backward()
         weight.grad = None
         if step % every == 0:
             loader.meter.take()
-            found.append(look(step))
+            found.append(read_memory(step))
     return found
 
 
-def growth(looks: list[Look]) -> tuple[float, float]:
-    """MiB from the end of the first tenth to the last tenth: (main, worker), medians of looks."""
-    tenth = max(1, len(looks) // 10)
-    early, late = looks[tenth : 2 * tenth], looks[-tenth:]
+def growth(readings: list[Reading]) -> tuple[float, float]:
+    """Returns the growth in MiB of (main, worker) after the first tenth, between medians."""
+    tenth = max(1, len(readings) // 10)
+    early, late = readings[tenth : 2 * tenth], readings[-tenth:]
     return (
         statistics.median(x.main for x in late) - statistics.median(x.main for x in early),
         statistics.median(x.worker for x in late) - statistics.median(x.worker for x in early),
@@ -92,7 +99,7 @@ def growth(looks: list[Look]) -> tuple[float, float]:
 
 
 def tiny_files(folder: Path, count: int = 64) -> Source:
-    """JPEG files of 24 to 55 pixels a side, one of them bad."""
+    """Writes JPEG files of 24 to 55 pixels a side, one of them bad, and opens them."""
     random = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
@@ -103,12 +110,12 @@ def tiny_files(folder: Path, count: int = 64) -> Source:
     return open_source(f"folder:{folder}")
 
 
-def row(name: str, workers: int, looks: list[Look]) -> str:
-    main, worker = growth(looks)
-    middle, end = looks[len(looks) // 2], looks[-1]
+def row(name: str, workers: int, readings: list[Reading]) -> str:
+    main, worker = growth(readings)
+    middle, end = readings[len(readings) // 2], readings[-1]
     of_worker = f"{end.worker:.0f} | {worker:+.1f}" if workers else "| "
     return (
-        f"| {name} | {workers} | {end.step:,} | {looks[len(looks) // 10].main:.0f} | "
+        f"| {name} | {workers} | {end.step:,} | {readings[len(readings) // 10].main:.0f} | "
         f"{middle.main:.0f} | {end.main:.0f} | {main:+.1f} | {of_worker} |"
     )
 
@@ -118,10 +125,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     args = parser.parse_args()
-    if args.steps < LOOKS:
-        parser.error(f"--steps must be at least {LOOKS}")
+    if args.steps < READINGS:
+        parser.error(f"--steps must be at least {READINGS}")
     torch.set_num_threads(1)
     origin = provenance("cpu")
     with tempfile.TemporaryDirectory() as folder:

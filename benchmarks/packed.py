@@ -1,8 +1,8 @@
 """Packed against separate: forward and backward of two resolutions through one backbone.
 
-Same weights, same crops, same gradients (checked first). Blocks of steps are alternated in one
-process; medians, and the median of the paired ratios, are printed. What packing saves is calls, so
-the gain falls as the batch grows and the products alone keep the device busy.
+Both have the same weights, crops and gradients (checked first). Blocks of steps are alternated in
+one process; printed are medians, and the median of the paired ratios. Packing saves kernel
+launches, so the gain falls for larger batches, whose products alone keep the device busy.
 
     python -m benchmarks.packed [--width 192 --depth 12 --batches 1 4 16 ...]
 """
@@ -35,7 +35,7 @@ def gradients(backbone: nn.Module, forward: Forward) -> list[Tensor]:
 
 
 def relative_gap(first: list[Tensor], second: list[Tensor]) -> float:
-    """Largest difference of two lists of gradients, relative to each one's largest entry."""
+    """Returns the largest difference of two lists of gradients, relative to each largest entry."""
     pairs = zip(first, second, strict=True)
     return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
 

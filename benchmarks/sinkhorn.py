@@ -1,13 +1,13 @@
-"""Sinkhorn codes: ours beside the published loop, on scores of 4,096 samples and 3,000 prototypes.
+"""Sinkhorn codes: ours against the published loop, for 4,096 samples and 3,000 prototypes.
 
-The peer is the loop as facebookresearch/swav 06b1b7c runs it on one process, exp included: the
-matrix is transposed and rescaled as a whole, twice an iteration. The codes must agree before
-anything is timed. Then blocks of calls are alternated in one process; medians are printed, and the
-median, the least and the most of the ratios within a block.
+The peer is the loop as facebookresearch/swav 06b1b7c runs it on one process, including exp: the
+matrix is transposed and rescaled as a whole, twice per iteration. The codes must agree before
+anything is timed. Blocks of calls are alternated in one process; printed are medians, and the
+median, minimum and maximum of the ratios within a block.
 
-Twice: with memory that is freed kept by the process, so that only the arithmetic and the passes
-over memory count; and with glibc's own handling, which gives large matrices back to the kernel and
-faults them in again, as a training process has it. Ours makes one matrix, the loop three.
+Both are measured twice: with freed memory kept by the process, so only arithmetic and passes over
+memory count; and with glibc's default, which returns large matrices to the kernel and faults them
+in again, as in a training process. Ours allocates one matrix, the loop three.
 
     python -m benchmarks.sinkhorn [--rows 4096 --prototypes 3000 --blocks 15 --calls 3] [--save]
 """
@@ -33,19 +33,19 @@ from benchmarks.timing import (
 from vitrail.nn.sinkhorn import sinkhorn
 
 RESULTS = Path(__file__).parent / "results"
-TOLERANCE = 1e-5  # largest difference of two codes; each lies in [0, 1]
-EPSILON, ITERATIONS, FEATURES = 0.05, 3, 128  # SwAV's
+TOLERANCE = 1e-5  # largest difference of two codes, which are in [0, 1]
+EPSILON, ITERATIONS, FEATURES = 0.05, 3, 128  # as in SwAV
 
 
 Codes = Callable[[Tensor, float, int], Tensor]
 
 
 class ParityError(Exception):
-    """The two sides do not compute the same thing."""
+    """Raised if the two sides do not compute the same result."""
 
 
 def published(scores_BK: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """[B, K] -> [B, K]: the passes of the reference, in its order."""
+    """Computes codes [B, K] of scores [B, K] by the passes of the reference, in its order."""
     q_KB = torch.exp(scores_BK / epsilon).t()
     q_KB /= q_KB.sum()
     share_K = torch.full_like(q_KB[:, 0], 1 / q_KB.shape[0])
@@ -62,7 +62,7 @@ WAYS: dict[str, Codes] = {"as published": published, "ours": sinkhorn}
 
 
 def make_scores(rows: int, prototypes: int) -> Tensor:
-    """Cosines of random unit vectors."""
+    """Returns cosines of random unit vectors, [rows, prototypes]."""
     generator = torch.Generator().manual_seed(0)
     z, c = (torch.randn(n, FEATURES, generator=generator) for n in (rows, prototypes))
     return torch.nn.functional.normalize(z) @ torch.nn.functional.normalize(c).T
@@ -92,28 +92,28 @@ def row(memory: str, scores: Tensor, args: argparse.Namespace, gap: float) -> st
 
 
 def least_work(scores: Tensor) -> dict[str, Work]:
-    """What no order of passes can leave out: each alone, on memory that is there already."""
+    """Returns the passes that no implementation can avoid, each alone, on allocated memory."""
     kernel, a = torch.softmax(scores / EPSILON, 1), torch.ones(scores.shape[1])
 
     def exponentials() -> Tensor:
         return torch.softmax(scores, 1, out=kernel)[-1, -1]
 
-    def look() -> Tensor:  # as often as there are iterations, but for the first
+    def read() -> Tensor:  # once per iteration, but for the first
         return (kernel @ a)[-1]
 
     def write() -> Tensor:
         return kernel.mul_(a)[-1, -1]
 
-    return {"exp of every entry": exponentials, "one look": look, "one rewrite": write}
+    return {"exp of every entry": exponentials, "one read": read, "one rewrite": write}
 
 
 def floor(scores: Tensor, args: argparse.Namespace) -> str:
     times = alternate(least_work(scores), args.blocks, args.calls)
-    exponentials, look, write = (statistics.median(t) * 1e3 for t in times.values())
-    total = exponentials + (ITERATIONS - 1) * look + write
+    exponentials, read, write = (statistics.median(t) * 1e3 for t in times.values())
+    total = exponentials + (ITERATIONS - 1) * read + write
     return (
         f"What cannot be left out, each pass alone, memory kept: exp of every entry "
-        f"{exponentials:.1f} ms, {ITERATIONS - 1} looks at the matrix of {look:.1f} ms, one "
+        f"{exponentials:.1f} ms, {ITERATIONS - 1} reads of the matrix of {read:.1f} ms, one "
         f"rewrite of {write:.1f} ms: {total:.1f} ms together."
     )
 
@@ -123,7 +123,7 @@ def report(args: argparse.Namespace) -> str:
     scores = make_scores(args.rows, args.prototypes)
     gap = require_parity(*(way(scores, EPSILON, ITERATIONS) for way in WAYS.values()))
     as_it_is = row("glibc's own", scores, args, gap)
-    keep_freed_memory()  # it lasts
+    keep_freed_memory()  # last: it cannot be undone
     return "\n".join(
         [
             f"Float32, {ITERATIONS} iterations, ε = {EPSILON}. Medians of {args.blocks} alternated "
@@ -149,7 +149,7 @@ def arguments() -> argparse.Namespace:
     sizes = {"rows": 4096, "prototypes": 3000, "blocks": 15, "calls": 3}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     args = parser.parse_args()
     if min(getattr(args, name) for name in sizes) <= 0:
         parser.error("--rows, --prototypes, --blocks and --calls must be above 0")

@@ -1,16 +1,16 @@
-"""Images/s of a DINO and of a SimDINO step, beside the same step of lightly's parts and timm's ViT.
+"""Images/s of a DINO and of a SimDINO step, against the same step from lightly and timm's ViT.
 
-A step: views that are already on the device -> both networks -> loss -> backward -> clipping ->
-AdamW -> EMA. `peers.py` says what the peers are. Both sides start from the same weights and must
+A step: views already on the device -> both networks -> loss -> backward -> clipping -> AdamW ->
+EMA. The peers are described in `step_peers.py`. Both sides start from the same weights and must
 give the same losses for the same crops (float32, no stochastic depth) before anything is timed.
-Then blocks of steps are alternated in one process; medians are printed, and the median, the least
-and the most of the ratios within a block. On a busy machine these lie far apart, and mean nothing.
-Sizes are small on a CPU; on CUDA they are DINO's, ViT-S/16 in bf16.
+Blocks of steps are alternated in one process; printed are medians, and the median, minimum and
+maximum of the ratios within a block. If the ratios differ widely, the machine was busy and the
+result is void. Sizes are small on a CPU; on CUDA they are DINO's, ViT-S/16 in bf16.
 
     python -m benchmarks.step [--device cuda --compile] [--batch 8 --blocks 7 ...] [--save]
 
-With --compile (CUDA) ours is compiled per block, as it is in training, and stands against the peer
-as published and against the peer with its networks under torch.compile.
+With --compile (CUDA) ours is compiled per block, as in training, and compared with the peer as
+published and with the peer with its networks under torch.compile.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main() -> None:
     if args.keep_freed_memory:
         keep_freed_memory()
     origin = provenance(setting.device)
-    torch.backends.cudnn.allow_tf32 = False  # the patch embedding's, for the check of parity
+    torch.backends.cudnn.allow_tf32 = False  # exact patch embedding for the parity check
     rows = []
     try:
         for method in METHODS:
@@ -92,10 +92,14 @@ def arguments() -> tuple[argparse.Namespace, Setting]:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--drop-path", type=float)
     parser.add_argument("--blocks", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2, help="steps a block")
-    parser.add_argument("--compile", action="store_true", help="on CUDA")
-    parser.add_argument("--keep-freed-memory", action="store_true", help="see alternate.py")
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument("--steps", type=int, default=2, help="steps of a block")
+    parser.add_argument("--compile", action="store_true", help="compile both sides; CUDA only")
+    parser.add_argument(
+        "--keep-freed-memory",
+        action="store_true",
+        help="do not return freed memory to the kernel; see timing.py",
+    )
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here; use --device cpu")
@@ -118,7 +122,7 @@ def arguments() -> tuple[argparse.Namespace, Setting]:
 
 
 def cells(rows: list[dict]) -> list[list[str]]:
-    """The titles, then a line a row; columns that nothing was measured for are left out."""
+    """Returns the titles, then a line for each row, without empty columns."""
     keys = [key for key in COLUMNS if any(row[key] is not None for row in rows)]
 
     def cell(key: str, value: str | float | None) -> str:
@@ -130,7 +134,7 @@ def cells(rows: list[dict]) -> list[list[str]]:
 
 
 def captions(result: dict) -> tuple[str, str]:
-    """What was measured, and on what."""
+    """Returns a line on the measured setting and one on the machine."""
     s = result["setting"]
     what = (
         f"{s['backbone']} at 2 × {s['global_size']} + {s['n_local']} × {s['local_size']} px, batch "

@@ -1,4 +1,4 @@
-"""The steps of DINO and SimDINO as a user of lightly and timm writes them.
+"""The steps of DINO and SimDINO, written with lightly and timm as their documentation advises.
 
 DINO follows lightly's documentation (its DINO example and its ImageNet benchmark): timm's ViT once
 per resolution, `DINOProjectionHead`, `DINOLoss`, `update_momentum`. lightly has no SimDINO: its
@@ -31,7 +31,7 @@ from vitrail.backbones.families import Skeleton
 
 
 class Peer(nn.Module):
-    """Student, teacher, loss and optimizer, and the step that lightly's examples take with them."""
+    """A student, a teacher, a loss and an optimizer, with the step of lightly's examples."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Peer(nn.Module):
         self.optimizer = torch.optim.AdamW(groups, lr=LR, weight_decay=WEIGHT_DECAY)
 
     def load(self, student: dict[str, Tensor]) -> None:
-        """Starts both networks from the weights of one of ours (keys backbone.*, head.*)."""
+        """Sets both networks to the weights of one of ours (keys backbone.*, head.*)."""
         heads = {key.replace("head.mlp.", "head.layers."): w for key, w in student.items()}
         for backbone, head in (
             (self.student_backbone, self.student_head),
@@ -76,7 +76,11 @@ class Peer(nn.Module):
         return self.teacher_head(self.teacher_backbone(torch.cat(views))).chunk(len(views))
 
     def step(self, views: list[Tensor]) -> Tensor:
-        """Views: one [B, C, S, S] each, the 2 global ones first. Returns the loss before it."""
+        """Takes a step and returns the loss before it.
+
+        Args:
+            views: one tensor [B, C, S, S] for each view, the 2 global ones first.
+        """
         with torch.autocast(self.device, torch.bfloat16, self.bf16):
             teacher_out = self.forward_teacher(views[:2])
             student_out = self.forward(views)
@@ -92,7 +96,7 @@ class Peer(nn.Module):
         return loss.detach()
 
     def compile_networks(self) -> None:
-        """`torch.compile` of each network whole; one compilation a resolution."""
+        """Compiles each network as a whole, once per resolution."""
         for network in (self.student_backbone, self.teacher_backbone):
             network.compile(dynamic=False)
         for head in (self.student_head, self.teacher_head):
@@ -100,7 +104,7 @@ class Peer(nn.Module):
 
 
 class SimDINOHead(ProjectionHead):
-    """DINO's projection without its last layer."""
+    """DINO's projection head without its last layer."""
 
     def __init__(self, dim: int):
         gelu = nn.GELU()
@@ -113,11 +117,11 @@ class SimDINOHead(ProjectionHead):
 
 
 class SimDINOLoss(nn.Module):
-    """1 - mean cosine over pairs of different views - γ · coding rate, mean over global views."""
+    """SimDINO's loss: 1 - mean cosine over pairs of different views - γ · mean coding rate."""
 
     def __init__(self, eps: float = 0.05):
         super().__init__()
-        self.eps = eps  # in the place of ε²
+        self.eps = eps  # used as ε²
 
     def forward(self, teacher_out: list[Tensor], student_out: list[Tensor]) -> Tensor:
         with torch.autocast(student_out[0].device.type, enabled=False):
@@ -134,7 +138,7 @@ class SimDINOLoss(nn.Module):
             return 1 - torch.stack(pairs).mean() - torch.stack(rates).mean()
 
     def weighted_rate(self, z: Tensor) -> Tensor:
-        """γ ½ log det(I + p / (n ε²) zᵀz) for z [n, p]."""
+        """Returns γ ½ log det(I + p / (n ε²) zᵀz) for z [n, p]."""
         n, p = z.shape
         eye = torch.eye(p, device=z.device)
         factor, _ = torch.linalg.cholesky_ex(eye + p / (n * self.eps) * (z.T @ z))
@@ -146,7 +150,9 @@ def dino_peer(
 ) -> Peer:
     def make_head() -> nn.Module:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's, of lightly's weight_norm
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # of torch, for lightly's use of weight_norm
             return DINOProjectionHead(vit.embed_dim, output_dim=prototypes)
 
     return Peer(vit, make_head, DINOLoss(prototypes), device, precision)
@@ -159,8 +165,8 @@ def simdino_peer(vit: VisionTransformer, device: str = "cpu", precision: str = "
 def timm_vit(
     model: Skeleton, img_size: int, drop_path: float, fused_attention: bool = True
 ) -> VisionTransformer:
-    """timm's ViT of one of our named sizes, for views of any size."""
-    set_fused_attn(fused_attention)  # read by the layers as they are built
+    """Builds timm's ViT in one of our sizes, for views of any size."""
+    set_fused_attn(fused_attention)  # the layers read it at construction
     vit = VisionTransformer(
         img_size=img_size,
         patch_size=model.patch_size,
@@ -176,5 +182,5 @@ def timm_vit(
 
 
 def part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries under a prefix, without it."""
+    """Returns the entries under a prefix, with the prefix removed."""
     return {key.removeprefix(prefix): w for key, w in weights.items() if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""What the two sides of `benchmarks.step` share: sizes, the optimizer's numbers, the crops."""
+"""The setting shared by both sides of `benchmarks.step`: sizes, optimizer settings and crops."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,23 @@ LR, WEIGHT_DECAY, CLIP, MOMENTUM = 5e-4, 0.04, 3.0, 0.996
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured. Sizes in pixels; 2 global views and `n_local` local ones a sample."""
+    """The sizes of a step.
+
+    Attributes:
+        device: torch device.
+        precision: "fp32", or "bf16" (autocast).
+        backbone: name of a ViT; its positions are learned at global_size.
+        batch: samples of a batch.
+        global_size: side of the 2 global views in pixels.
+        local_size: side of the local views in pixels.
+        n_local: local views of a sample.
+        prototypes: outputs of DINO's head.
+        drop_path: stochastic depth rate of the last layer.
+    """
 
     device: str
-    precision: str  # fp32 or bf16 (autocast)
-    backbone: str  # a ViT of ours, whose positions are learned at global_size
+    precision: str
+    backbone: str
     batch: int
     global_size: int
     local_size: int
@@ -26,13 +38,13 @@ class Setting:
     drop_path: float = 0.1
 
 
-# ViT-Ti on 64 and 16 patches a view; and DINO's ViT-S/16 on one GPU.
+# ViT-Ti with 64 and 16 patches per view; DINO's ViT-S/16 on one GPU
 CPU = Setting("cpu", "fp32", "vit_tiny_patch8_224", 8, 64, 32, 8, 4096)
 CUDA = Setting("cuda", "bf16", "vit_small_patch16_224", 64, 224, 96, 8, 65536)
 
 
 def make_batch(setting: Setting) -> Batch:
-    """Crops of noise, packed by resolution."""
+    """Returns crops of noise, packed by resolution."""
     generator = torch.Generator().manual_seed(0)
     sizes = [(setting.global_size, 2), (setting.local_size, setting.n_local)]
     crops = [torch.randn(n * setting.batch, 3, s, s, generator=generator) for s, n in sizes if n]
@@ -46,5 +58,5 @@ def make_batch(setting: Setting) -> Batch:
 
 
 def view_list(batch: Batch) -> list[Tensor]:
-    """The same crops as lightly's loader hands them out: one [B, C, S, S] a view."""
+    """Returns the same crops in the form of lightly's loader: [B, C, S, S] for each view."""
     return [view for views in batch.views for view in views.split(batch.size)]

@@ -1,4 +1,4 @@
-"""Both sides of `benchmarks.step`: built from the same weights, checked, then timed."""
+"""Both sides of `benchmarks.step`: built from the same weights, checked for parity, then timed."""
 
 import statistics
 from collections.abc import Callable
@@ -26,18 +26,31 @@ from vitrail.train.loop import forward_backward
 from vitrail.train.parallel import compile_blocks
 
 METHODS = {"dino": "lightly + timm", "simdino": "official formulation, lightly + timm"}
-TOLERANCE = 1e-4  # of the losses, relative
+TOLERANCE = 1e-4  # relative difference of the losses
 
 
 @dataclass(frozen=True)
 class Row:
-    """Images are samples, not views. Memory: a step's peak, with all that the side keeps, MiB."""
+    """The result of one method against one peer.
+
+    Attributes:
+        method: name of the method.
+        peer: name of the peer.
+        ours_images_per_s: samples (not views) per second of ours.
+        peer_images_per_s: samples per second of the peer.
+        ratio: median over blocks; above 1 if ours is faster.
+        ratio_least: minimum over blocks.
+        ratio_most: maximum over blocks.
+        ours_peak_mib: peak memory of a step of ours in MiB, including its networks and optimizer.
+        peer_peak_mib: the same of the peer.
+        loss_gap: largest relative difference of the losses in the parity check.
+    """
 
     method: str
     peer: str
     ours_images_per_s: float
     peer_images_per_s: float
-    ratio: float  # median over blocks; above 1: ours is faster
+    ratio: float
     ratio_least: float
     ratio_most: float
     ours_peak_mib: float | None
@@ -46,16 +59,16 @@ class Row:
 
 
 class ParityError(Exception):
-    """The two sides do not compute the same thing, so that timing them would compare nothing."""
+    """Raised if the two sides do not compute the same result, so their times are not comparable."""
 
 
 class Ours:
-    """The step of the loop (`vitrail.train.loop`) without its loader and its journal."""
+    """The step of the loop (`vitrail.train.loop`) without its loader and its log."""
 
     def __init__(self, objective: Objective, setting: Setting):
         self.objective = objective.to(setting.device)
         self.precision = setting.precision
-        self.config = Optim(clip=CLIP, clip_by="global")  # as torch's clip_grad_norm_
+        self.config = Optim(clip=CLIP, clip_by="global")  # same as torch's clip_grad_norm_
         self.optimizer = build_optimizer(self.config, objective.param_groups())
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for group in self.optimizer.param_groups:
@@ -63,7 +76,7 @@ class Ours:
             group["weight_decay"] = WEIGHT_DECAY * group.get("wd_scale", 1.0)
 
     def step(self, batch: Batch) -> Tensor:
-        """Returns the loss before it."""
+        """Takes a step and returns the loss before it."""
         out = forward_backward(self.objective, [batch], 0, self.precision)
         clip_gradients(self.parameters, self.config)
         self.optimizer.step()
@@ -92,13 +105,13 @@ def build_ours(method: str, setting: Setting) -> Ours:
     def make_backbone(drop_path: float) -> Backbone:
         return create_backbone(setting.backbone, img_size=setting.global_size, drop_path=drop_path)
 
-    torch.manual_seed(0)  # the head's weights
-    horizon = Horizon(steps=1000, steps_per_epoch=100)  # all steps are taken as step 0
+    torch.manual_seed(0)  # for the weights of the head
+    horizon = Horizon(steps=1000, steps_per_epoch=100)  # any: all steps are taken as step 0
     return Ours(build_objective(config, make_backbone, horizon, None), setting)
 
 
 def build_peer(method: str, setting: Setting, ours: Ours) -> Peer:
-    """The peer with the weights of our student, which are the teacher's before any step."""
+    """Builds the peer with our student's weights, which are also the initial teacher's."""
     model, drop_path = BACKBONES[setting.backbone], setting.drop_path
     vit = timm_vit(model, setting.global_size, drop_path, fused_attention=method == "dino")
     build = partial(dino_peer, prototypes=setting.prototypes) if method == "dino" else simdino_peer
@@ -110,7 +123,7 @@ def build_peer(method: str, setting: Setting, ours: Ours) -> Peer:
 def require_parity(ours: Work, peer: Work) -> float:
     """Takes two steps on each side; returns the larger relative gap of their losses.
 
-    The second loss has seen the gradient, clipping, the optimizer, EMA and the centre.
+    The second loss depends on the gradient, clipping, the optimizer, EMA and the centre.
 
     Raises:
         ParityError: the gap is above TOLERANCE, or a loss is not finite.
@@ -126,7 +139,7 @@ def require_parity(ours: Work, peer: Work) -> float:
 
 
 def check(method: str, setting: Setting) -> float:
-    """Parity of the two sides in float32 and without stochastic depth, as `require_parity`."""
+    """Checks parity in float32 without stochastic depth, and returns the gap of the losses."""
     exact = replace(setting, precision="fp32", drop_path=0.0)
     ours = build_ours(method, exact)
     peer = build_peer(method, exact, ours)
@@ -135,10 +148,10 @@ def check(method: str, setting: Setting) -> float:
 
 
 def compare(method: str, setting: Setting, blocks: int, steps: int, compiled: bool) -> list[Row]:
-    """Our step against the peer's; with `compiled`, against it as published and compiled too.
+    """Times our step against the peer's; with `compiled`, against the compiled peer too.
 
     Raises:
-        ParityError: they differ; nothing was timed.
+        ParityError: the results differ; nothing was timed.
     """
     gap = check(method, setting)
     batch = make_batch(setting)
@@ -189,9 +202,10 @@ def compare(method: str, setting: Setting, blocks: int, steps: int, compiled: bo
 
 
 def warm_up(make: Callable[[], Work], device: str) -> tuple[Work, float | None]:
-    """A side that has taken two steps, and its peak memory; None on a CPU, where torch counts none.
+    """Builds a side and takes two steps; returns it with its peak memory, None on a CPU.
 
-    Sides are warmed up one after another, so that what the others keep is there before.
+    Sides are warmed up one after another, so each peak is measured above the memory of the earlier
+    ones.
     """
     counted = device == "cuda"
     before = torch.cuda.memory_allocated() if counted else 0

@@ -1,7 +1,7 @@
-"""Timing several ways of doing the same work against each other, in one process.
+"""Timing of several implementations of the same work against each other, in one process.
 
-Blocks of calls are alternated, so that a machine that slows down slows all ways down; what is
-compared is the median of the blocks.
+Blocks of calls are alternated, so a temporary slowdown of the machine affects all implementations;
+the medians over blocks are compared.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitrail.train.run_folder import commit
 
-Work = Callable[[], Tensor]  # returns a tensor of one element, which is waited for
+Work = Callable[[], Tensor]  # returns a tensor of one element, to wait for the device
 
 
 def hardware(device: str) -> str:
@@ -31,19 +31,19 @@ def hardware(device: str) -> str:
 
 
 def provenance(device: str) -> dict[str, str]:
-    """What a reader needs to know about any number printed beside it."""
+    """Returns the machine, versions and load that measured numbers depend on."""
     return {
         "hardware": hardware(device),
         "torch": torch.__version__,
         "date": str(datetime.date.today()),
         "commit": commit() or "unknown",
-        # Of other work, when asked for before ours begins: above 0.5 the numbers are doubtful.
+        # before a measurement, the load of other work: above 0.5, its numbers are doubtful
         "load": f"{os.getloadavg()[0]:.1f}",
     }
 
 
 def one_line(origin: dict[str, str]) -> str:
-    """A provenance, for people."""
+    """Formats a provenance as a line of text."""
     return (
         f"{origin['hardware']}; torch {origin['torch']}; {origin['date']}; "
         f"commit {origin['commit']}; load average before {origin['load']}"
@@ -51,9 +51,9 @@ def one_line(origin: dict[str, str]) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to reuse freed memory instead of returning it and faulting it in again.
+    """Makes glibc reuse freed memory instead of returning it and faulting it in again.
 
-    Without this, large activations are timed by the kernel's page faults, whichever way is faster.
+    Without this, times of large activations are dominated by the kernel's page faults.
     """
     if platform.libc_ver()[0] == "glibc":
         m_trim_threshold, m_mmap_max = -1, -4
@@ -62,7 +62,7 @@ def keep_freed_memory() -> None:
 
 
 def seconds(work: Work, calls: int) -> float:
-    """Of one call, mean over a block."""
+    """Returns the mean seconds of a call over a block."""
     begin = time.perf_counter()
     for _ in range(calls):
         result = work()
@@ -71,16 +71,16 @@ def seconds(work: Work, calls: int) -> float:
 
 
 def alternate(ways: Mapping[str, Work], blocks: int, calls: int) -> dict[str, list[float]]:
-    """Seconds a call of each way, one number a block, in the order of `ways`."""
+    """Returns the seconds per call of each way, one number per block, in the order of `ways`."""
     times: dict[str, list[float]] = {way: [] for way in ways}
     for block in range(blocks):
-        # The order turns around with every block, so that no way always runs first.
+        # reversed with every block, so no way always runs first
         for way in list(ways)[:: -1 if block % 2 else 1]:
             times[way].append(seconds(ways[way], calls))
     return times
 
 
 def speed_up(slow: list[float], fast: list[float]) -> tuple[float, float, float]:
-    """How many times faster: the ratio within a block, its median, least and most over blocks."""
+    """Returns the median, minimum and maximum over blocks of the ratio slow / fast in a block."""
     ratios = [s / f for s, f in zip(slow, fast, strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)

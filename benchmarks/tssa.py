@@ -1,19 +1,19 @@
-"""Token statistics self-attention: ours beside the published formula, and its growth with tokens.
+"""Token statistics self-attention: ours against the published formula, and its growth with tokens.
 
-First the mixing of tokens, forward and backward, between the two linear maps that both have: the
+First, the mixing of tokens, forward and backward, without the two linear maps that both have: the
 formula written out op by op, in the order of the official code (RobinWu218/ToST 071ea98), and ours.
-Values and gradients must agree before anything is timed. Then blocks of calls are alternated in one
-process; medians are printed, and the median, the least and the most of the ratios within a block.
+Values and gradients must agree before anything is timed. Blocks of calls are alternated in one
+process; printed are medians, and the median, minimum and maximum of the ratios within a block.
 
 Second, whole operators (TSSA, and MHSA by scaled_dot_product_attention) on one image of 256 to
 65,536 tokens, forward and backward: the seconds, the bytes of all distinct storages that autograd
-keeps for the backward pass (parameters and input aside; on CUDA also the allocator's peak), and the
-exponent a of N^a fitted to them. A size at which an operator would take longer than --budget
-seconds, judged by its growth so far, is not run.
+saves for the backward pass (without parameters and input; on CUDA also the allocator's peak), and
+the exponent a of N^a fitted to them. A size is skipped if an operator's growth so far predicts more
+than --budget seconds for it.
 
     python -m benchmarks.tssa [--device cuda] [--blocks 9 --budget 60 --largest 65536] [--save]
 
-On CUDA the fused kernels are timed, in float32 and bfloat16, beside the formula as it is and under
+On CUDA the fused kernels are timed, in float32 and bfloat16, against the formula with and without
 `torch.compile`.
 """
 
@@ -55,17 +55,17 @@ CPU_SIZES = [
 ]
 CUDA_SIZES = [(64, 197, 384, 8), (256, 197, 384, 8), (32, 1024, 384, 8), (1, 65536, 384, 8)]
 WIDTH, HEADS = 384, 8  # ToST-S
-SMALLEST = 256  # tokens; from there in steps of four
+SMALLEST = 256  # tokens; each next size is four times as large
 
 Mix = Callable[[Tensor, Tensor], Tensor]
 
 
 class ParityError(Exception):
-    """The two sides do not compute the same thing."""
+    """Raised if the two sides do not compute the same result."""
 
 
 def published(projected: Tensor, temp: Tensor) -> Tensor:
-    """[B, N, D], [h, 1] -> [B, N, D]."""
+    """Computes the published formula: projected tokens [B, N, D], temp [h, 1] -> [B, N, D]."""
     w = projected.unflatten(-1, (len(temp), -1)).transpose(1, 2)
     lengths = (F.normalize(w, dim=-2) ** 2).sum(-1)
     pi = torch.softmax(lengths * temp, dim=1)
@@ -98,7 +98,7 @@ def require_parity(*sides: list[Tensor]) -> float:
 
 
 def compare(size: tuple[int, int, int, int], dtype: torch.dtype, args: argparse.Namespace) -> str:
-    """Rows of the first table."""
+    """Returns rows of the first table."""
     *shape, heads = size
     torch.manual_seed(0)
     operator = TSSA(shape[-1], heads).to(args.device)
@@ -141,21 +141,21 @@ def step(operator: Attention, tokens: Tensor) -> Tensor:
 
 
 def exponent(sizes: list[int], costs: list[float]) -> float:
-    """a of cost = constant · N^a, least squares on logarithms; NaN for fewer than two sizes."""
+    """Returns a of cost = constant · N^a by least squares on logarithms; NaN below two sizes."""
     if len(sizes) < 2:
         return float("nan")
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
 def expected_seconds(sizes: list[int], times: list[float], n_tokens: int) -> float:
-    """Of the next size, by the growth between the last two; 0 where nothing is known."""
+    """Predicts the seconds of the next size by the growth between the last two; 0 before that."""
     if len(sizes) < 2:
         return 0.0
     return times[-1] * (n_tokens / sizes[-1]) ** max(1.0, exponent(sizes[-2:], times[-2:]))
 
 
 def growth(kind: type[Attention], args: argparse.Namespace) -> list[str]:
-    """Rows of the second table, for one operator, with the fits after them."""
+    """Returns rows of the second table for one operator, followed by the fits."""
     torch.manual_seed(0)
     operator = kind(WIDTH, HEADS).to(args.device)
     sizes: list[int] = []
@@ -188,7 +188,7 @@ def growth(kind: type[Attention], args: argparse.Namespace) -> list[str]:
 
 
 def main_memory() -> float:
-    """GiB, the processor's."""
+    """Returns the main memory in GiB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
@@ -199,10 +199,14 @@ def arguments() -> argparse.Namespace:
     fitting = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=fitting)
     parser.add_argument("--blocks", type=int, default=9)
-    parser.add_argument("--calls", type=int, help="of a block; 2, and 50 on CUDA")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of a step")
-    parser.add_argument("--largest", type=int, default=65536, help="tokens of the second part")
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument("--calls", type=int, help="calls of a block; default 2, on CUDA 50")
+    parser.add_argument(
+        "--budget", type=float, default=60.0, help="largest time of a step, in seconds"
+    )
+    parser.add_argument(
+        "--largest", type=int, default=65536, help="largest number of tokens in the second part"
+    )
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here; use --device cpu")
@@ -245,7 +249,7 @@ def report(args: argparse.Namespace) -> str:
 def main() -> None:
     args = arguments()
     keep_freed_memory()
-    torch.backends.cuda.matmul.allow_tf32 = False  # for the check of parity
+    torch.backends.cuda.matmul.allow_tf32 = False  # exact products for the parity check
     try:
         text = report(args)
     except ParityError as error:

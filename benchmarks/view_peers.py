@@ -1,7 +1,7 @@
-"""Others' pipelines for a plan of views, from the bytes of a JPEG to normalised float32 tensors.
+"""Pipelines of other libraries for a plan of views, from a JPEG's bytes to normalised float32.
 
-torchvision's and kornia's are built from the plan's own distributions, by their documentation;
-lightly's are its ready transforms. Each decodes as its users do.
+Those of torchvision and kornia are built from the plan's distributions by their documentation;
+lightly's are its ready-made transforms. Each decodes in the library's usual way.
 """
 
 import io
@@ -19,13 +19,13 @@ from torchvision.transforms import InterpolationMode, v2
 from vitrail.data.views.contract import View
 from vitrail.data.views.plan import ViewPlan
 
-Pipeline = Callable[[list[bytes]], list[Tensor]]  # the views of the files, in any arrangement
+Pipeline = Callable[[list[bytes]], list[Tensor]]  # files -> their views, in any arrangement
 
 BICUBIC = InterpolationMode.BICUBIC
 
 
 def open_rgb(data: bytes) -> Image.Image:
-    """As torchvision's ImageFolder opens a file."""
+    """Opens a file in the same way as torchvision's ImageFolder."""
     with Image.open(io.BytesIO(data)) as image:
         return image.convert("RGB")
 
@@ -38,7 +38,7 @@ def one_by_one(transforms: list[Callable], open_: Callable[[bytes], object]) -> 
 
 
 class PillowBlur:
-    """DINO's: Pillow's filter with a drawn radius."""
+    """DINO's blur: Pillow's filter with a random radius."""
 
     def __init__(self, p: float, sigma: tuple[float, float]):
         self.p, self.sigma = p, sigma
@@ -50,7 +50,7 @@ class PillowBlur:
 
 
 def torchvision_v1(plan: ViewPlan) -> Pipeline:
-    """torchvision's first transforms, on Pillow images."""
+    """Returns torchvision's v1 transforms, on Pillow images."""
     return one_by_one(
         [
             v1.Compose([*augmentations(v1, view, PillowBlur), v1.ToTensor(), normalise(v1, plan)])
@@ -61,7 +61,7 @@ def torchvision_v1(plan: ViewPlan) -> Pipeline:
 
 
 def torchvision_v2(plan: ViewPlan) -> Pipeline:
-    """torchvision's second transforms, on uint8 tensors that its own decoder gave."""
+    """Returns torchvision's v2 transforms, on uint8 tensors from its own decoder."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     def open_tensor(data: bytes) -> Tensor:
@@ -87,7 +87,7 @@ def normalise(t: ModuleType, plan: ViewPlan) -> Callable:
 def augmentations(
     t: ModuleType, view: View, blur: Callable[[float, tuple[float, float]], Callable]
 ) -> list[Callable]:
-    """A view's, in the words that both generations of torchvision share."""
+    """Returns the augmentations of a view, in the API shared by both versions of torchvision."""
     steps: list[Callable] = [
         t.RandomResizedCrop(view.size, view.scale, view.ratio, BICUBIC),
         t.RandomHorizontalFlip(view.flip),
@@ -105,7 +105,11 @@ def augmentations(
 
 
 def kornia(plan: ViewPlan) -> Pipeline:
-    """kornia's augmentations of a batch, decoded by Pillow. ImportError without it."""
+    """Returns kornia's augmentations of a batch decoded by Pillow.
+
+    Raises:
+        ImportError: kornia is not installed.
+    """
     from kornia import augmentation as k
 
     def transform(view: View) -> Callable:
@@ -136,7 +140,11 @@ def kornia(plan: ViewPlan) -> Pipeline:
 
 
 def lightly(method: str) -> Pipeline:
-    """lightly's ready transforms, on Pillow images. ImportError without it."""
+    """Returns lightly's ready-made transforms, on Pillow images.
+
+    Raises:
+        ImportError: lightly is not installed.
+    """
     from lightly import transforms
 
     make = {

@@ -1,13 +1,14 @@
-"""Images/s of one core, from a JPEG's bytes to normalised views: ours beside four pipelines.
+"""Images/s of one core, from a JPEG's bytes to normalised views: ours against four pipelines.
 
-Photographs (Debian's `gnome-backgrounds`) cut to 500 x 375 JPEGs of quality 90, in memory; the
-views of DINO (2 x 224 + 10 x 96), SimCLR (2 x 224) and MAE (1 x 224). `view_peers.py` says what the
-peers are. Ways are alternated in one process on one thread; the ratio is of blocks that stand side
-by side, its median and range over blocks. Ours includes drawing the parameters.
+The inputs are photographs (Debian's `gnome-backgrounds`) cut to 500 x 375 JPEGs of quality 90, in
+memory; the views are those of DINO (2 x 224 + 10 x 96), SimCLR (2 x 224) and MAE (1 x 224). The
+peers are described in `view_peers.py`. Pipelines are alternated in one process on one thread; the
+ratio is of adjacent blocks, with its median and range over blocks. Ours includes drawing the random
+parameters.
 
     python -m benchmarks.views [--images 32 --blocks 7 --methods dino simclr mae] [--save]
 
-`--profile` prints where our time goes.
+`--profile` prints a profile of ours.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from vitrail.nn.random import Draws
 
 RESULTS = Path(__file__).parent / "results"
 
-# Chen et al. 2020 and lightly's SimCLRTransform; MAE's is He et al. 2022.
+# SimCLR: Chen et al. 2020 and lightly's SimCLRTransform; MAE: He et al. 2022
 _SIMCLR = View(224, (0.08, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
 _DINO = MultiCrop()
 PLANS: dict[str, tuple[str, ViewPlan]] = {
@@ -40,11 +41,11 @@ PLANS: dict[str, tuple[str, ViewPlan]] = {
     "simclr": ("SimCLR 2×224", ViewPlan((_SIMCLR,) * 2, _DINO.mean, _DINO.std)),
     "mae": ("MAE 1×224", RandomResizedCrop(scale=(0.2, 1.0)).plan()),
 }
-ACCOUNTABLE = ("torchvision v1, Pillow", "lightly")  # the best of these is what ours stands beside
+ACCOUNTABLE = ("torchvision v1, Pillow", "lightly")  # ours is compared with the best of these
 
 
 def ours(plan: ViewPlan, step: int = 0) -> Pipeline:
-    """As the loader does: chunks of files, their parameters, their views."""
+    """Returns our pipeline, in the loader's way: chunks of files, their parameters, their views."""
 
     def run(files: list[bytes]) -> list[Tensor]:
         draws, done = Draws(0, step, len(files), 0, len(files)), []
@@ -60,7 +61,7 @@ def ours(plan: ViewPlan, step: int = 0) -> Pipeline:
 
 
 def pipelines(method: str, plan: ViewPlan) -> tuple[dict[str, Pipeline], list[str]]:
-    """(by name, what is missing)."""
+    """Returns the installed pipelines by name, and the missing ones with the reason."""
     makers: dict[str, Callable[[], Pipeline]] = {
         "vitrail": partial(ours, plan),
         ACCOUNTABLE[0]: partial(torchvision_v1, plan),
@@ -78,7 +79,7 @@ def pipelines(method: str, plan: ViewPlan) -> tuple[dict[str, Pipeline], list[st
 
 
 def compare(method: str, files: list[bytes], blocks: int) -> list[str]:
-    """Rows of the table: a pipeline each, and how many times faster ours is."""
+    """Returns a row of the table for each pipeline, and the speed-up of ours."""
     title, plan = PLANS[method]
     ways, missing = pipelines(method, plan)
     work = {name: partial(_last_pixel, way, files) for name, way in ways.items()}
@@ -121,8 +122,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--methods", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--keep-freed-memory", action="store_true", help="see alternate.py")
-    parser.add_argument("--save", action="store_true", help="into benchmarks/results/")
+    parser.add_argument(
+        "--keep-freed-memory",
+        action="store_true",
+        help="do not return freed memory to the kernel; see timing.py",
+    )
+    parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.keep_freed_memory:

@@ -1,14 +1,14 @@
 """ViT, CRATE and CRATE-α on the same data (the book's exercise 7.5): docs/white-box.md.
 
 Each is trained with labels on scattered digits, by the recipe `crate_digits_supervised` with
-patches of 2 pixels, from several seeds; everything but the backbone is the same. Accuracy is of
-k-NN and of a linear probe on 500 test digits; the layers are looked at by the x-ray, and the maps
-of the last layer drawn.
+patches of 2 pixels, from several seeds; all but the backbone is equal. Accuracy is that of k-NN and
+of a linear probe on 500 test digits; the layers are measured by the x-ray, and the maps of the last
+layer are drawn.
 
     python -m benchmarks.white_box [--epochs 40 --seeds 3] [--save]
 
-prints the page; with --save it goes to docs/white-box.md, and its pictures to docs/images/. About
-twelve minutes on two cores that are free.
+prints the page; with --save it is written to docs/white-box.md, and its pictures to docs/images/.
+It takes about twelve minutes on two idle cores.
 """
 
 import argparse
@@ -48,8 +48,15 @@ SHOWN = (0, 1, 2, 3, 4, 5)  # test digits, the first six
 
 
 class Trained(NamedTuple):
-    """run: of the first seed. knn, linear: test accuracy of every seed, fractions. before: of the
-    untrained encoder of the first seed. layers: the x-ray of the first seed's."""
+    """The results of one backbone.
+
+    Attributes:
+        run: folder of the first seed's run.
+        knn: k-NN test accuracy of each seed, in [0, 1].
+        linear: linear probe's test accuracy of each seed, in [0, 1].
+        before: linear probe's test accuracy of the first seed's untrained encoder, in [0, 1].
+        layers: x-ray of the first seed's encoder.
+    """
 
     run: Path
     knn: list[float]
@@ -75,8 +82,13 @@ def train(backbone: str, epochs: float, seeds: int, folder: Path) -> Trained:
 
 
 class Cost(NamedTuple):
-    """parameters: of the backbone. flops: of a forward pass of one image. step: milliseconds of a
-    forward and a backward pass of BATCH images, median."""
+    """The cost of one backbone.
+
+    Attributes:
+        parameters: number of parameters.
+        flops: floating-point operations of a forward pass of one image.
+        step: median time of a forward and a backward pass of BATCH images, in milliseconds.
+    """
 
     parameters: int
     flops: int
@@ -118,7 +130,7 @@ PANELS = {
 
 
 def draw_layers(trained: dict[str, Trained], path: Path) -> None:
-    """A panel a measure, layers on x, a line a backbone."""
+    """Draws a panel per measure, with the layers on the x axis and a line per backbone."""
     figure = Figure(figsize=(10.5, 3.5), dpi=150, facecolor=GROUND, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (measure, (title, unit)) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
@@ -147,7 +159,7 @@ def draw_layers(trained: dict[str, Trained], path: Path) -> None:
 
 
 def draw_maps(trained: dict[str, Trained], path: Path) -> None:
-    """A row a backbone under the digits: how much each patch gives to the class token."""
+    """Draws, below the digits, a row per backbone with each patch's weight in the class token."""
     encoders = {name: Encoder.load(result.run) for name, result in trained.items()}
     first = next(iter(encoders.values()))
     source = open_source("digits:scattered", "test", channels=1)
@@ -225,7 +237,9 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=float, default=40)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--save", action="store_true", help="the page and its pictures")
+    parser.add_argument(
+        "--save", action="store_true", help="write the page and its pictures to docs/"
+    )
     args = parser.parse_args()
     origin = provenance("cpu")
     cost = costs()

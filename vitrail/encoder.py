@@ -1,4 +1,4 @@
-"""The trained encoder: what a run exports, and what people use. Images in, features out.
+"""The trained encoder that a run exports: maps images to features.
 
 Shape legend: N images · C channels · H×W pixels · D features.
 """
@@ -31,15 +31,15 @@ WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 
 
 class Encoder(TransformerMixin, BaseEstimator):
-    """A backbone, how its images are prepared, and where it comes from.
+    """A trained backbone with its preprocessing and its origin.
 
     Follows scikit-learn's conventions (it is fitted from the start, and works in a Pipeline).
 
     Args:
-        backbone: any backbone of `vitrail list backbones`; it stays on the device it is on.
-        preprocess: from uint8 images to the backbone's input.
-        info: what `encoder.json` holds ("seed", "objective", "data", "step", ...). "backbone" and
-            "kwargs", the arguments of `create_backbone`, may be left out: the backbone knows them.
+        backbone: any backbone of `vitrail list backbones`; it stays on its device.
+        preprocess: transform of uint8 or uint16 images to the backbone's input.
+        info: content of `encoder.json` ("seed", "objective", "data", "step", ...). "backbone" and
+            "kwargs", the arguments of `create_backbone`, may be left out, as the backbone has them.
     """
 
     def __init__(self, backbone: Backbone, preprocess: Preprocess, info: dict[str, Any]):
@@ -49,14 +49,18 @@ class Encoder(TransformerMixin, BaseEstimator):
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> "Encoder":
-        """The encoder of a run folder, or of an encoder.safetensors beside its encoder.json.
+        """Loads the encoder of a run, or weights of another library.
 
-        Or other people's weights: a file, or a folder of the Hugging Face hub, in one of the
-        formats that `vitrail.interop.read.load.read_official` knows, and with its preprocessing.
+        Args:
+            path: a run folder, or an encoder.safetensors beside its encoder.json; or weights of
+                another library, as a file or a folder of the Hugging Face hub, in a format that
+                `vitrail.interop.read.load.read_official` supports, with that format's
+                preprocessing.
+            device: torch device of the backbone.
 
         Raises:
-            ValueError: a missing or damaged file, weights that are not the described backbone's,
-                or other people's in no known format.
+            ValueError: a missing or damaged file, weights that do not match the described backbone,
+                or weights in an unknown format.
         """
         path = Path(path)
         if _is_official(path):
@@ -93,13 +97,13 @@ class Encoder(TransformerMixin, BaseEstimator):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / WEIGHTS
         state = {k: v.detach().cpu().contiguous() for k, v in self.backbone.state_dict().items()}
-        # save_file would make it readable by the owner alone
+        # not save_file, which makes the file readable by its owner alone
         write_atomically(path, save(state, metadata={"format": "pt"}))
         write_atomically(folder / DESCRIPTION, json.dumps(self.description(), indent=2) + "\n")
         return path
 
     def description(self) -> dict[str, Any]:
-        """What `encoder.json` holds: all that is needed to build this encoder again."""
+        """Returns the content of `encoder.json`, from which this encoder can be built again."""
         arguments = dict(getattr(self.backbone, "config", {}))
         return {
             "backbone": arguments.pop("name", None),
@@ -112,10 +116,10 @@ class Encoder(TransformerMixin, BaseEstimator):
         }
 
     def untrained(self, device: str | None = None) -> "Encoder":
-        """The same architecture with the weights that the run began with.
+        """Returns the same architecture with the weights that the run began with.
 
         Args:
-            device: this encoder's where not given.
+            device: torch device; None for this encoder's.
         """
         info = self.description()
         backbone = create_backbone(info["backbone"], **info["kwargs"], seed=info["seed"])
@@ -124,26 +128,31 @@ class Encoder(TransformerMixin, BaseEstimator):
 
     @property
     def device(self) -> torch.device:
+        """The device of the backbone."""
         return next(self.backbone.parameters()).device
 
     @property
     def channels(self) -> int:
-        """C of the images it was trained on: 1 is grey, 3 is RGB."""
+        """The number of channels C of the training images: 1 is grey, 3 is RGB."""
         return self.backbone.in_chans
 
     @property
     def embed_dim(self) -> int:
-        """D of the features."""
+        """The number of features D."""
         return self.backbone.embed_dim
 
     def transform(self, images: ImagesLike, batch_size: int = 256) -> Float32[np.ndarray, "N D"]:
-        """Features of images.
+        """Computes the features of images.
 
         Args:
             images: array or tensor [N, H, W], [N, H, W, C] or [N, C, H, W], uint8 in 0..255 or
                 uint16 in 0..65535, or a sequence of images: arrays or tensors [H, W], [H, W, C] or
-                [C, H, W], PIL images, paths of files. Grey and RGB are turned into what the encoder
-                was trained on.
+                [C, H, W], PIL images, paths of files. Grey and RGB are converted to the channels
+                that the encoder was trained on.
+            batch_size: images of a batch.
+
+        Returns:
+            features float32 [N, D].
 
         Raises:
             ValueError: another type, shape or range; an image that cannot be read.
@@ -154,17 +163,17 @@ class Encoder(TransformerMixin, BaseEstimator):
         return np.concatenate(parts)
 
     def embed(self, pixels: Float[Tensor, "N C S S"]) -> Float32[np.ndarray, "N D"]:
-        """Features of one preprocessed batch."""
+        """Computes the features of a preprocessed batch."""
         with evaluating(self.backbone):
             pooled = self.backbone(pixels.to(self.device)).pooled
         return pooled.float().cpu().numpy()
 
     def fit(self, X: Any = None, y: Any = None) -> "Encoder":
-        """Does nothing: the encoder is trained already."""
+        """Returns the encoder as it is, since it is already trained."""
         return self
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """ "encoder0", "encoder1", ... as scikit-learn names the columns of a projection."""
+        """Returns "encoder0", "encoder1", ..., as scikit-learn names projected columns."""
         return np.array([f"encoder{i}" for i in range(self.embed_dim)], dtype=object)
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -185,7 +194,7 @@ class Encoder(TransformerMixin, BaseEstimator):
 
 @contextmanager
 def evaluating(backbone: Backbone) -> Iterator[None]:
-    """Evaluation mode and no gradients within; the backbone's own mode comes back after."""
+    """Sets evaluation mode without gradients, and restores the backbone's mode at the end."""
     was_training = backbone.training
     backbone.eval()
     try:
@@ -196,14 +205,18 @@ def evaluating(backbone: Backbone) -> Iterator[None]:
 
 
 def _is_official(path: Path) -> bool:
-    """Whether a path is of other people's weights: their file, or a hub folder that is no run."""
+    """Returns true for weights of another library: a file, or a hub folder that is no run."""
     if path.is_dir():
         return is_hub_folder(path) and not (path / WEIGHTS).exists()
     return path.is_file() and path.name not in (WEIGHTS, DESCRIPTION)
 
 
 def _folder(path: Path) -> Path:
-    """The folder that holds the two files; ValueError where one is missing."""
+    """Returns the folder that holds the two files.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
     folder = path.parent if path.name in (WEIGHTS, DESCRIPTION) else path
     if not folder.is_dir():
         raise ValueError(
@@ -244,6 +257,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _preprocess(plain: dict[str, Any]) -> Preprocess:
+    """Builds a Preprocess from its JSON."""
     mean, std = tuple(plain["mean"]), tuple(plain["std"])
     return Preprocess(size=plain["size"], resize=plain["resize"], mean=mean, std=std)
 
@@ -251,6 +265,7 @@ def _preprocess(plain: dict[str, Any]) -> Preprocess:
 def _require_matching(
     expected: dict[str, Tensor], weights: dict[str, Tensor], path: Path, name: str
 ) -> None:
+    """Checks that weights have the names and shapes of a backbone, before they are loaded."""
     lacking = [f"lacks {key}" for key in expected.keys() - weights.keys()]
     excess = [f"has an unknown {key}" for key in weights.keys() - expected.keys()]
     shapes = [

@@ -1,4 +1,4 @@
-"""The text side of a trained encoder: captions in, vectors of the space they share with images out.
+"""The text encoder of a run: maps captions to vectors of the space shared with images.
 
 Shape legend: N captions or images · D features of an image · Z dimensions of the joint space.
 """
@@ -25,24 +25,32 @@ Array = np.ndarray
 
 
 class TextEncoder:
-    """A joint space and the tokenizer of its captions.
+    """A joint space of images and captions, and the tokenizer of the captions.
+
+    Args:
+        space: trained text tower and projections.
+        tokenizer: tokenizer of the captions.
+        step: training step of the weights, as in the `info` of the encoder beside it.
 
     >>> text = TextEncoder.load(run)
     >>> text.transform(["a red fox"]) @ text.place(encoder.transform(images)).T  # cosines
     """
 
     def __init__(self, space: JointSpace, tokenizer: Tokenizer, step: int | None = None):
-        """Args: step: of the run, as the encoder beside it has it in its `info`."""
         self.space = space
         self.tokenizer = tokenizer
         self.step = step
 
     @classmethod
     def load(cls, run: str | Path, device: str = "cpu") -> "TextEncoder":
-        """The text side of a run's folder, or of the folder that an encoder.safetensors is in.
+        """Loads the text encoder of a run.
+
+        Args:
+            run: a run's folder, or an encoder.safetensors in it.
+            device: torch device of the text tower.
 
         Raises:
-            ValueError: the folder has none, or its files are damaged or do not belong together.
+            ValueError: the folder has no text encoder, or its files are damaged or do not match.
         """
         path = Path(run)
         folder = path if path.is_dir() else path.parent
@@ -56,7 +64,7 @@ class TextEncoder:
             info = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
             tokenizer = Tokenizer(json.dumps(info["tokenizer"]))
             _require_fitting(info["space"], weights, tokenizer)
-            with torch.device("meta"):  # nothing is drawn: the weights come from the file
+            with torch.device("meta"):  # no initial weights: they are read from the file
                 space = JointSpace(**info["space"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
@@ -84,11 +92,19 @@ class TextEncoder:
 
     @property
     def dim(self) -> int:
-        """Z."""
+        """The number of dimensions Z of the joint space."""
         return self.space.dim
 
     def transform(self, texts: Sequence[str], batch_size: int = 256) -> Float32[Array, "N Z"]:
-        """Unit vectors of captions. ValueError for one string in the place of several."""
+        """Computes unit vectors of captions.
+
+        Args:
+            texts: captions; long ones are cut to the context of the text tower.
+            batch_size: captions of a batch.
+
+        Raises:
+            ValueError: a single string instead of a list.
+        """
         if isinstance(texts, str):
             raise ValueError(f"transform takes a list of captions; write [{texts!r}]")
         parts = [np.zeros((0, self.dim), dtype=np.float32)]
@@ -101,10 +117,13 @@ class TextEncoder:
         return np.concatenate(parts)
 
     def place(self, features: Float32[Array, "N D"]) -> Float32[Array, "N Z"]:
-        """Unit vectors of images, from the encoder's features of them.
+        """Projects features of images to unit vectors of the joint space.
+
+        Args:
+            features: features from the encoder beside this text encoder, float32 [N, D].
 
         Raises:
-            ValueError: features of another width, which are another encoder's.
+            ValueError: features of another width, which come from another encoder.
         """
         if features.shape[1] != self.space.config["image_dim"]:
             raise ValueError(
@@ -117,7 +136,7 @@ class TextEncoder:
 
 
 def has_text(folder: Path) -> bool:
-    """Whether a run's folder holds a text encoder beside its encoder."""
+    """Returns true if a run's folder holds a text encoder."""
     return (folder / WEIGHTS).is_file() and (folder / DESCRIPTION).is_file()
 
 
@@ -133,7 +152,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _require_fitting(
     config: dict[str, Any], weights: dict[str, Tensor], tokenizer: Tokenizer
 ) -> None:
-    """Raises ValueError for sizes that no space can be built with, before it is tried."""
+    """Checks the sizes of a joint space before it is built.
+
+    Raises:
+        ValueError: sizes that are invalid, or do not match the weights or the tokenizer.
+    """
     sizes = {name: value for name, value in config.items() if name != "kind"}
     wrong = [name for name, value in sizes.items() if type(value) is not int or value < 1]
     if wrong:
@@ -151,6 +174,7 @@ def _require_fitting(
 
 
 def _require_matching(space: JointSpace, weights: dict[str, Tensor], path: Path) -> None:
+    """Checks that weights have the names and shapes of the space, before they are loaded."""
     expected = {name: value.shape for name, value in space.state_dict().items()}
     wrong = sorted(expected.keys() ^ weights.keys()) + sorted(
         name for name in expected.keys() & weights.keys() if expected[name] != weights[name].shape

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.memory_flat import Look, growth
+from benchmarks.memory_flat import Reading, growth
 
 FLAT = 2.5  # MiB. To keep the images of these steps would take 6.
 
@@ -24,8 +24,8 @@ torch.set_num_threads(1)
 colour = RandomResizedCrop(8).plan()
 grey = RandomResizedCrop(8, mean=(0.5,), std=(0.5,)).plan()
 files = tiny_files(Path(sys.argv[1]))
-found = {n: growth(watch(files, colour, n, 200, looks=60)) for n in (0, 2)}
-found["memory"] = growth(watch(open_source("digits"), grey, 0, 200, looks=60))
+found = {n: growth(watch(files, colour, n, 200, readings=60)) for n in (0, 2)}
+found["memory"] = growth(watch(open_source("digits"), grey, 0, 200, readings=60))
 print(json.dumps(found))
 """
 
@@ -49,7 +49,7 @@ def test_batches_leave_nothing_behind(tmp_path):
 
 
 def test_growth_is_seen_and_the_first_steps_do_not_count():
-    climbing = [Look(step, 100.0 + max(0, 50 - step), step * 0.1) for step in range(100)]
+    climbing = [Reading(step, 100.0 + max(0, 50 - step), step * 0.1) for step in range(100)]
     main, worker = growth(climbing)
     assert main < 0
     assert worker == pytest.approx(8.0)

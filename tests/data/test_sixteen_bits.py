@@ -7,6 +7,7 @@ from PIL import Image
 
 from tests.cli.shell import pretrain, vitrail
 from vitrail.backbones.create import create_backbone
+from vitrail.data.decode.colours import in_colours
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.sources.memory import MemorySource
@@ -14,7 +15,6 @@ from vitrail.data.views.plan import MultiCrop
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
 from vitrail.evals.features import shown
-from vitrail.evals.figures.grid import in_colours
 from vitrail.evals.figures.overlays import overlays_figure
 from vitrail.evals.patches.maskcut import MaskCut, image_keys
 from vitrail.evals.patches.saliency import token_backbone

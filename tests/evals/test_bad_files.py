@@ -7,10 +7,9 @@ import pytest
 
 from tests.evals.synthetic_runs import image_folder, tiny_encoder
 from vitrail.data.loading.quarantine import Quarantine
-from vitrail.evals.contract import Settings
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
-from vitrail.evals.splits import MAX_BAD_FRACTION, allowed, sentence
+from vitrail.evals.splits import MAX_BAD_FRACTION, bad_file_limit, bad_file_summary
 
 
 @pytest.fixture
@@ -67,7 +66,7 @@ def test_other_protocols_than_features_share_the_list(run, monkeypatch):
 def test_pictures_name_what_they_cannot_show(run, capsys):
     """Where no features are asked for, nothing has read the images before."""
     allow(run, 0.5)
-    results = evaluate(run, protocols=["pca"], settings=Settings(pictures=30))
+    results = evaluate(run, protocols=["pca"], settings={"pictures": 30})
     names = [name for name in ("a/0.png", "a/1.png", "b/7.png") if name in capsys.readouterr().out]
     assert results["bad"] == {"test": len(names)}
     assert names
@@ -89,20 +88,20 @@ def test_embed_leaves_out_and_stops_alike(run, tmp_path, capsys):
 
 
 def test_what_is_allowed(tmp_path, run):
-    assert allowed(run, None) == 0.2
-    assert allowed(run / "encoder.safetensors", None) == 0.2
-    assert allowed(run, 0.7) == 0.7
+    assert bad_file_limit(run, None) == 0.2
+    assert bad_file_limit(run / "encoder.safetensors", None) == 0.2
+    assert bad_file_limit(run, 0.7) == 0.7
     for content in ("no JSON", "[]", "{}", '{"max_bad_fraction": 3}', '{"max_bad_fraction": null}'):
         (run / "config.json").write_text(content)
-        assert allowed(run, None) == MAX_BAD_FRACTION
-    assert allowed(tmp_path / "weights.pth", None) == MAX_BAD_FRACTION
+        assert bad_file_limit(run, None) == MAX_BAD_FRACTION
+    assert bad_file_limit(tmp_path / "weights.pth", None) == MAX_BAD_FRACTION
 
 
 def test_many_bad_files_are_not_all_named():
     quarantine = Quarantine(None, 100)
     for i in range(5):
         quarantine.add(f"{i}.png", "empty")
-    assert sentence("test", quarantine) == (
+    assert bad_file_summary("test", quarantine) == (
         '5 test images cannot be used and are left out ("0.png": empty; "1.png": empty; '
         '"2.png": empty; and 2 more)'
     )

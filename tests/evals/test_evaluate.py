@@ -8,10 +8,8 @@ from tests.evals.synthetic_runs import image_folder, tiny_encoder
 from vitrail.data.sources.registry import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.classification.knn import knn_accuracy
-from vitrail.evals.contract import Settings
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.features import features, raw_side
-from vitrail.evals.registry import PROTOCOLS
 from vitrail.evals.tables import percent
 
 
@@ -49,7 +47,7 @@ def test_unreadable_files_are_left_out(tmp_path):
 
 
 def test_all_protocols_write_one_file(run, capsys):
-    results = evaluate(run, settings=Settings(draws=2))
+    results = evaluate(run, settings={"linear": {"draws": 2}})
     written = json.loads((run / "evaluation.json").read_text())
     assert written == results
     for name in ("knn", "linear", "linear_10_per_class"):
@@ -58,7 +56,7 @@ def test_all_protocols_write_one_file(run, capsys):
     assert all(0 <= value <= 1 for value in written["knn"].values())
     assert written["linear"]["raw"] == 1.0  # the classes differ in brightness
     assert (written["n_train"], written["n_test"], written["held_out"]) == (24, 6, True)
-    assert written["settings"]["draws"] == 2
+    assert written["settings"]["linear"]["draws"] == 2
     assert 1 <= written["features"]["effective_rank"] <= 16
     for name in ("neighbours", "saliency", "pca", "xray"):
         assert (run / written["figures"][name]).stat().st_size > 500
@@ -131,7 +129,3 @@ def test_percentages():
     assert percent(0.9142) == "91.4"
     assert percent({"mean": 0.5, "std": 0.0123}) == "50.0 ± 1.2"
     assert percent(None) == "–"
-
-
-def test_every_protocol_is_described():
-    assert all(protocol.help for protocol in PROTOCOLS.values())

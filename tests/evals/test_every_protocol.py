@@ -9,18 +9,15 @@ import torch
 from tests.evals.synthetic_runs import tiny_encoder
 from vitrail.data.sources.memory import MemorySource
 from vitrail.evals import evaluate as evaluation
-from vitrail.evals.classification.finetune import Finetune
-from vitrail.evals.contract import Settings
-from vitrail.evals.patches.maskcut import MaskCut
 from vitrail.evals.registry import PROTOCOLS
 
-QUICK = Settings(
-    draws=1,
-    pictures=1,
-    last_blocks=2,
-    finetune=Finetune(epochs=0, min_steps=1, batch_size=4),
-    maskcut=MaskCut(size=32),
-)
+QUICK = {
+    "pictures": 1,
+    "linear": {"draws": 1},
+    "linear_sweep": {"last_blocks": 2},
+    "finetune": {"epochs": 0, "min_steps": 1, "batch_size": 4},
+    "maskcut": {"size": 32},
+}
 
 
 class Unlabelled(MemorySource):
@@ -114,7 +111,7 @@ def test_an_error_that_names_it_or_a_sensible_number(name, case, run, tmp_path, 
         assert any(word in str(error) for word in words), error
         return
     assert case not in ("empty", "no test images", "other channels")
-    if PROTOCOLS[name].labels:
+    if "labels" in PROTOCOLS[name].needs:
         assert "label" not in case or (name in OF_TEST_ALONE and case == "a label missing")
         found = numbers_in({k: v for k, v in results.get(name, {}).items() if k != "chosen"})
         assert all(0 <= number <= 1 for number in found)

@@ -8,7 +8,6 @@ from sklearn.decomposition import PCA
 
 from tests.evals.synthetic_runs import image_folder, tiny_encoder
 from vitrail.evals import feature_map
-from vitrail.evals.contract import Settings
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.feature_map import (
     COLOURS,
@@ -129,7 +128,6 @@ def test_unlabelled_images_are_mapped_raw_untrained_and_trained(tmp_path, monkey
 def test_the_layout_is_a_setting(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     tiny_encoder("digits").save(tmp_path / "run")
+    umap = {"map": {"layout": "umap"}}
     with pytest.raises(ValueError, match="map_layout 'umap' needs UMAP"):
-        evaluate(
-            tmp_path / "run", protocols=["map"], settings=Settings(map_layout="umap"), quiet=True
-        )
+        evaluate(tmp_path / "run", protocols=["map"], settings=umap, quiet=True)

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 import vitrail
 from tests.interop import layouts
 from vitrail.encoder import Encoder
-from vitrail.evals.contract import Settings
 from vitrail.evals.embed import embed
 from vitrail.evals.evaluate import evaluate
 
@@ -70,9 +69,7 @@ def test_it_is_saved_and_comes_back_as_ours(dino: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_evaluated_and_embedded(dino: Path, tmp_path: Path) -> None:
-    results = evaluate(
-        dino, "digits", ["knn"], out=tmp_path / "out", settings=Settings(), quiet=True
-    )
+    results = evaluate(dino, "digits", ["knn"], out=tmp_path / "out", quiet=True)
     assert set(results["knn"]) == {"raw", "untrained", "trained"}
     assert 0.3 < results["knn"]["trained"] <= 1  # random features know digits apart
     assert (tmp_path / "out" / "evaluation.json").exists()

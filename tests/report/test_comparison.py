@@ -103,11 +103,11 @@ def test_settings_that_differ_are_remarked_where_they_count(tmp_path):
     b = make_run(tmp_path / "b", settings=SETTINGS | {"tau": 0.5, "draws": 3}, **numbers)
     context = shown(a, b)
     [remark] = context["remarks"]
-    assert "tau (a: 0.07, b: 0.5); draws (a: 10, b: 3)" in remark
+    assert "knn.tau (a: 0.07, b: 0.5); linear.draws (a: 10, b: 3)" in remark
     assert "not comparable" in remark
     assert warnings(context) == {
-        "knn": "Not comparable: not the same tau.",
-        "linear_10_per_class": "Not comparable: not the same draws.",
+        "knn": "Not comparable: not the same knn.tau.",
+        "linear_10_per_class": "Not comparable: not the same linear.draws.",
         "linear": "",
     }
 
@@ -143,7 +143,7 @@ def test_other_k_are_other_rows(tmp_path):
         " k = 7": ["–", "–", "40.0"],
         "k = 20": ["20.0", "30.0", "–"],
     }
-    assert "k (a: 20, b: 20, c: 7)" in context["remarks"][0]
+    assert "knn.k (a: 20, b: 20, c: 7)" in context["remarks"][0]
 
 
 def test_other_data_are_another_table(tmp_path):

@@ -1,7 +1,5 @@
 """The commands on the page: a shell and the command line take them as they are meant."""
 
-import dataclasses
-import json
 import shlex
 import subprocess
 from pathlib import Path
@@ -10,8 +8,8 @@ import pytest
 
 from tests.report.pages import make_run
 from vitrail import cli
-from vitrail.evals.classification.finetune import Finetune
-from vitrail.evals.contract import Settings
+from vitrail.evals import evaluate as evaluation
+from vitrail.evals.settings import make_settings, to_json
 from vitrail.report.commands import evaluate_again, quoted, report_again, train_again
 from vitrail.report.run_files import RunFiles
 
@@ -32,13 +30,12 @@ ODD = [
 def calls(monkeypatch):
     """What `vitrail evaluate` would have done."""
     calls = []
-    monkeypatch.setattr(cli, "evaluate", lambda path, **asked: calls.append((path, asked)))
+    monkeypatch.setattr(evaluation, "evaluate", lambda path, **asked: calls.append((path, asked)))
     return calls
 
 
 def files_of(settings=None, **evaluation):
-    plain = json.loads(json.dumps(dataclasses.asdict(settings or Settings())))
-    known = {"data": "digits", "settings": plain} | evaluation
+    known = {"data": "digits", "settings": to_json(make_settings(settings))} | evaluation
     return RunFiles("my run", description={"data": "digits"}, evaluation=known)
 
 
@@ -51,23 +48,22 @@ def test_a_shell_gives_the_name_back(name):
 
 
 def test_the_settings_arrive(calls):
-    settings = Settings(
-        k=5,
-        more_k=(10, 200),
-        metric="mean_per_class",
-        draws=3,
-        seed=7,
-        last_blocks=2,
-        finetune=Finetune(epochs=3.0, crop=(0.2, 0.9)),
-        templates=("a photo of {}", "{}"),
-        maskcut=dataclasses.replace(Settings().maskcut, tau=0.3),
-    )
+    settings = {
+        "metric": "mean_per_class",
+        "seed": 7,
+        "knn": {"k": 5, "more_k": (10, 200)},
+        "linear": {"draws": 3},
+        "linear_sweep": {"last_blocks": 2},
+        "finetune": {"epochs": 3.0, "crop": (0.2, 0.9)},
+        "zeroshot": {"templates": ("a photo of {}", "{}")},
+        "maskcut": {"tau": 0.3},
+    }
     command = evaluate_again(files_of(settings), ["knn", "finetune"])
     cli.main(shlex.split(command)[1:])
     [(path, asked)] = calls
     assert path == Path("my run")
     assert asked["protocols"] == ("knn", "finetune")
-    assert asked["settings"] == settings
+    assert to_json(asked["settings"]) == to_json(make_settings(settings))
     assert asked["data"] == ()
 
 
@@ -94,7 +90,7 @@ def test_other_peoples_weights_are_named_not_their_folder(calls):
     assert calls[-1][1]["out"] == Path("other")
 
 
-@pytest.mark.parametrize("settings", [3, None, {"k": "x", "more_k": 2, "finetune": [1], "new": {}}])
+@pytest.mark.parametrize("settings", [3, None, {"knn": {"k": [1]}, "finetune": [1], "new": {}}])
 def test_damaged_settings_do_no_harm(settings):
     again = evaluate_again(files_of() if settings is None else files_of_raw(settings), ["knn"])
     assert again.startswith("vitrail evaluate 'my run' --protocols knn")

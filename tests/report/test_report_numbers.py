@@ -2,43 +2,45 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.report.pages import PNG, Elements, make_run, require_self_contained, words_of
+from vitrail.evals.protocol import Figure, Protocol
 from vitrail.evals.registry import PROTOCOLS
 from vitrail.report import pictures as pictures_module
-from vitrail.report import rows as measures
 from vitrail.report.build import build_report
-from vitrail.report.pictures import picture_words, pictures
-from vitrail.report.rows import MEASURES, accuracy_rows, listed, percent, transfer
+from vitrail.report.pictures import pictures
+from vitrail.report.rows import accuracy_rows, listed, percent, transfer
 from vitrail.report.run_files import RunFiles, read_run
 
 THREE = {"raw": 0.5, "untrained": 0.25, "trained": 0.75}
 FEW = {kind: {"mean": value, "std": 0.02} for kind, value in THREE.items()}
 
 
-@pytest.mark.parametrize("name", [n for n, p in PROTOCOLS.items() if p.labels and p.numbers])
+@pytest.mark.parametrize("name", [n for n, row in PROTOCOLS.items() if row.accuracies])
 def test_every_protocol_with_accuracies_has_a_row(name):
-    [row] = accuracy_rows({name: THREE, "settings": {"k": 7}})
+    [row] = accuracy_rows({name: THREE, "settings": {"knn": {"k": 7}}})
     assert row.title
     assert "{" not in row.meaning
     assert len(row.meaning) > 20
 
 
-def test_a_protocol_without_words_is_shown_by_its_help(monkeypatch):
-    monkeypatch.delitem(measures.MEASURES, "linear_sweep")
-    [row] = accuracy_rows({"linear_sweep": THREE})
-    assert row.title == "Linear sweep"
-    assert row.meaning.lower() == PROTOCOLS["linear_sweep"].help.removeprefix("if named: ").lower()
+def test_a_protocol_without_an_explanation_is_shown_by_its_meaning(monkeypatch):
+    row = replace(PROTOCOLS["linear_sweep"], explanation="")
+    monkeypatch.setitem(PROTOCOLS._registered, "sweep", row)
+    [found] = accuracy_rows({"sweep": THREE})
+    assert (found.title, found.meaning) == (row.title, row.meaning)
 
 
 def test_each_k_has_a_row():
-    known = {"knn": THREE | {"by_k": {"100": THREE, "5": {"trained": 0.6}}}, "settings": {"k": 5}}
+    by_k = {"by_k": {"100": THREE, "5": {"trained": 0.6}}}
+    known = {"knn": THREE | by_k, "settings": {"knn": {"k": 5}}}
     rows = accuracy_rows(known)
-    assert [row.title for row in rows] == [f"{MEASURES['knn'].title}, k = {k}" for k in (5, 100)]
+    assert [row.title for row in rows] == [f"{PROTOCOLS['knn'].title}, k = {k}" for k in (5, 100)]
     assert [row.numbers["trained"] for row in rows] == [0.6, 0.75]
     assert "its 5 most" in rows[0].meaning
 
@@ -49,11 +51,11 @@ def test_what_was_chosen_is_told():
 
 
 def test_numbers_that_are_no_accuracies_are_listed(monkeypatch):
-    row = PROTOCOLS["xray"]._replace(help="picture: boxes that were found")
-    monkeypatch.setitem(PROTOCOLS, "boxes", row)
+    row = Protocol(run="none:run", title="Boxes", meaning="Boxes found.", unit="pixels")
+    monkeypatch.setitem(PROTOCOLS._registered, "boxes", row)
     [entry] = listed({"boxes": {"masks": {"AP": 0.1234567, "AP50": None}, "images": 12, "n": [1]}})
     assert entry.numbers == [("masks AP", "0.1235"), ("images", "12")]
-    assert picture_words("boxes").meaning == "Boxes that were found."
+    assert (entry.title, entry.meaning) == ("Boxes, in pixels", "Boxes found.")
     assert not listed({"xray": {"images": 3}, "boxes": 3})
 
 
@@ -147,11 +149,13 @@ def test_what_is_no_png_is_left_out_and_told(tmp_path):
     assert len([remark for remark in files.remarks if "is not a PNG picture" in remark]) == 2
 
 
-def test_a_figure_of_a_protocol_without_words_is_shown(tmp_path, monkeypatch):
-    monkeypatch.setitem(PROTOCOLS, "boxes", PROTOCOLS["pca"]._replace(help="picture: boxes"))
-    run = make_run(tmp_path / "run", figures=("boxes",))
+def test_the_figure_of_any_row_is_shown(tmp_path, monkeypatch):
+    figure = Figure(kind="a grid", caption="Boxes and <b>.")
+    row = Protocol(run="none:run", title="Boxes", meaning="Boxes.", unit=None, figure=figure)
+    monkeypatch.setitem(PROTOCOLS._registered, "boxes", row)
+    run = make_run(tmp_path / "run", figures=("boxes", "knn"))  # k-NN draws nothing
     [image] = Elements(build_report(run).read_text()).attributes("img")
-    assert image["alt"] == "Boxes: a picture. Boxes."
+    assert image["alt"] == "Boxes: a grid. Boxes and <b>."
 
 
 def test_out_says_where_the_page_goes(tmp_path):

@@ -53,14 +53,14 @@ def resume(run: Folder) -> None:
 
 def make_evaluate() -> Command:
     """Measures an encoder: RUN|WEIGHTS [--data SPEC ...] [--protocols knn ...]"""
-    from vitrail.evals.contract import Settings
+    from vitrail.evals.settings import make_settings
 
     def command(
         path: Weights,
         data: tuple[str, ...] = (),
         protocols: tuple[str, ...] | None = None,
         out: Path | None = None,
-        settings: Annotated[Any, Unnamed] = Settings(),  # noqa: B008 (frozen)
+        settings: Annotated[Any, Unnamed] = make_settings(),  # noqa: B008 (frozen)
         device: str = "auto",
         workers: int | None = None,
         max_bad_fraction: float | None = None,

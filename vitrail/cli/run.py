@@ -45,6 +45,10 @@ def _run(arguments: list[str]) -> None:
     if name == "pretrain":
         _pretrain(arguments[1:])
         return
+    if name == "evaluate":
+        from vitrail.evals.settings import refuse_old_options
+
+        refuse_old_options(arguments)
     tyro.extras.subcommand_cli_from_dict(
         {n: _command(n) if n == name else _summary(n) for n in COMMANDS},
         prog="vitrail",

@@ -1,122 +1,92 @@
-"""What the protocols work on: an encoder, the features of two splits, and the settings."""
+"""What a protocol works on: an encoder, two splits of a source with their features, and a seed.
+
+A protocol is a function `run(context, *configs)` and a row of `vitrail.evals.registry`.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Float32, Int64, UInt8, UInt16
 from torch import Tensor
 
 from vitrail.data.contract import BadSampleError, Metric, Source
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.encoder import Encoder
-from vitrail.evals.classification.finetune import Finetune
-from vitrail.evals.classification.knn import TAU, K, check_labels, neighbours
-from vitrail.evals.features import LAST_BLOCKS
-from vitrail.evals.patches.coco import CocoPlace
-from vitrail.evals.patches.maskcut import MaskCut
-from vitrail.evals.retrieval.zeroshot import TEMPLATES
 from vitrail.nn.random import philox
 from vitrail.text_encoder import TextEncoder
 
-Array = np.ndarray
 Image = UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]
-Layout = Literal["pca", "umap"]
-KINDS = ("raw", "untrained", "trained")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What changes the numbers.
-
-    Attributes:
-        k: neighbours of k-NN.
-        more_k: others that k-NN is counted for too.
-        tau: temperature of its votes.
-        metric: what accuracies are; mean_per_class averages over the test classes. None for what
-            the data ask for, which is accuracy for most.
-        draws: of the 10 labelled images per class.
-        last_blocks: whose class tokens `linear_sweep` may look at.
-        finetune: of the fine-tuning protocols.
-        templates: of the prompts that `zeroshot` makes of a class's name, in the place of {}.
-        maskcut: of `maskcut` and `detection`.
-        coco: what `detection` is measured on.
-        image_size: pixels a side, rounded down to whole patches, at which `saliency`, `pca` and
-            `jaccard` look at images; None is the encoder's own.
-        map_layout: how `map` brings features to a plane; umap needs the package umap-learn.
-        pictures: images in each figure.
-        seed: of draws, probes, fine-tuning and pictures; the 1 % and 10 % subsets have their own.
-    """
-
-    k: int = K
-    more_k: tuple[int, ...] = ()
-    tau: float = TAU
-    metric: Metric | None = None
-    draws: int = 10
-    last_blocks: int = LAST_BLOCKS
-    finetune: Finetune = field(default_factory=Finetune)
-    templates: tuple[str, ...] = TEMPLATES
-    maskcut: MaskCut = field(default_factory=MaskCut)
-    coco: CocoPlace = field(default_factory=CocoPlace)
-    image_size: int | None = None
-    map_layout: Layout = "pca"
-    pictures: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if low := [k for k in (self.k, *self.more_k) if k < 1]:
-            raise ValueError(f"k = {low[0]}: k-NN needs at least one neighbour")
-        for name in ("draws", "pictures", "last_blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: it must be at least 1")
-        if not self.tau > 0:
-            raise ValueError(f"tau = {self.tau}: it must be above 0")
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size = {self.image_size}: it must be at least 1 pixel")
+KINDS = ("raw", "untrained", "trained")  # of features
 
 
 @dataclass(frozen=True)
 class Split:
-    """features: "raw", "untrained", "trained" -> float32 [N, D]; labels: [N], -1 where there is
-    none; index: which sample of the source each row is; quarantine: those that cannot be read."""
+    """A split of a source, and its features.
+
+    Attributes:
+        source: the images.
+        features: of the readable images, by kind ("raw", "untrained", "trained"); {} where no
+            protocol needs them.
+        labels: class numbers, -1 for none.
+        index: the sample of the source that each row is of.
+        quarantine: the samples that cannot be read.
+    """
 
     source: Source
-    features: dict[str, Array]
-    labels: Array
-    index: Array
+    features: dict[str, Float32[np.ndarray, "N D"]]
+    labels: Int64[np.ndarray, " N"]
+    index: Int64[np.ndarray, " N"]
     quarantine: Quarantine
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a protocol works on. workers: processes that decode, for those that read images. text:
-    the encoder's text side, if it has one."""
+class Context:
+    """What a protocol works on, beside its own config.
+
+    Attributes:
+        encoder: the trained encoder; `encoder.untrained()` has the run's initial weights.
+        train: the training split.
+        test: the test split.
+        figures: the folder that figures go to.
+        device: of the encoder, such as "cpu" or "cuda".
+        seed: of all that is drawn.
+        pictures: images in each figure.
+        image_size: pixels a side at which token maps are taken; None is the encoder's own.
+        asked_metric: what accuracies are; None for what the test data ask for.
+        workers: processes that decode, for protocols that read images; 0 is this process.
+        text: the encoder's text side, if it has one.
+        cache: intermediate results that protocols share.
+    """
 
     encoder: Encoder
     train: Split
     test: Split
-    settings: Settings
     figures: Path
     device: str
+    seed: int = 0
+    pictures: int = 8
+    image_size: int | None = None
+    asked_metric: Metric | None = None
     workers: int = 0
     text: TextEncoder | None = None
-    _nearest: dict[str, tuple[Array, Array]] = field(default_factory=dict, init=False, repr=False)
+    cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def metric(self) -> Metric:
-        """What accuracies are."""
-        return self.settings.metric or self.test.source.metric
+        """What accuracies are: the fraction that is right, or its mean over the classes."""
+        return self.asked_metric or self.test.source.metric
 
     def chosen(self, count: int) -> list[int]:
-        """The rows of the test split that are looked at one by one: the first `count`, drawn."""
-        order = philox(self.settings.seed, "pictures", 0).permutation(len(self.test.labels))
+        """Returns up to `count` rows of the test split, drawn, to show one by one."""
+        order = philox(self.seed, "pictures", 0).permutation(len(self.test.labels))
         return order[:count].tolist()
 
     def images(self, count: int) -> list[Image]:
-        """Those of `chosen` that can be read. ValueError where none can."""
+        """Returns the images of `chosen` that can be read. Raises ValueError if none can."""
         images = list(self._read(self.chosen(count)))
         if not images:
             raise ValueError(
@@ -125,13 +95,13 @@ class Material:
         return images
 
     def by_class(self, classes: int, each: int) -> dict[str, list[Image]]:
-        """So many test images of each of the first classes that have them, drawn, by name.
+        """Returns `each` drawn test images of the first `classes` classes that have them, by name.
 
         Raises:
             ValueError: no class has as many.
         """
         source = self.test.source
-        found: dict[str, list[Tensor]] = {}
+        found: dict[str, list[Image]] = {}
         order = self.chosen(len(self.test.index))
         labels = [source.label(int(self.test.index[row])) for row in order]
         for number, name in enumerate(source.classes or ()):
@@ -155,15 +125,3 @@ class Material:
                 quarantine.add(source.id(index), error.reason)
                 continue
             yield image
-
-    def nearest(self, kind: str) -> tuple[Array, Array]:
-        """(similarities, labels) of the nearest train rows of every test row, as many as any k
-        asks for; looked for once. ValueError where labels are missing."""
-        check_labels(self.train.labels, "train")
-        check_labels(self.test.labels, "test")
-        if kind not in self._nearest:
-            bank, queries = self.train.features[kind], self.test.features[kind]
-            most = max([self.settings.k, *self.settings.more_k])
-            similarity, index = neighbours(bank, queries, most, device=self.device)
-            self._nearest[kind] = similarity, self.train.labels[index]
-        return self._nearest[kind]

@@ -1,12 +1,11 @@
-"""How good is the representation? Raw pixels, untrained and trained encoder, side by side."""
+"""Evaluates an encoder by protocols, beside raw pixels and the untrained encoder."""
 
 import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,40 +15,52 @@ import torch
 from rich.console import Console
 
 from vitrail.atomic import write_atomically
-from vitrail.backbones.contract import TokenBackbone
 from vitrail.data.contract import Source
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.subset import Subset
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
-from vitrail.evals.contract import KINDS, Material, Settings, Split
+from vitrail.evals.choose import choose_protocols, require_known, require_labels
+from vitrail.evals.contract import KINDS, Context, Split
 from vitrail.evals.features import Embed, collect, raw_pixels, raw_side
 from vitrail.evals.rank import rank_numbers
 from vitrail.evals.registry import PROTOCOLS
-from vitrail.evals.reuse import earlier, identity, kept, plain
-from vitrail.evals.splits import allowed, counts, open_splits, sentence
+from vitrail.evals.result import Evaluation
+from vitrail.evals.reuse import identity, read_previous, reusable
+from vitrail.evals.settings import Shared, configs_of, make_settings, to_json
+from vitrail.evals.splits import bad_file_counts, bad_file_limit, bad_file_summary, open_splits
 from vitrail.evals.tables import accuracy_names, rank_line, results_table, transfer_table
+from vitrail.registry import resolve
 from vitrail.text_encoder import TextEncoder, has_text
-
-OF_WORDS = {"zeroshot", "retrieval"}  # protocols of encoders with a text side
-OF_TOKENS = {"saliency", "pca", "parts", "jaccard"}
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """What all sources of one call are measured with. named: the protocols asked for."""
+    """What all sources of one call are measured with.
+
+    Attributes:
+        encoder: the trained one.
+        text: its text side, if any.
+        asked: names of the protocols that the caller asks for; None for the default ones.
+        settings: of `make_settings`.
+        figures: the folder of figures.
+        device: of the encoder.
+        workers: processes that decode.
+        max_bad_fraction: of a split's files.
+        console: where lines and tables go.
+    """
 
     encoder: Encoder
     text: TextEncoder | None
-    named: Sequence[str] | None
-    settings: Settings
+    asked: Sequence[str] | None
+    settings: Any
     figures: Path
     device: str
     workers: int
     max_bad_fraction: float
     console: Console
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -59,12 +70,12 @@ def evaluate(
     protocols: Sequence[str] | None = None,
     *,
     out: str | Path | None = None,
-    settings: Settings | None = None,
+    settings: Mapping[str, Any] | Shared | None = None,
     device: str = "cpu",
     workers: int = 0,
     max_bad_fraction: float | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluates a run, writes evaluation.json and figures/ into it, and prints a table.
 
     Accuracies are fractions in [0, 1] on the test split, for "raw" (the preprocessed pixels),
@@ -73,40 +84,45 @@ def evaluate(
 
     Args:
         path: a run folder, or an encoder.safetensors with its encoder.json.
-        data: a source SPEC; the run's own where not given. Without a test split, a fifth is held
-            out. Or several: the first is measured as one alone is, and the accuracies of the others
-            go to "transfer" in evaluation.json, by SPEC.
-        protocols: keys of PROTOCOLS; where not given, all that the data and the backbone allow, but
-            for the optional ones.
-        out: the folder to write to; the run's where not given, or PATH.evaluation for other
-            people's weights.
-        max_bad_fraction: of each split's files; more that cannot be read are an error. As the run
-            has it, where not given. Fewer are left out, and counted under "bad".
+        data: a source SPEC; None is the run's own. A fifth is held out if it has no test split. Of
+            several, the first is measured as one alone is, and the accuracies of the others go to
+            "transfer" in evaluation.json, by SPEC.
+        protocols: names of PROTOCOLS; None is all that the data and the backbone allow, without
+            the optional ones.
+        out: the folder to write to; None is the run's, or PATH.evaluation for other people's
+            weights.
+        settings: of protocols by group, and those that they share, as in
+            {"seed": 1, "knn": {"k": 5}}; `vitrail evaluate --help` lists them.
+        device: of the encoder, such as "cpu" or "cuda".
+        workers: processes that decode images; 0 is this process.
+        max_bad_fraction: share of each split's files that may be unreadable; more are an error,
+            fewer are left out and counted under "bad". None is the run's own.
+        quiet: print nothing.
 
     Returns:
         what evaluation.json holds.
 
     Raises:
-        ValueError: a path, SPEC or protocol that does not fit, labels where there are none, and too
-            many bad files.
+        ValueError: a path, SPEC, protocol or setting that does not fit, labels where there are
+            none, and too many bad files.
     """
     started = time.perf_counter()
-    settings = settings or Settings()
+    checked = make_settings(settings)
     require_known(protocols)
     encoder = Encoder.load(path, device)
     out = Path(out) if out is not None else _home(Path(path))
     console = Console(quiet=quiet, stderr=False)
     text = _text_side(Path(path), encoder, protocols, device)
-    bad = allowed(Path(path), max_bad_fraction)
+    bad = bad_file_limit(Path(path), max_bad_fraction)
     figures = out / "figures"
-    bench = _Bench(encoder, text, protocols, settings, figures, device, workers, bad, console)
+    bench = _Bench(encoder, text, protocols, checked, figures, device, workers, bad, console)
     first, *others = _specs(path, data, encoder)
     splits = {spec: open_splits(spec, encoder.channels) for spec in (first, *others)}
     for spec in others:
         require_labels(splits[spec][0], ["--data with several sources"])
-    before = earlier(out / "evaluation.json", encoder, settings)
+    before = read_previous(out / "evaluation.json", encoder, checked)
     fresh, facts = _measure(bench, *splits[first], transfer=False)
-    results = kept(before, first) | fresh
+    results = Evaluation(reusable(before, first) | fresh)
     results["figures"] = _figures(out)
     results |= facts | {"data": first}
     transfer = before.get("transfer", {})
@@ -116,7 +132,7 @@ def evaluate(
     results |= {
         "weights": identity(encoder)[0],
         "step": identity(encoder)[1],
-        "settings": plain(settings),
+        "settings": to_json(checked),
         "hardware": hardware(device),
         "seconds": round(time.perf_counter() - started, 1),
         "vitrail": version("vitrail"),
@@ -135,9 +151,9 @@ def _show(bench: _Bench, results: dict[str, Any], fresh: dict[str, Any], several
     if several:
         bench.console.print(transfer_table(results))
     if "features" in results:
-        bench.say(rank_line(results["features"]))
+        bench.print(rank_line(results["features"]))
     for name, numbers in fresh.items():
-        if table := PROTOCOLS[name].table:
+        if table := resolve(PROTOCOLS[name].table):
             bench.console.print(table(numbers))
 
 
@@ -152,50 +168,55 @@ def _specs(path: str | Path, data: str | Sequence[str] | None, encoder: Encoder)
 def _measure(
     bench: _Bench, train: Source, test: Source, *, transfer: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(results of protocols, facts about data and features) of one source."""
+    """Returns results by protocol, and facts about data and features, of one source."""
     encoder = bench.encoder
-    names, notes = _choose(bench, train)
+    names, notes = choose_protocols(bench.asked, encoder, bench.text, train)
     if transfer:
-        names = [name for name in names if PROTOCOLS[name].labels and PROTOCOLS[name].numbers]
+        names = [name for name in names if PROTOCOLS[name].accuracies]
     for note in [] if transfer else notes:
-        bench.say(note)
-    numeric = any(PROTOCOLS[name].labels or PROTOCOLS[name].compares for name in names)
-    whole = any(PROTOCOLS[name].features for name in names)
-    kinds = KINDS if numeric else KINDS[-1:]
+        bench.print(note)
+    rows = [PROTOCOLS[name] for name in names]
+    whole = any("features" in row.needs for row in rows)
+    compared = any(row.compares or "labels" in row.needs for row in rows)
+    kinds = KINDS if compared else KINDS[-1:]
     embeds = _embeds(encoder, kinds, len(train) + len(test)) if whole else {}
-    material = Material(
+    settings = bench.settings
+    context = Context(
         encoder=encoder,
         train=_split(train, encoder.preprocess, embeds, bench),
         test=_split(test, encoder.preprocess, embeds, bench),
-        settings=bench.settings,
         figures=bench.figures,
         device=bench.device,
+        seed=settings.seed,
+        pictures=settings.pictures,
+        image_size=settings.image_size,
+        asked_metric=settings.metric,
         workers=bench.workers,
         text=bench.text,
     )
     facts: dict[str, Any] = {}
     if whole:
-        facts["features"] = rank_numbers(material.test.features, bench.settings.seed)
+        facts["features"] = rank_numbers(context.test.features, settings.seed)
     facts |= {
-        "metric": material.metric,
-        "n_train": len(material.train.index),
-        "n_test": len(material.test.index),
+        "metric": context.metric,
+        "n_train": len(context.train.index),
+        "n_test": len(context.test.index),
         "held_out": isinstance(test, Subset),  # the data have no test split of their own
     }
-    results = _run(names, material, explicit=bench.named is not None, bench=bench)
-    return results, facts | _left_out(bench, material)
+    results = _run(names, context, explicit=bench.asked is not None, bench=bench)
+    return results, facts | _left_out(bench, context)
 
 
-def _left_out(bench: _Bench, material: Material) -> dict[str, Any]:
-    """What could not be read by the end, said and counted."""
-    bad = {"train": material.train.quarantine, "test": material.test.quarantine}
-    for name in counts(bad):
-        bench.say(sentence(name, bad[name]))
-    return {"bad": counts(bad)} if counts(bad) else {}
+def _left_out(bench: _Bench, context: Context) -> dict[str, Any]:
+    """Prints and counts the files that could not be read."""
+    bad = {"train": context.train.quarantine, "test": context.test.quarantine}
+    for name in bad_file_counts(bad):
+        bench.print(bad_file_summary(name, bad[name]))
+    return {"bad": bad_file_counts(bad)} if bad_file_counts(bad) else {}
 
 
 def _home(path: Path) -> Path:
-    """A run's own folder; for other people's weights one beside them, which may be in a cache."""
+    """Returns a run's own folder, or one beside other people's weights (maybe in a cache)."""
     folder = path if path.is_dir() else path.parent
     ours = path.is_dir() or path.name in (WEIGHTS, DESCRIPTION)
     if ours and (folder / DESCRIPTION).exists():
@@ -206,9 +227,9 @@ def _home(path: Path) -> Path:
 def _text_side(
     path: Path, encoder: Encoder, protocols: Sequence[str] | None, device: str
 ) -> TextEncoder | None:
-    """What is beside the encoder, where a protocol may want it."""
+    """Returns the text side beside the encoder, if there is one and a protocol may need it."""
     folder = path if path.is_dir() else path.parent
-    wanted = protocols is None or not OF_WORDS.isdisjoint(protocols)
+    wanted = protocols is None or any("text" in PROTOCOLS[name].needs for name in protocols)
     if not wanted or not has_text(folder):
         return None
     text = TextEncoder.load(folder, device)
@@ -219,27 +240,6 @@ def _text_side(
             f"`vitrail resume {folder}`"
         )
     return text
-
-
-def _choose(bench: _Bench, train: Source) -> tuple[list[str], list[str]]:
-    """The protocols to run, and why the others are left out."""
-    if bench.named is not None:
-        require_labels(train, [name for name in bench.named if PROTOCOLS[name].labels])
-        return list(dict.fromkeys(bench.named)), []
-    names, notes = [name for name, protocol in PROTOCOLS.items() if not protocol.optional], []
-    if train.classes is None:
-        names = [name for name in names if not PROTOCOLS[name].labels]
-        notes.append(f"{train.spec} has no labels: no accuracies")
-    if bench.text is None:  # as with most runs: nothing worth a note
-        names = [name for name in names if name not in OF_WORDS]
-    elif not train.captioned:
-        names.remove("retrieval")
-    if not train.masked:
-        names.remove("jaccard")
-    if not isinstance(bench.encoder.backbone, TokenBackbone):
-        names = [name for name in names if name not in OF_TOKENS]
-        notes.append("the backbone has no tokens: no saliency and no PCA pictures")
-    return names, notes
 
 
 def _embeds(encoder: Encoder, kinds: Sequence[str], n_samples: int) -> dict[str, Embed]:
@@ -263,17 +263,17 @@ def _split(
 
 
 def _run(
-    names: Sequence[str], material: Material, *, explicit: bool, bench: _Bench
+    names: Sequence[str], context: Context, *, explicit: bool, bench: _Bench
 ) -> dict[str, Any]:
     results = {}
     for name in names:
         try:
-            result = PROTOCOLS[name].run(material)
+            row = PROTOCOLS[name]
+            result = resolve(row.run)(context, *configs_of(row, bench.settings))
         except ValueError as error:
-            # Asked for by name, it is an error; otherwise the rest is still worth having.
-            if explicit:
+            if explicit:  # by default, the other protocols go on
                 raise
-            bench.say(f"{name} is left out: {error}")
+            bench.print(f"{name} is left out: {error}")
             continue
         if result is not None:
             results[name] = result
@@ -281,11 +281,13 @@ def _run(
 
 
 def _figures(out: Path) -> dict[str, str]:
-    return {n: f"figures/{n}.png" for n in PROTOCOLS if (out / "figures" / f"{n}.png").exists()}
+    drawn = [name for name, row in PROTOCOLS.items() if row.figure]
+    files = {name: f"figures/{name}.png" for name in drawn}
+    return {name: file for name, file in files.items() if (out / file).exists()}
 
 
 def hardware(device: str) -> str:
-    """The machine in words."""
+    """Returns the name of the machine's processor or GPU."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
@@ -295,22 +297,3 @@ def hardware(device: str) -> str:
     except (OSError, StopIteration):
         pass
     return f"{model}, {os.cpu_count()} cores"
-
-
-def require_labels(train: Source, wanted_by: Sequence[str]) -> None:
-    """ValueError, naming those that want them, where the source has none."""
-    if wanted_by and train.classes is None:
-        others = ", ".join(name for name, protocol in PROTOCOLS.items() if not protocol.labels)
-        raise ValueError(
-            f"{', '.join(wanted_by)}: {train.spec} has no labels, so there is no accuracy to "
-            f"measure; ask for others ({others}), or name labelled data with --data"
-        )
-
-
-def require_known(protocols: Sequence[str] | None) -> None:
-    """Raises ValueError for a name that is not in the table, with the nearest one that is."""
-    for name in protocols or ():
-        if name not in PROTOCOLS:
-            near = get_close_matches(name, PROTOCOLS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"unknown protocol {name!r}; {hint}There are: {', '.join(PROTOCOLS)}")

@@ -1,50 +1,63 @@
-"""The test features as points of a plane, coloured by class: raw, untrained and trained.
+"""A figure of the test features as points in a plane, coloured by class, for each kind.
 
-Points are the two leading principal components, or UMAP's (McInnes et al. 2018, arXiv:1802.03426)
-where the package is installed and asked for. Some of the points are shown as their images.
+The points are the two leading principal components, or on request UMAP's coordinates (McInnes et
+al. 2018, arXiv:1802.03426), which need the package. Some of the points are drawn as their images.
 
 Shape legend: N images · D features.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Float32, Float64, Int64
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from vitrail.data.contract import BadSampleError
-from vitrail.evals.contract import Material
+from vitrail.evals.contract import Context
 from vitrail.evals.features import shown
-from vitrail.evals.figures.grid import INK, save_png
+from vitrail.evals.figures.grid import INK, new_figure, save_png
 from vitrail.nn.random import philox
 
 Array = np.ndarray
 
-POINTS = 2000  # drawn
-NAMED = 10  # entries of the legend: classes with a colour of their own, or one less and the rest
-THUMBNAILS = 12  # of a panel, at most
-# Contrast of 2.7:1 or more on white as on near-black; classes next to each other also differ in
-# the shape of their points.
+POINTS = 2000  # points drawn at most
+NAMED = 10  # entries of the legend: classes with their own colour, or one less and the rest
+THUMBNAILS = 12  # images drawn in a panel at most
+# contrast of 2.7:1 or more on white and on near-black; adjacent classes also differ in the shape
+# of their points
 COLOURS = (
     *("#3d8db4", "#de6b35", "#2a9d63", "#d1495b", "#9070cf"),
     *("#b08030", "#d067a8", "#2f9fa8", "#7f942c", "#6f87d8"),
 )
 SHAPES = "os^Dv"
-PANEL, TITLE, LEGEND = 3.9, 0.3, 0.26  # inches: of a panel's side, of its title, of a legend's row
-LEGEND_COLUMNS = 5  # with three panels; fewer panels have less room
-THUMBNAIL = 0.085  # of a panel's side
+PANEL, TITLE, LEGEND = 3.9, 0.3, 0.26  # inches: side of a panel, its title, a row of the legend
+LEGEND_COLUMNS = 5  # with three panels; in proportion with fewer
+THUMBNAIL = 0.085  # side, as a share of a panel's side
 DPI = 130
 
 
-def principal_plane(features: Float32[Array, "N D"]) -> tuple[Float64[Array, "N 2"], float]:
-    """Coordinates along the two leading components, and their share of the variance.
+@dataclass(frozen=True)
+class Map:
+    """The settings of the map.
 
-    A component's sign is arbitrary: its largest coordinate is positive.
+    Attributes:
+        layout: how features are brought to a plane; umap needs the package umap-learn.
+    """
+
+    layout: Literal["pca", "umap"] = "pca"
+
+
+def principal_plane(features: Float32[Array, "N D"]) -> tuple[Float64[Array, "N 2"], float]:
+    """Returns coordinates along the two leading components, and their share of the variance.
+
+    The sign of a component is arbitrary: its coordinate of largest magnitude is made positive.
+
+    Args:
+        features: float32 [N, D].
 
     Raises:
         ValueError: fewer than 3 rows, or features that are not finite.
@@ -54,7 +67,7 @@ def principal_plane(features: Float32[Array, "N D"]) -> tuple[Float64[Array, "N 
     if not np.isfinite(features).all():
         raise ValueError("map: features hold NaN or infinity; the encoder has diverged")
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
-    gram = centred @ centred.T  # N is below D or near it, and at most POINTS
+    gram = centred @ centred.T  # small: N is at most POINTS
     n = len(gram)
     values, vectors = scipy.linalg.eigh(gram, subset_by_index=[n - 2, n - 1])
     plane = (vectors * np.sqrt(values.clip(min=0)))[:, ::-1]
@@ -64,7 +77,15 @@ def principal_plane(features: Float32[Array, "N D"]) -> tuple[Float64[Array, "N 
 
 
 def umap_plane(features: Float32[Array, "N D"], seed: int) -> Float64[Array, "N 2"]:
-    """UMAP's coordinates with its defaults, by cosine. ValueError where it is not installed."""
+    """Returns UMAP's coordinates by cosine distance, with the package's defaults.
+
+    Args:
+        features: float32 [N, D].
+        seed: seed of UMAP.
+
+    Raises:
+        ValueError: UMAP is not installed, or fewer than 4 rows.
+    """
     try:
         import umap
     except ImportError as error:
@@ -77,23 +98,23 @@ def umap_plane(features: Float32[Array, "N D"], seed: int) -> Float64[Array, "N 
     return np.asarray(reducer.fit_transform(features), dtype=np.float64)
 
 
-def draw_map(m: Material) -> None:
-    """The protocol: figures/map.png, a panel for each kind of features that there is."""
-    order = philox(m.settings.seed, "map", 0).permutation(len(m.test.labels))
+def draw_map(context: Context, config: Map) -> None:
+    """Draws figures/map.png, with a panel for each kind of features."""
+    test = context.test
+    order = philox(context.seed, "map", 0).permutation(len(test.labels))
     rows = np.sort(order[:POINTS])
     planes, notes = {}, {}
-    for kind, features in m.test.features.items():
-        if m.settings.map_layout == "umap":
-            planes[kind], notes[kind] = umap_plane(features[rows], m.settings.seed), "UMAP"
+    for kind, features in test.features.items():
+        if config.layout == "umap":
+            planes[kind], notes[kind] = umap_plane(features[rows], context.seed), "UMAP"
         else:
             planes[kind], share = principal_plane(features[rows])
             notes[kind] = f"{share:.0%} of the variance"
-    classes = m.test.source.classes or []
-    labels = m.test.labels[rows]
+    labels = test.labels[rows]
     chosen = {kind: spread(plane) for kind, plane in planes.items()}
-    pictures = _pictures(m, rows, {at for points in chosen.values() for at in points})
-    names = [str(name) for name in classes]
-    map_figure(planes, notes, labels, names, chosen, pictures, m.figures / "map.png")
+    pictures = _pictures(context, rows, {at for points in chosen.values() for at in points})
+    names = [str(name) for name in test.source.classes or ()]
+    map_figure(planes, notes, labels, names, chosen, pictures, context.figures / "map.png")
 
 
 def map_figure(
@@ -105,19 +126,23 @@ def map_figure(
     pictures: dict[int, Float[Array, "S S colours"]],
     path: Path,
 ) -> Path:
-    """A PNG of a panel for each kind, and a legend of the most frequent classes.
+    """Writes a PNG with a panel for each kind, and a legend of the most frequent classes.
 
     Args:
-        notes: beside each panel's title. labels: -1 for none. chosen: rows to show as images;
-        pictures: those images by row, in [0, 1].
+        planes: coordinates of the points for each kind, float64 [N, 2].
+        notes: text beside each panel's title.
+        labels: classes of the points, -1 for none, int64 [N].
+        classes: names of the classes.
+        chosen: rows to draw as images in each panel.
+        pictures: those images by row, grey or RGB in [0, 1].
+        path: path of the PNG, returned.
     """
     named = _named(labels)
     handles = _handles(named, labels, classes)
     columns = max(2, LEGEND_COLUMNS * len(planes) // 3)
     bottom = LEGEND * -(-len(handles) // columns) + (0.12 if handles else 0.04)
     width, height = PANEL * len(planes), PANEL + TITLE + bottom
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="none")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height, DPI)
     for panel, (kind, plane) in enumerate(planes.items()):
         left, side = (panel * PANEL + 0.06) / width, PANEL - 0.12
         axes: Any = figure.add_axes((left, bottom / height, side / width, side / height))
@@ -142,7 +167,7 @@ def map_figure(
 
 
 def spread(plane: Float64[Array, "N 2"]) -> list[int]:
-    """Up to THUMBNAILS rows, each as far from those before as can be, none over another's image."""
+    """Returns up to THUMBNAILS rows by farthest-point sampling, without overlap of their images."""
     unit = _unit(plane)
     apart = 1.3 * THUMBNAIL
     first = int(np.square(unit - 0.5).sum(1).argmin())
@@ -157,17 +182,17 @@ def spread(plane: Float64[Array, "N 2"]) -> list[int]:
 
 
 def _unit(plane: Array) -> Array:
-    """Into [0.06, 0.94]², both axes by one scale; what lies far out is drawn at the border."""
+    """Scales points into [0.06, 0.94]², both axes alike; outliers are clipped to the border."""
     low, high = np.percentile(plane, [0.5, 99.5], axis=0)
     scale = max(float((high - low).max()), 1e-12)
     return np.clip(0.5 + 0.86 * (plane - (low + high) / 2) / scale, 0.06, 0.94)
 
 
 def _named(labels: Array) -> list[int]:
-    """The classes with colours of their own, in the order of their numbers."""
+    """Returns the classes with their own colour, the most frequent ones, by number."""
     present, counts = np.unique(labels[labels >= 0], return_counts=True)
-    room = NAMED if len(present) <= NAMED else NAMED - 1  # for "… more"
-    return sorted(present[np.argsort(-counts, kind="stable")][:room].tolist())
+    limit = NAMED if len(present) <= NAMED else NAMED - 1  # the last entry is "… more"
+    return sorted(present[np.argsort(-counts, kind="stable")][:limit].tolist())
 
 
 def _colour(label: int, named: list[int]) -> str:
@@ -205,7 +230,7 @@ def _frame(axes: Any, kind: str, note: str) -> None:
 
 
 def _handles(named: list[int], labels: Array, classes: list[str]) -> list[Line2D]:
-    """Legend entries: of each named class, and of all others together."""
+    """Returns the legend's entries: one for each named class, and one for all others."""
     style: dict[str, Any] = {"linestyle": "none", "markeredgewidth": 0, "markersize": 8}
     handles = [
         Line2D([], [], color=COLOURS[i], marker=SHAPES[i % len(SHAPES)], label=label, **style)
@@ -218,18 +243,22 @@ def _handles(named: list[int], labels: Array, classes: list[str]) -> list[Line2D
 
 
 def _legible(name: Any) -> str:
-    """Short, printable, without matplotlib's mathematics, and no underscore first, which hides."""
+    """Returns a name that matplotlib can show in a legend.
+
+    It is short and printable, without math mode or a leading underscore, which hides an entry.
+    """
     text = "".join(c if c.isprintable() else "?" for c in str(name)).replace("$", r"\$")
     text = text if len(text) <= 18 else f"{text[:17]}…"
     return f" {text}" if text.startswith("_") else text
 
 
-def _pictures(m: Material, rows: Array, wanted: set[int]) -> dict[int, Array]:
+def _pictures(context: Context, rows: Array, wanted: set[int]) -> dict[int, Array]:
+    """Returns the images of the wanted rows that can be read."""
     pictures = {}
     for at in sorted(wanted):
         try:
-            image = m.test.source.read(int(m.test.index[rows[at]])).image
+            image = context.test.source.read(int(context.test.index[rows[at]])).image
         except BadSampleError:
             continue
-        pictures[at] = shown(m.encoder, [image])[0]
+        pictures[at] = shown(context.encoder, [image])[0]
     return pictures

@@ -1,4 +1,4 @@
-"""Frozen features of a whole source, read once.
+"""Frozen features of a whole source, in one pass over its images.
 
 Shape legend: N samples · D features · B images of one batch · C channels · S pixels a side.
 """
@@ -14,14 +14,14 @@ from torch.nn import functional as F
 from vitrail.backbones.contract import Backbone, TokenBackbone
 from vitrail.backbones.skeleton import SkeletonBackbone
 from vitrail.data.contract import Source, number_of
+from vitrail.data.decode.colours import fill_no_range, in_colours
 from vitrail.data.loading.loader import read_images
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder, evaluating
-from vitrail.evals.figures.grid import fill_no_range, in_colours
 
 Array = np.ndarray
-# From a preprocessed batch [B, C, S, S] to float32 [B, D].
+# preprocessed batch [B, C, S, S] -> features float32 [B, D]
 Embed = Callable[[Tensor], Array]
 
 RAW_PIXELS_LIMIT = 2**29  # float32 values, 2 GiB
@@ -34,7 +34,18 @@ def features(
     batch_size: int = 256,
     workers: int = 0,
 ) -> tuple[Float32[Array, "N D"], Int64[Array, " N"], list[str]]:
-    """Features, labels (-1 where there is none) and ids of all readable samples, in order."""
+    """Computes the features of all readable samples of a source.
+
+    Args:
+        encoder: encoder to use.
+        source: images, with or without labels.
+        quarantine: record of unreadable images, with its limit; a new one in memory if None.
+        batch_size: images of a batch.
+        workers: processes that decode images; 0 decodes in this one.
+
+    Returns:
+        features float32 [N, D], labels int64 [N] (-1 for none) and ids, in the source's order.
+    """
     embeds: dict[str, Embed] = {"features": encoder.embed}
     table, labels, index = collect(
         encoder.preprocess, embeds, source, quarantine, batch_size, workers
@@ -50,30 +61,43 @@ def collect(
     batch_size: int = 256,
     workers: int = 0,
 ) -> tuple[dict[str, Array], Int64[Array, " N"], Int64[Array, " N"]]:
-    """Several embeddings of the same images, which are decoded and preprocessed once.
+    """Computes several embeddings of the same images, which are decoded and preprocessed once.
+
+    Args:
+        preprocess: preprocessing of the images.
+        embeds: embeddings by name.
+        source: images, with or without labels.
+        quarantine: record of unreadable images, with its limit; a new one in memory if None.
+        batch_size: images of a batch.
+        workers: processes that decode images; 0 decodes in this one.
 
     Returns:
-        the tables [N, D] by name, labels (-1 where there is none), and positions in the source.
+        a table [N, D] for each name, labels int64 [N] (-1 for none), and positions in the source
+        int64 [N].
+
+    Raises:
+        ValueError: no image can be read.
     """
     quarantine = quarantine or Quarantine(None, len(source))
     parts: dict[str, list[Array]] = {name: [] for name in embeds}
-    kept: list[int] = []
+    readable: list[int] = []
     for index, images in _batches(source, quarantine, batch_size, workers):
-        kept += index
+        readable += index
         pixels_BCSS = preprocess(images)
         for name, embed in embeds.items():
             parts[name].append(embed(pixels_BCSS))
-    if not kept:
+    if not readable:
         raise ValueError(f"{source.spec}: none of its {len(source)} images can be read")
-    labels = [source.label(i) for i in kept]
+    labels = [source.label(i) for i in readable]
     numbers = np.array([number_of(label) for label in labels], dtype=np.int64)
     table = {name: np.concatenate(part) for name, part in parts.items()}
-    return table, numbers, np.array(kept, dtype=np.int64)
+    return table, numbers, np.array(readable, dtype=np.int64)
 
 
 def _batches(
     source: Source, quarantine: Quarantine, batch_size: int, workers: int
 ) -> Iterator[tuple[list[int], list[Tensor] | Tensor]]:
+    """Yields positions and images of all readable samples, batch by batch."""
     pixels = source.pixels()
     if pixels is not None:
         for start in range(0, len(pixels), batch_size):
@@ -87,7 +111,7 @@ def _batches(
 
 
 def raw_pixels(side: int) -> Embed:
-    """The baseline without an encoder: the preprocessed pixels, shrunk to side x side."""
+    """Returns the baseline without an encoder: preprocessed pixels, reduced to side x side."""
 
     def embed(pixels_BCSS: Tensor) -> Array:
         if side < pixels_BCSS.shape[-1]:
@@ -98,7 +122,7 @@ def raw_pixels(side: int) -> Embed:
 
 
 def raw_side(preprocess: Preprocess, channels: int, n_samples: int) -> int:
-    """The largest halving of the image's side at which the raw pixels of all samples fit 2 GiB."""
+    """Returns the image's side, halved until the raw pixels of all samples fit in 2 GiB."""
     side = preprocess.size
     while n_samples * channels * side**2 > RAW_PIXELS_LIMIT and side > 8:
         side //= 2
@@ -106,7 +130,7 @@ def raw_side(preprocess: Preprocess, channels: int, n_samples: int) -> int:
 
 
 def shown(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "B S S colours"]:
-    """What the encoder is given, as colours in [0, 1] (grey or RGB), for pictures."""
+    """Returns the encoder's preprocessed input as colours in [0, 1] (grey or RGB), for figures."""
     pixels_BCSS = encoder.preprocess(images)
     mean = torch.tensor(encoder.preprocess.mean)[:, None, None]
     std = torch.tensor(encoder.preprocess.std)[:, None, None]
@@ -116,24 +140,24 @@ def shown(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "B S S colou
 
 
 LAST_BLOCKS = 4
-TOGETHER = 32  # images whose layers are all held at once
+TOGETHER = 32  # images of a forward pass, as the tokens of all layers are in memory
 
 POOLED, WITH_PATCHES = "pooled", "pooled + mean patch"
 
 
 class FeatureChoices:
-    """An embedding whose columns hold all choices, each of them one run of columns.
+    """An embedding for several choices of features, each of them a contiguous range of columns.
 
-    Columns: the mean patch, the pooled feature, and the class tokens of the layers before, after
-    the backbone's final norm, going backwards. With a class token that passes all layers (ViT,
-    CRATE, AoT, ToST-ViT), the pooled feature is the last layer's: there are "pooled", "pooled +
-    mean patch", "last n class tokens", and these "+ mean patch". ToST has no class token to look
-    at in its layers; ResNet and Swin, whose pooled feature is the mean of the patches, have it
-    alone.
+    The columns are the mean patch, the pooled feature, and the class tokens of the earlier layers
+    after the backbone's final norm, from the last but one backwards. With a class token in all
+    layers (ViT, CRATE, AoT, ToST-ViT), the pooled feature is the last layer's class token, and the
+    choices are "pooled", "pooled + mean patch", "last n class tokens", and the latter with "+ mean
+    patch". The layers of ToST have no class token, which leaves the first two choices; ResNet and
+    Swin, whose pooled feature is the mean of the patches, have the first alone.
 
     Args:
-        encoder: frozen.
-        last_blocks: n, at least 1; clipped to the layers that there are.
+        encoder: frozen encoder.
+        last_blocks: largest number n of class tokens, at least 1; clipped to the number of layers.
     """
 
     def __init__(self, encoder: Encoder, last_blocks: int = LAST_BLOCKS):
@@ -151,7 +175,7 @@ class FeatureChoices:
             self.columns[f"{name} + mean patch"] = slice(0, (1 + self._n_last) * width)
 
     def embed(self, pixels: Float[Tensor, "B C S S"]) -> Float32[Array, "B E"]:
-        """The columns of one preprocessed batch."""
+        """Returns the columns of a preprocessed batch."""
         device = next(self._backbone.parameters()).device
         with evaluating(self._backbone):
             parts = [self._columns_of(part.to(device)) for part in pixels.split(TOGETHER)]
@@ -173,5 +197,5 @@ class FeatureChoices:
 
 
 def _layers_of(backbone: Backbone, wanted: int) -> int:
-    """How many layers' class tokens can be had."""
+    """Returns the number of layers whose class tokens are used."""
     return min(wanted, len(backbone.blocks)) if isinstance(backbone, SkeletonBackbone) else 1

@@ -1,4 +1,4 @@
-"""How much of its space an encoder uses, without labels: RankMe beside the effective rank.
+"""Ranks of the features, without labels: RankMe and the effective rank.
 
 Shape legend: N features · D dimensions.
 """
@@ -14,15 +14,16 @@ from vitrail.nn.random import philox
 
 Array = np.ndarray
 
-RANK_ROWS = 2048  # of the test features
+RANK_ROWS = 2048  # rows of the test features used at most
 EPS = 1e-7
 
 
 def rankme(features: Float32[Array, "N D"]) -> float:
-    """exp of the entropy of the singular values (Garrido et al. 2023, arXiv:2210.02885, eq. 1).
+    """Returns RankMe: exp of the entropy of the features' normalised singular values.
 
-    As published: of the features as they are, neither centred nor normalised. Between 1 and
-    min(N, D), but for the paper's epsilon. Features that are all 0 have rank 1.
+    Source: Garrido et al. 2023 (arXiv:2210.02885), equation 1. As published, the features are
+    neither centred nor normalised. The range is 1 to min(N, D), up to the paper's epsilon. Features
+    of zeros have rank 1.
     """
     sigma = np.linalg.svd(features.astype(np.float64), compute_uv=False)
     if sigma.sum() == 0:
@@ -32,20 +33,21 @@ def rankme(features: Float32[Array, "N D"]) -> float:
 
 
 def rank_numbers(features: dict[str, Array], seed: int) -> dict[str, Any]:
-    """Both ranks of up to 2048 drawn rows, and the dimensions they are out of.
+    """Computes both ranks on up to 2048 randomly drawn rows.
 
     Args:
-        features: float32 [N, D] by kind; "trained" is one.
+        features: float32 [N, D] for each kind; "trained" is one of them.
+        seed: seed of the draw.
 
     Returns:
-        dimensions, effective_rank (of centred unit vectors: see there) and rankme, and the two of
-        the untrained encoder where it is among them.
+        "dimensions", "effective_rank" (of centred unit vectors, see `effective_rank`) and "rankme",
+        and the two ranks with the suffix "_untrained" if that kind is given.
     """
     order = philox(seed, "rank", 0).permutation(len(features["trained"]))
     numbers: dict[str, Any] = {"dimensions": features["trained"].shape[1]}
     for kind, suffix in (("trained", ""), ("untrained", "_untrained")):
         if kind in features:
-            some = features[kind][order[:RANK_ROWS]]
-            numbers[f"effective_rank{suffix}"] = round(effective_rank(torch.from_numpy(some)), 2)
-            numbers[f"rankme{suffix}"] = round(rankme(some), 2)
+            rows = features[kind][order[:RANK_ROWS]]
+            numbers[f"effective_rank{suffix}"] = round(effective_rank(torch.from_numpy(rows)), 2)
+            numbers[f"rankme{suffix}"] = round(rankme(rows), 2)
     return numbers

@@ -1,65 +1,63 @@
-"""What an earlier evaluation.json says that still holds: of the same weights, data and settings."""
+"""Results of an earlier evaluation that are still valid: of equal weights, data and settings."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vitrail.encoder import Encoder
-from vitrail.evals.contract import Settings
+from vitrail.evals.protocol import Protocol
 from vitrail.evals.registry import PROTOCOLS
-
-# The protocols whose numbers or pictures a setting changes. One that is not here changes all.
-AFFECTED: dict[str, tuple[str, ...]] = {
-    "k": ("knn", "knn_majority", "confusion"),
-    "more_k": ("knn", "knn_majority"),
-    "tau": ("knn", "confusion"),
-    "draws": ("linear_10_per_class",),
-    "last_blocks": ("linear_sweep",),
-    "finetune": ("finetune", "finetune_1_percent", "finetune_10_percent"),
-    "image_size": ("saliency", "pca", "parts", "jaccard"),
-    "map_layout": ("map",),
-    "maskcut": ("maskcut", "detection"),
-    "coco": ("detection",),
-    "templates": ("zeroshot",),
-    "pictures": (),
-}
+from vitrail.evals.settings import depends, flatten, is_known, migrated, to_json
 
 
-def earlier(path: Path, encoder: Encoder, settings: Settings) -> dict[str, Any]:
-    """What was written before of the same weights, without what settings have changed since."""
+def read_previous(path: Path, encoder: Encoder, settings: Any) -> dict[str, Any]:
+    """Returns an earlier evaluation of the same weights, without results of other settings.
+
+    Args:
+        path: evaluation.json, of this version or an earlier one.
+        encoder: whose results are wanted.
+        settings: of `make_settings`.
+    """
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-        before, of = dict(old["settings"]), (old["weights"], old["step"])
+        before, weights = migrated(dict(old["settings"])), (old["weights"], old["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    now = plain(settings)
-    changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
-    if of != identity(encoder) or not changed <= AFFECTED.keys():
+    if weights != identity(encoder):
         return {}
-    stale = {protocol for name in changed for protocol in AFFECTED[name]}
-    transfer = {
-        spec: {name: value for name, value in numbers.items() if name not in stale}
-        for spec, numbers in old.get("transfer", {}).items()
-    }
-    return {name: value for name, value in old.items() if name not in stale} | {
-        "transfer": transfer
+    now, then = flatten(to_json(settings)), flatten(before)
+    if any("." not in name and not is_known(name) for name in then):
+        return {}  # a shared setting of another version may change anything
+    changed = {name for name in now.keys() | then.keys() if now.get(name) != then.get(name)}
+    transfer = {spec: _valid(numbers, changed) for spec, numbers in old.get("transfer", {}).items()}
+    return _valid(old, changed) | {
+        "transfer": {
+            spec: numbers
+            for spec, numbers in transfer.items()
+            if any(name in numbers for name in PROTOCOLS)
+        }
     }
 
 
-def kept(before: dict[str, Any], spec: str) -> dict[str, Any]:
-    """Earlier results on the same data."""
+def reusable(before: dict[str, Any], spec: str) -> dict[str, Any]:
+    """Returns the earlier results if they are on the same data, else {}."""
     if before.get("data") != spec:
         return {}
     return {name: before[name] for name in (*PROTOCOLS, "features") if name in before}
 
 
-def plain(settings: Settings) -> dict[str, Any]:
-    """As it comes back from JSON."""
-    read: dict[str, Any] = json.loads(json.dumps(asdict(settings)))
-    return read
-
-
 def identity(encoder: Encoder) -> tuple[str | None, int | None]:
-    """The file of other people's weights, and the step of ours."""
+    """Returns the file of other people's weights, and the step of ours."""
     return encoder.info.get("weights"), encoder.info.get("step")
+
+
+def _valid(results: dict[str, Any], changed: set[str]) -> dict[str, Any]:
+    """Returns results without those that a changed setting has an effect on."""
+    stale = {name for name in PROTOCOLS if _stale(PROTOCOLS[name], changed)}
+    if "seed" in changed:  # it draws the rows that ranks are taken of
+        stale.add("features")
+    return {name: value for name, value in results.items() if name not in stale}
+
+
+def _stale(row: Protocol, changed: set[str]) -> bool:
+    return any(depends(row, setting) for setting in changed)

@@ -1,4 +1,4 @@
-"""The data that an encoder is measured on, and what protocols ask of it."""
+"""The train and test splits of an evaluation, and the summary of their unreadable files."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from vitrail.data.subset import hold_out
 
 
 def open_splits(spec: str, channels: int) -> tuple[Source, Source]:
-    """The train and test splits of a SPEC; a fifth is held out where there is no test split."""
+    """Opens the train and test splits of a SPEC; a fifth is held out if it has no test split."""
     train = open_source(spec, "train", channels=channels)
     try:
         return train, open_source(spec, "test", channels=channels)
@@ -19,31 +19,36 @@ def open_splits(spec: str, channels: int) -> tuple[Source, Source]:
         return hold_out(train)
 
 
-MAX_BAD_FRACTION = 0.5  # where neither the call nor the run says so
-NAMED = 3
+MAX_BAD_FRACTION = 0.5  # if given by neither the call nor the run
+LISTED = 3  # bad files listed by name
 
 
-def allowed(path: Path, asked: float | None) -> float:
-    """The share of a split that may be bad: as asked, or as the run at `path` allows itself."""
+def bad_file_limit(path: Path, asked: float | None) -> float:
+    """Returns the share of a split that may be unreadable, in [0, 1].
+
+    Args:
+        path: a run's folder, or a file in it.
+        asked: the caller's limit; None for the run's, or 0.5 if that is not known.
+    """
     if asked is not None:
         return asked
     folder = path if path.is_dir() else path.parent
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         share = float(config["max_bad_fraction"])
-    except (OSError, ValueError, KeyError, TypeError):  # other people's weights, mostly
+    except (OSError, ValueError, KeyError, TypeError):  # weights that are not from a run
         return MAX_BAD_FRACTION
     return share if 0 <= share <= 1 else MAX_BAD_FRACTION
 
 
-def counts(splits: Mapping[str, Quarantine]) -> dict[str, int]:
-    """How many are bad of each split that has some."""
+def bad_file_counts(splits: Mapping[str, Quarantine]) -> dict[str, int]:
+    """Counts the unreadable images of each split that has any."""
     return {name: len(q.entries) for name, q in splits.items() if q.entries}
 
 
-def sentence(name: str, quarantine: Quarantine) -> str:
-    """What is left out of a split that has bad files, by name."""
+def bad_file_summary(name: str, quarantine: Quarantine) -> str:
+    """Returns a sentence that lists the unreadable images of a split, up to LISTED by name."""
     entries = [f"{json.dumps(id)}: {reason}" for id, reason in quarantine.entries.items()]
-    more = "" if len(entries) <= NAMED else f"; and {len(entries) - NAMED} more"
+    more = "" if len(entries) <= LISTED else f"; and {len(entries) - LISTED} more"
     are = "image cannot be used and is" if len(entries) == 1 else "images cannot be used and are"
-    return f"{len(entries)} {name} {are} left out ({'; '.join(entries[:NAMED])}{more})"
+    return f"{len(entries)} {name} {are} left out ({'; '.join(entries[:LISTED])}{more})"

@@ -1,5 +1,6 @@
-"""The numbers of evaluation.json for a terminal."""
+"""The numbers of evaluation.json as tables for the terminal."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
@@ -10,31 +11,50 @@ from vitrail.evals.registry import PROTOCOLS
 METRICS = {"accuracy": "test accuracy", "mean_per_class": "test accuracy, mean over classes,"}
 
 
-def results_table(results: dict[str, Any]) -> Table:
-    """Accuracies in percent: a row for each protocol, with one for each k of k-NN.
+def results_table(results: Mapping[str, Any]) -> Table:
+    """Returns accuracies in percent: a row for each protocol, with one for each k of k-NN.
 
-    Protocols with a table of their own are not in it.
+    Protocols with their own table are left out.
     """
-    table = Table(title=f"{_metric(results)} on {results['data']}, %", title_justify="left")
+    table = Table(title=results_title(results), title_justify="left")
     table.add_column("")
     for kind in KINDS:
         table.add_column(kind, justify="right")
-    for name in accuracy_names(results):
-        by_k = results[name].get("by_k") or {}
-        rows = {f"{name}, k = {k}": numbers for k, numbers in by_k.items()}
-        for title, numbers in (rows or {name: results[name]}).items():
-            table.add_row(title, *(percent(numbers.get(kind)) for kind in KINDS))
+    for title, cells in results_rows(results):
+        table.add_row(title, *cells)
     return table
 
 
-def accuracy_names(results: dict[str, Any]) -> list[str]:
-    """The protocols for `results_table`."""
+def results_title(results: Mapping[str, Any]) -> str:
+    """Returns what the accuracies are, and of which data."""
+    return f"{_metric(results)} on {results['data']}, %"
+
+
+def results_rows(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Returns a title and a percentage for each of KINDS, for each row of `results_table`."""
+    found = []
+    for name in accuracy_names(results):
+        for title, numbers in _by_value(name, results[name]).items():
+            found.append((title, [percent(numbers.get(kind)) for kind in KINDS]))
+    return found
+
+
+def _by_value(name: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the numbers of each k of several, or those of the only one."""
+    for field in PROTOCOLS[name].by[:1]:
+        if several := numbers.get(f"by_{field}"):
+            return {f"{name}, {field} = {value}": found for value, found in several.items()}
+    return {name: numbers}
+
+
+def accuracy_names(results: Mapping[str, Any]) -> list[str]:
+    """Returns the protocols of `results_table`."""
     return [name for name in _measured(results) if PROTOCOLS[name].table is None]
 
 
-def transfer_table(results: dict[str, Any]) -> Table:
-    """Accuracies of the trained encoder in percent: rows are sources, columns protocols."""
-    rows = {results["data"]: results} | results["transfer"]
+def transfer_table(results: Mapping[str, Any]) -> Table:
+    """Returns accuracies of the trained encoder in percent: a row a source, a column a protocol."""
+    rows: dict[str, Any] = {results["data"]: results} | results["transfer"]
     names = [name for name in PROTOCOLS if any(name in _measured(row) for row in rows.values())]
     metrics = {_metric(row) for row in rows.values()}
     of = metrics.pop() if len(metrics) == 1 else "test accuracy (of each source what it asks for)"
@@ -48,23 +68,23 @@ def transfer_table(results: dict[str, Any]) -> Table:
     return table
 
 
-def rank_line(features: dict[str, Any]) -> str:
-    """RankMe in a sentence."""
+def rank_line(features: Mapping[str, Any]) -> str:
+    """Returns RankMe in a line."""
     text = f"RankMe {features['rankme']:.1f} of {features['dimensions']} dimensions"
     before = features.get("rankme_untrained")
     return text if before is None else f"{text} (untrained {before:.1f})"
 
 
 def percent(value: Any) -> str:
-    """0.914 -> "91.4"; with a standard deviation, "91.4 ± 0.6"."""
+    """Returns 0.914 as "91.4"; with a standard deviation, "91.4 ± 0.6"."""
     if isinstance(value, dict):
         return f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _measured(results: dict[str, Any]) -> list[str]:
-    return [name for name, protocol in PROTOCOLS.items() if name in results and protocol.labels]
+def _measured(results: Mapping[str, Any]) -> list[str]:
+    return [name for name, protocol in PROTOCOLS.items() if name in results and protocol.accuracies]
 
 
-def _metric(results: dict[str, Any]) -> str:
+def _metric(results: Mapping[str, Any]) -> str:
     return METRICS[results["metric"]]

@@ -1,5 +1,4 @@
-"""One self-contained page about a run or several: no network, no script, nothing that was not
-measured."""
+"""The report on a run or several: one self-contained page without scripts or network access."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vitrail.atomic import write_atomically
+from vitrail.evals.registry import PROTOCOLS
 from vitrail.report.commands import evaluate_again, report_again, train_again
 from vitrail.report.compare import comparison, read_runs
 from vitrail.report.curves import health_curves, training_curves
@@ -21,7 +21,6 @@ from vitrail.report.rows import (
     Row,
     accuracy_rows,
     as_dict,
-    describe,
     kind_cells,
     listed,
     trained_cell,
@@ -31,7 +30,7 @@ from vitrail.report.rows import (
 )
 from vitrail.report.run_files import RunFiles, read_run
 
-MAX_LISTED = 100  # quarantined files named on the page
+MAX_LISTED = 100  # quarantined files listed by name
 MAX_WARNINGS = 20
 BY_WORDS = ("trained", "chance")
 
@@ -42,13 +41,16 @@ def build_report(run: str | Path, *more: str | Path, out: str | Path | None = No
     """Writes a page about a run, finished or not, or about several side by side.
 
     Args:
-        out: the page's path; RUN/report.html where not given, which several runs do not have.
+        run: folder of a run.
+        more: folders of further runs.
+        out: path of the page; None for RUN/report.html, which is for a single run.
 
     Returns:
-        that path.
+        path of the page.
 
     Raises:
-        ValueError: no such folder, one without a run, the same run twice, or several without `out`.
+        ValueError: no such folder, a folder without a run, the same run twice, or several runs
+            without `out`.
     """
     paths = [Path(path) for path in (run, *more)]
     if more and out is None:
@@ -65,12 +67,12 @@ def build_report(run: str | Path, *more: str | Path, out: str | Path | None = No
 
 
 def render(files: RunFiles) -> str:
-    """The page of one run. Everything that comes from the run is escaped."""
+    """Returns the page of one run. All text from the run is escaped."""
     return _page("page.html", _context(files))
 
 
 def render_several(runs: Sequence[RunFiles], page: Path) -> str:
-    """The page of several, to be written to `page`; escaped as that of one."""
+    """Returns the page of several runs, to be written to `page`. All text from them is escaped."""
     return _page("compare.html", comparison(runs, page))
 
 
@@ -85,13 +87,13 @@ def _page(name: str, context: dict[str, Any]) -> str:
     style = environment.loader.get_source(environment, "style.css")[0]  # type: ignore[union-attr]
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = environment.get_template(name).render(**context, style=Markup(style), written=written)
-    # A lone surrogate (an undecodable byte of a file name) cannot be written as UTF-8.
+    # a lone surrogate (an undecodable byte of a file name) cannot be encoded as UTF-8
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def _context(files: RunFiles) -> dict[str, Any]:
     warnings = [visible(str(row["warning"])) for row in files.rows if row.get("warning")]
-    shown = _pictures(files)  # first: what it leaves out becomes a remark
+    shown = _pictures(files)  # first, as it adds a remark for each picture left out
     return {
         "name": files.name,
         "facts": facts(files),
@@ -122,7 +124,7 @@ def _pictures(files: RunFiles) -> list[tuple[Picture, Words]]:
 
 
 def _tables(files: RunFiles) -> dict[str, Any]:
-    """Tables of numbers, each with the command that measures them again."""
+    """Returns the tables of numbers, each with the command that measures them again."""
     known = files.evaluation
     accuracies, words = accuracy_rows(known), word_rows(known)
     protocols = transfer_protocols(known)
@@ -130,7 +132,7 @@ def _tables(files: RunFiles) -> dict[str, Any]:
         "accuracies": [(row, kind_cells(row)) for row in accuracies],
         "words": [(row, kind_cells(row, BY_WORDS)) for row in words],
         "transfer": _transfer_rows(known, protocols),
-        "transfer_to": [describe(name).title for name in protocols],
+        "transfer_to": [PROTOCOLS[name].title for name in protocols],
         "kinds": KINDS,
         "by_words": BY_WORDS,
         "listed": [(entry, evaluate_again(files, [entry.name])) for entry in listed(known)],
@@ -148,7 +150,7 @@ def _names(protocols: Any) -> list[str]:
 
 
 def _transfer_rows(evaluation: dict[str, Any], protocols: Sequence[str]) -> list[TableRow]:
-    """A row for each source, a column for each protocol."""
+    """Returns a row for each source, with a cell for each protocol."""
     return [
         (
             Row("transfer", visible(spec), "", {}),

@@ -1,20 +1,20 @@
-"""The command that makes a number or a picture again, as far as one does."""
+"""The commands that reproduce the numbers and pictures of a report."""
 
-import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from vitrail.evals.contract import Settings
+from vitrail.evals.settings import flatten, make_settings, option, to_json
 from vitrail.report.run_files import RunFiles
 
 
 def evaluate_again(files: RunFiles, protocols: Sequence[str], sources: Sequence[str] = ()) -> str:
-    """`vitrail evaluate` as it has to be called in the folder that holds the run.
+    """Returns the `vitrail evaluate` command to call in the folder that contains the run.
 
     Args:
-        sources: SPECs, where several were measured; else what the evaluation says.
+        files: files of the run.
+        protocols: names of the protocols.
+        sources: SPECs of the data, if several were measured; else the evaluation's own is used.
     """
     known = files.evaluation
     weights, data = known.get("weights"), known.get("data")
@@ -29,24 +29,24 @@ def evaluate_again(files: RunFiles, protocols: Sequence[str], sources: Sequence[
 
 
 def train_again(files: RunFiles) -> str | None:
-    """What config.json says; None where it says nothing."""
+    """Returns the training command of config.json; None if it has none."""
     command = files.config.get("command")
     return command if isinstance(command, str) else None
 
 
 def report_again(runs: Sequence[RunFiles], out: str | None = None) -> str:
-    """`vitrail report` in the folder that holds the runs."""
+    """Returns the `vitrail report` command to call in the folder that contains the runs."""
     words = ["vitrail", "report", *(as_path(files.label) for files in runs)]
     return " ".join(map(quoted, words + (["--out", as_path(out)] if out else [])))
 
 
 def as_path(name: str) -> str:
-    """A name that no command takes for a flag."""
+    """Returns a path that cannot be mistaken for a flag."""
     return f"./{name}" if name.startswith("-") else name
 
 
 def quoted(word: str) -> str:
-    """For a shell, on one line: what does not print is written as bash's $'...' has it."""
+    """Quotes a word for a shell, on one line; unprintable characters use bash's $'...'."""
     if word.isprintable():
         return shlex.quote(word)
     letters = []
@@ -60,31 +60,16 @@ def quoted(word: str) -> str:
 
 
 def _is_byte(letter: str) -> bool:
-    """Whether it stands for an undecodable byte of a file name."""
+    """Returns true for the surrogate of an undecodable byte in a file name."""
     return 0xDC80 <= ord(letter) <= 0xDCFF
 
 
-def usual_settings() -> dict[str, Any]:
-    """The defaults, as evaluation.json would have them."""
-    usual: dict[str, Any] = json.loads(json.dumps(asdict(Settings())))
-    return usual
-
-
 def _settings(settings: Any) -> list[str]:
-    """Flags for what differs from the defaults; of a version with others, for what is known."""
-    usual = usual_settings()
-    flags: list[str] = []
-    for name, value in settings.items() if isinstance(settings, dict) else ():
-        if name not in usual or value == usual[name]:
-            continue
-        if isinstance(value, dict) and isinstance(usual[name], dict):
-            for inner, part in value.items():
-                flags += [] if part == usual[name].get(inner) else _flag(f"{name}.{inner}", part)
-        else:
-            flags += _flag(name, value)
-    return flags
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    many = value if isinstance(value, list) else [value]
-    return [f"--{name.replace('_', '-')}", *map(str, many)]
+    """Returns options for what differs from the defaults; unknown settings are left out."""
+    usual = flatten(to_json(make_settings()))
+    options: list[str] = []
+    for name, value in flatten(settings if isinstance(settings, dict) else {}).items():
+        if name in usual and value != usual[name]:
+            many = value if isinstance(value, list) else [value]
+            options += [option(name), *map(str, many)]
+    return options

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs between them, and where their numbers can be compared."""
+"""The comparison of several runs: their differences, and which of their numbers are comparable."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitrail.evals.registry import PROTOCOLS
-from vitrail.evals.reuse import AFFECTED
-from vitrail.report.commands import evaluate_again, report_again, train_again, usual_settings
+from vitrail.evals.settings import depends, flatten, is_known, make_settings, to_json
+from vitrail.report.commands import evaluate_again, report_again, train_again
 from vitrail.report.curves import health_overlays, set_apart, training_overlays
 from vitrail.report.facts import facts, flat, state
-from vitrail.report.pictures import WHILE_TRAINING, Picture, Words, picture_words, pictures
+from vitrail.report.pictures import Picture, Words, picture_words, pictures
 from vitrail.report.rows import (
-    MEASURES,
     THE_SAME,
     Cell,
     Row,
@@ -23,28 +22,20 @@ from vitrail.report.rows import (
     transfer,
     word_rows,
 )
-from vitrail.report.run_files import RunFiles, read_run
+from vitrail.report.run_files import WHILE_TRAINING, RunFiles, read_run
 
-# The protocols whose rows a setting of the evaluation changes; one that is not here changes all.
-TOUCHES = AFFECTED | {
-    "k": ("confusion",),  # rows of k-NN name theirs
-    "more_k": (),
-    "seed": ("linear", "linear_10_per_class", "linear_sweep", "finetune"),
-}
-# What a picture is drawn with, where it is not SIGHT.
-SIGHTS = {
-    "confusion": ("k", "tau"),
-    "map": ("seed", "map_layout"),
-    "maskcut": ("seed", "pictures", "maskcut"),
-    "neighbours": ("seed", "pictures"),
-}
-SIGHT = ("seed", "pictures", "image_size")
 COUNTS = {"n_train": "training images", "n_test": "test images", "held_out": "the split"}
 RANK = "RankMe"
 
 
 class Matrix(NamedTuple):
-    """A table on one source of data; a column for each run."""
+    """A table of results on one source of data, with a column for each run.
+
+    Attributes:
+        data: SPEC of the source.
+        rows: title and cells of each row.
+        again: command for each run that measures the numbers again.
+    """
 
     data: str
     rows: list[tuple[Row, list[Cell]]]
@@ -52,7 +43,15 @@ class Matrix(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """shown: (run, its picture or None). warning: why these are not alike."""
+    """The pictures of one kind, side by side.
+
+    Attributes:
+        name: name of the picture.
+        words: its heading and explanation.
+        warning: settings, beside the encoder, in which the pictures differ; empty if none.
+        shown: (run, its picture or None).
+        again: commands that make the pictures again.
+    """
 
     name: str
     words: Words
@@ -62,10 +61,10 @@ class Gallery(NamedTuple):
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
-    """Each run with a label that no other has.
+    """Reads the files of several runs and gives each a unique label.
 
     Raises:
-        ValueError: a run that is not there, or the same one twice.
+        ValueError: a run that does not exist, or the same run twice.
     """
     resolved = [path.resolve() for path in paths]
     for path in resolved:
@@ -78,7 +77,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
 
 
 def _label(path: Path, others: Sequence[Path]) -> str:
-    """The shortest end of a path that no other has."""
+    """Returns the shortest end of a path that is unique among the others."""
     for length in range(1, len(path.parts) + 1):
         end = path.parts[-length:]
         if sum(other.parts[-length:] == end for other in others) == 1:
@@ -87,8 +86,8 @@ def _label(path: Path, others: Sequence[Path]) -> str:
 
 
 def comparison(runs: Sequence[RunFiles], out: Path) -> dict[str, Any]:
-    """What the page of several runs shows."""
-    galleries = _galleries(runs)  # first: what it leaves out becomes a remark
+    """Returns the context of the template for several runs."""
+    galleries = _galleries(runs)  # first, as it adds a remark for each picture left out
     return {
         "names": [files.label for files in runs],
         "remarks": _remarks(runs),
@@ -108,22 +107,28 @@ def comparison(runs: Sequence[RunFiles], out: Path) -> dict[str, Any]:
 
 
 def _remarks(runs: Sequence[RunFiles]) -> list[str]:
-    said = []
+    """Returns the remarks on each run, and one on evaluations with different settings."""
+    remarks = []
     for files in runs:
         sentences = [state(files), *files.remarks]
-        said += [f"{files.label}: {sentence}" for sentence in sentences if sentence]
+        remarks += [f"{files.label}: {sentence}" for sentence in sentences if sentence]
     evaluated = [files for files in runs if files.evaluation]
     unlike = _unlike([{"data": f.evaluation.get("data")} | _settings(f) for f in evaluated])
-    unlike = {name: values for name, values in unlike.items() if TOUCHES.get(name, (name,))}
+    rows = (*PROTOCOLS, "features")
+    unlike = {
+        name: values
+        for name, values in unlike.items()
+        if name == "data" or any(_touches(name, row) for row in rows)
+    }
     if unlike:
         text = "; ".join(
             f"{name} ({', '.join(_pairs(evaluated, values))})" for name, values in unlike.items()
         )
-        said.append(
+        remarks.append(
             f"These runs were not evaluated alike: {text}. Numbers are not comparable where this "
             "changes what is measured; tables are by data, and rows say what else differs."
         )
-    return said
+    return remarks
 
 
 def _pairs(runs: Sequence[RunFiles], values: Sequence[Any]) -> list[str]:
@@ -134,13 +139,13 @@ def _pairs(runs: Sequence[RunFiles], values: Sequence[Any]) -> list[str]:
 
 
 def _settings(files: RunFiles) -> dict[str, Any]:
-    """With the usual value of what an older evaluation does not say."""
-    said = as_dict(files.evaluation.get("settings"))
-    return usual_settings() | said if said else {}
+    """Returns settings as "GROUP.FIELD", with the defaults of what an older evaluation lacks."""
+    known = as_dict(files.evaluation.get("settings"))
+    return flatten(to_json(make_settings())) | flatten(known) if known else {}
 
 
 def _unlike(tables: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """name -> the values, where they are not all the same."""
+    """Returns the values of each name for which they are not all the same."""
     names = dict.fromkeys(name for table in tables for name in table)
     columns = {name: [table.get(name) for table in tables] for name in names}
     return {name: column for name, column in columns.items() if _several(column)}
@@ -166,7 +171,7 @@ def _same(tables: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
 
 
 def _matrices(runs: Sequence[RunFiles]) -> list[Matrix]:
-    """A table for each source that any run was evaluated on."""
+    """Returns a table for each source that any run was evaluated on."""
     results = [_by_source(files) for files in runs]
     sources = dict.fromkeys(spec for found in results for spec in found)
     return [m for spec in sources if (m := _matrix(spec, runs, results)).rows]
@@ -185,7 +190,7 @@ def _matrix(
 ) -> Matrix:
     numbers = [found.get(spec, {}) for found in results]
     tables = [
-        {row.title: row for row in _rows(n | {"settings": _settings(files)})}
+        {row.title: row for row in _rows(n | {"settings": files.evaluation.get("settings")})}
         for files, n in zip(runs, numbers, strict=True)
     ]
     rows: list[tuple[Row, list[Cell]]] = []
@@ -207,7 +212,11 @@ def _matrix(
 
 
 def _measured_again(files: RunFiles, spec: str, names: Sequence[str]) -> str:
-    """Other sources than the first are measured after it: alone, one would take its place."""
+    """Returns the command that measures numbers again.
+
+    A source other than the first is listed after it: alone, it would replace the first one's
+    results.
+    """
     first = str(files.evaluation.get("data"))
     sources = [] if spec == first else [first, spec]
     protocols = [name for name in PROTOCOLS if name in names]
@@ -215,14 +224,14 @@ def _measured_again(files: RunFiles, spec: str, names: Sequence[str]) -> str:
 
 
 def _titles(tables: Sequence[dict[str, Row]]) -> list[str]:
-    """Those of any table: protocols in their order, k of each from small to large."""
+    """Returns the titles of all tables, by the order of protocols, then by increasing k."""
     rows = {title: row for table in tables for title, row in table.items()}
-    names = [*MEASURES, *PROTOCOLS, "features"]
+    names = [*PROTOCOLS, "features"]
     return sorted(rows, key=lambda title: (names.index(rows[title].name), rows[title].k or 0))
 
 
 def _rows(numbers: dict[str, Any]) -> list[Row]:
-    """Everything that a run has one number of, on one source."""
+    """Returns a row for each result of a run on one source that is a single number."""
     rows = accuracy_rows(numbers, name_k=True)
     rows += word_rows(numbers)
     if isinstance(as_dict(numbers.get("features")).get("rankme"), (int, float)):
@@ -245,7 +254,7 @@ def _cell(row: Row) -> Cell:
 
 
 def _warning(name: str, runs: Sequence[RunFiles], numbers: Sequence[dict[str, Any]]) -> str:
-    """Why the numbers of a row are not comparable, or nothing."""
+    """Returns the reason why the numbers of a row are not comparable; empty if they are."""
     changed = [s for s in _unlike([_settings(files) for files in runs]) if _touches(s, name)]
     counts = _unlike([{key: n.get(key, False) for key in COUNTS} for n in numbers])
     unlike = [*changed, *(COUNTS[key] for key in counts)]
@@ -253,9 +262,16 @@ def _warning(name: str, runs: Sequence[RunFiles], numbers: Sequence[dict[str, An
 
 
 def _touches(setting: str, name: str) -> bool:
+    """Returns True if a setting changes what stands in a row; one of another version may."""
     if name == "features":  # a rank, which knows no metric
         return setting == "seed"
-    return name in TOUCHES.get(setting, (name,))
+    row = PROTOCOLS[name]
+    if not is_known(setting):
+        return True
+    group, _, field = setting.partition(".")
+    if field in row.by and group in row.configs:  # rows say their own
+        return False
+    return depends(row, setting)
 
 
 def _galleries(runs: Sequence[RunFiles]) -> list[Gallery]:
@@ -272,10 +288,13 @@ def _galleries(runs: Sequence[RunFiles]) -> list[Gallery]:
 
 
 def _sight(name: str, files: RunFiles) -> dict[str, Any]:
-    """What decides, beside the encoder, what a picture shows."""
+    """Returns what decides, beside the encoder, what a picture shows."""
     if name in WHILE_TRAINING:
         return {key: files.config.get(key) for key in ("data", "seed")}
-    seen = {key: _settings(files).get(key) for key in SIGHTS.get(name, SIGHT)}
+    row = PROTOCOLS[name]
+    assert row.figure is not None
+    shared = row.figure.shared
+    seen = {key: v for key, v in _settings(files).items() if depends(row, key, shared)}
     return {"data": files.evaluation.get("data")} | seen
 
 

@@ -1,4 +1,4 @@
-"""Curves as inline SVG, styled by the page, so that they follow its light or dark colours."""
+"""Training curves as inline SVG, styled by the page, so they follow its light or dark colours."""
 
 import json
 import math
@@ -11,9 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from vitrail.report.run_files import RunFiles
 
-WIDTH, HEIGHT = 360, 190  # of the drawing, in its own units
+WIDTH, HEIGHT = 360, 190  # units of the SVG
 LEFT, RIGHT, TOP, BOTTOM = 50, 16, 10, 26
-MAX_POINTS = 240  # a column of pixels each; more would only make the page large
+MAX_POINTS = 240  # about one per column of pixels; more only make the page larger
 
 TITLES = {
     "loss": "Loss",
@@ -35,7 +35,14 @@ Bin = tuple[float, float, float, float]  # step, lowest, mean, highest
 
 @dataclass(frozen=True)
 class Curve:
-    """One measured quantity over the steps. lines: (run, class of its line) of a legend."""
+    """The drawing of one measured quantity over the steps.
+
+    Attributes:
+        name: key of the quantity.
+        title: heading of the drawing.
+        svg: drawing as inline SVG.
+        lines: (run, CSS class of its line) for the legend; empty for a single run.
+    """
 
     name: str
     title: str
@@ -44,7 +51,7 @@ class Curve:
 
 
 def training_curves(rows: Sequence[dict[str, Any]]) -> list[Curve]:
-    """A curve for every number that the steps logged, the important ones first."""
+    """Returns a curve for each number logged by the steps, the important ones first."""
     return [
         Curve(name, title_of(name), draw(points, title_of(name)))
         for name, points in training_points(rows).items()
@@ -52,7 +59,7 @@ def training_curves(rows: Sequence[dict[str, Any]]) -> list[Curve]:
 
 
 def health_curves(rows: Sequence[dict[str, Any]]) -> list[Curve]:
-    """A curve for every vital sign."""
+    """Returns a curve for each health measure."""
     return [
         Curve(name, title_of(name), draw(points, title_of(name)))
         for name, points in health_points(rows).items()
@@ -60,7 +67,7 @@ def health_curves(rows: Sequence[dict[str, Any]]) -> list[Curve]:
 
 
 def training_points(rows: Sequence[dict[str, Any]]) -> dict[str, Points]:
-    """(step, value) of every number that the steps logged, the important ones first."""
+    """Returns (step, value) of each number logged by the steps, the important ones first."""
     names = {name for row in rows for name, value in row.items() if _is_number(value)}
     names -= set(LEFT_OUT)
     order = [*FIRST, *sorted(names - set(FIRST))]
@@ -68,10 +75,10 @@ def training_points(rows: Sequence[dict[str, Any]]) -> dict[str, Points]:
 
 
 def health_points(rows: Sequence[dict[str, Any]]) -> dict[str, Points]:
-    """(step, value) of every vital sign."""
-    looks = [(row.get("step", i), row["health"]) for i, row in enumerate(rows) if row.get("health")]
-    looks = [(step, signs) for step, signs in looks if isinstance(signs, dict)]
-    return _points(sorted({name for _, signs in looks for name in signs}), looks)
+    """Returns (step, value) of each health measure."""
+    found = [(row.get("step", i), row["health"]) for i, row in enumerate(rows) if row.get("health")]
+    found = [(step, values) for step, values in found if isinstance(values, dict)]
+    return _points(sorted({name for _, values in found for name in values}), found)
 
 
 def _points(names: Sequence[str], rows: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, Points]:
@@ -95,7 +102,7 @@ def _is_number(value: Any) -> bool:
 
 
 def draw(points: Points, title: str) -> Markup:
-    """A line through (step, value), with a range behind it where steps share a pixel."""
+    """Draws a line through (step, value), with the range of values of steps that share a pixel."""
     bins = _binned(points)
     frame = _Frame.around([points], [b[1] for b in bins], [b[3] for b in bins])
     label = f"{title}: from {points[0][1]:.4g} to {points[-1][1]:.4g} over {len(points)} steps"
@@ -106,7 +113,12 @@ def draw(points: Points, title: str) -> Markup:
 
 
 def draw_together(lines: Mapping[str, tuple[str, Points]], title: str) -> Markup:
-    """A line for each name, with the classes given beside its points; without ranges."""
+    """Draws a line for each name, without ranges.
+
+    Args:
+        lines: (CSS class, points) of each line by name.
+        title: heading of the drawing.
+    """
     bins = {name: _binned(points) for name, (_, points) in lines.items()}
     means = [b[2] for line in bins.values() for b in line]
     frame = _Frame.around([points for _, points in lines.values()], means, means)
@@ -120,7 +132,16 @@ def draw_together(lines: Mapping[str, tuple[str, Points]], title: str) -> Markup
 
 @dataclass(frozen=True)
 class _Frame:
-    """Axes: where a step and a value lie in the drawing."""
+    """The axes of a drawing: a map from steps and values to coordinates.
+
+    Attributes:
+        first: first step.
+        last: last step.
+        low: value at the lower end of the y axis.
+        high: value at the upper end of the y axis.
+        x_ticks: steps with a label.
+        y_ticks: values with a label and a line.
+    """
 
     first: float
     last: float
@@ -133,23 +154,27 @@ class _Frame:
     def around(
         cls, lines: Sequence[Points], lows: Sequence[float], highs: Sequence[float]
     ) -> "_Frame":
+        """Returns axes that contain several lines, given their lowest and highest values."""
         y_ticks = _ticks(min(lows), max(highs), 4)
         low, high = min(*lows, y_ticks[0]), max(*highs, y_ticks[-1])
-        if low == high:  # in the middle
+        if low == high:  # a constant is drawn in the middle
             low, high = low - (abs(low) or 1.0), high + (abs(high) or 1.0)
         first, last = min(line[0][0] for line in lines), max(line[-1][0] for line in lines)
         x_ticks = [t for t in _ticks(first, last, 5, integer=True) if first <= t <= last]
         return cls(first, last, low, high, x_ticks, y_ticks)
 
     def x(self, step: float) -> str:
+        """Returns the horizontal coordinate of a step."""
         part = (step - self.first) / ((self.last - self.first) or 1)
         return f"{LEFT + (WIDTH - LEFT - RIGHT) * part:.1f}"
 
     def y(self, value: float) -> str:
+        """Returns the vertical coordinate of a value."""
         part = (value - self.low) / ((self.high - self.low) or 1)
         return f"{HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * part:.1f}"
 
     def svg(self, label: str, strokes: Sequence[str]) -> Markup:
+        """Returns the drawing of the axes and the given strokes."""
         parts = [
             f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">',
             *(
@@ -176,7 +201,7 @@ def _stroke(frame: _Frame, bins: Sequence[Bin], style: str) -> str:
 
 
 def _binned(points: Points) -> list[Bin]:
-    """(step, lowest, mean, highest) of neighbouring points."""
+    """Returns (step, lowest, mean, highest) of at most MAX_POINTS groups of adjacent points."""
     size = -(-len(points) // MAX_POINTS)
     bins = []
     for start in range(0, len(points), size):
@@ -196,7 +221,7 @@ def _ticks(low: float, high: float, count: int, integer: bool = False) -> list[f
 
 
 def short(value: float) -> str:
-    """A tick's label: 1500 -> "1500", 25000 -> "25k", 0.0005 -> "5e-4"."""
+    """Formats a tick's label: 1500 as "1500", 25000 as "25k", 0.0005 as "5e-4"."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -208,30 +233,33 @@ def short(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-# These mean the same whatever is trained. All others are parts or consequences of the loss.
+# quantities comparable across all runs; others are parts or consequences of the loss
 ALIKE = ("lr", "weight_decay", "images_per_s", "data_wait")
-STYLES = 6  # colours and dashes in the style sheet
+STYLES = 6  # line styles in the style sheet
 
 
 def training_overlays(runs: Sequence[RunFiles]) -> list[Curve]:
-    """Of what the steps logged: losses and all that hangs on them only for runs that were trained
-    alike, and by themselves for others."""
+    """Returns the curves of several runs together, for each number logged by the steps.
+
+    The loss, and quantities that depend on it, are drawn together only for runs with the same
+    objective and data.
+    """
     apart = [_trained_as(files) for files in runs]
     return _overlays(runs, [training_points(files.rows) for files in runs], apart)
 
 
 def health_overlays(runs: Sequence[RunFiles]) -> list[Curve]:
-    """Of the vital signs."""
+    """Returns the curves of several runs together, for each health measure."""
     return _overlays(runs, [health_points(files.rows) for files in runs], [""] * len(runs))
 
 
 def set_apart(runs: Sequence[RunFiles]) -> bool:
-    """Whether some losses are on different scales."""
+    """Returns true if some runs differ in objective or data, so their losses cannot be compared."""
     return len({_trained_as(files) for files in runs}) > 1
 
 
 def _trained_as(files: RunFiles) -> str:
-    """Runs with the same have losses that can be compared; one that is unknown is by itself."""
+    """Returns a key that is equal for runs with comparable losses; unique if this is not known."""
     known = {name: files.config.get(name) for name in ("objective", "data")}
     if not isinstance(known["objective"], dict):
         known["run"] = files.label
@@ -241,6 +269,7 @@ def _trained_as(files: RunFiles) -> str:
 def _overlays(
     runs: Sequence[RunFiles], points: Sequence[Mapping[str, Points]], apart: Sequence[str]
 ) -> list[Curve]:
+    """Draws the runs of equal key `apart` together, and quantities in ALIKE for all runs."""
     overlays = []
     for name in dict.fromkeys(name for table in points for name in table):
         groups: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""What was run, in words: data, settings, machine, and how far it came."""
+"""Facts about a run for its report: data, settings, machine and progress."""
 
 import json
 from collections import Counter
@@ -10,7 +10,7 @@ from vitrail.data.loading.wait_time import UNTYPICAL_STEPS
 from vitrail.data.sources.datasets.digits import CANVAS, SIDES
 from vitrail.report.run_files import RunFiles
 
-# How the data came to be, where a name does not tell.
+# origin of the data, for sources whose name does not explain it
 DATA_NOTES: dict[str, str] = {
     "digits:scattered": "scikit-learn's 1,797 handwritten digits (8 × 8 pixels), each enlarged to "
     f"between {SIDES[0]} and {SIDES[1]} pixels a side and put at a random place on a black "
@@ -27,12 +27,13 @@ DATA_NOTES: dict[str, str] = {
 
 
 def data_note(files: RunFiles) -> str | None:
+    """Returns a note on the origin of a run's data, if any."""
     data = str(files.evaluation.get("data") or files.config.get("data") or "")
     return DATA_NOTES.get(data) or DATA_NOTES.get(data.partition(":")[0])
 
 
 def facts(files: RunFiles) -> list[tuple[str, str]]:
-    """What was run, name by name; what is not known is left out."""
+    """Returns (name, value) of each known fact about a run."""
     config, description, evaluation = files.config, files.description, files.evaluation
     objective = config.get("objective", description.get("objective"))
     optim = config.get("optim")
@@ -63,7 +64,10 @@ def facts(files: RunFiles) -> list[tuple[str, str]]:
 
 
 def waiting(rows: Sequence[dict[str, Any]]) -> str | None:
-    """The share of a typical step, the run's first ones left out, and what limited most of them."""
+    """Returns the median share of a step spent waiting for data, and the usual bottleneck.
+
+    The first steps of a run are left out, as they are not typical.
+    """
     rows = rows[UNTYPICAL_STEPS:] or rows
     shares = [row["data_wait"] for row in rows if isinstance(row.get("data_wait"), (int, float))]
     if not shares:
@@ -75,7 +79,7 @@ def waiting(rows: Sequence[dict[str, Any]]) -> str | None:
 
 
 def left_out(bad: Any) -> str | None:
-    """The images of an evaluation that could not be read."""
+    """Returns a text on the images of an evaluation that could not be read, if any."""
     if not isinstance(bad, dict) or not bad:
         return None
     each = ", ".join(f"{count} {split}" for split, count in bad.items())
@@ -87,7 +91,7 @@ def _positive(value: Any) -> bool:
 
 
 def state(files: RunFiles) -> str | None:
-    """A sentence where the run is not simply done."""
+    """Returns a sentence about a run that diverged or is not finished; None for a finished one."""
     rows = files.rows
     last = rows[-1] if rows else {}
     if rows and any(last.get(name, 0.0) is None or last.get(name) != last.get(name)
@@ -108,6 +112,7 @@ def state(files: RunFiles) -> str | None:
 
 
 def rank(files: RunFiles) -> str | None:
+    """Returns the effective rank of the features as text, if measured."""
     numbers = files.evaluation.get("features")
     if not isinstance(numbers, dict) or "effective_rank" not in numbers:
         return None
@@ -117,12 +122,13 @@ def rank(files: RunFiles) -> str | None:
 
 
 def visible(text: str, limit: int = 300) -> str:
-    """A name on one line: what does not print is shown by its escape."""
+    """Returns a text on one line, cut to `limit` characters, with unprintable ones escaped."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return shown if len(shown) <= limit else f"{shown[:limit]}…"
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Returns (dotted name, value) of each field of a nested configuration."""
     rows: list[tuple[str, str]] = []
     for key, value in config.items():
         if isinstance(value, dict):

@@ -1,75 +1,30 @@
 """The numbers of evaluation.json as rows of tables, in plain words."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from vitrail.evals.protocol import Protocol
 from vitrail.evals.registry import PROTOCOLS
-from vitrail.evals.retrieval.caption_recall import KS
+from vitrail.evals.settings import to_json
+from vitrail.registry import resolve
 
 KINDS = ("raw", "untrained", "trained")
-ELSEWHERE = ("zeroshot", "retrieval", "xray")  # shown by words, and by a figure
-OF_K = ("knn", "knn_majority")
 THE_SAME = "The same."
 MAX_NUMBERS = 40  # of a protocol that is only listed
 
 
-class Measure(NamedTuple):
-    title: str
-    meaning: str
-
-
-# What evaluation.json may hold, in the page's order. Protocols that are not here follow, with
-# their help as the meaning.
-MEASURES: dict[str, Measure] = {
-    "knn": Measure(
-        "k-nearest neighbours",
-        "Each test image is given the class that its {k} most similar training images vote for. "
-        "Nothing is trained: images of one class simply have to lie together.",
-    ),
-    "knn_majority": Measure(
-        "k-nearest neighbours, one vote each",
-        "The same, with every one of the {k} neighbours' votes counting alike.",
-    ),
-    "linear_10_per_class": Measure(
-        "Linear, 10 labels per class",
-        "A linear classifier that sees only 10 labelled images of each class; the mean and the "
-        "standard deviation over {draws} random choices of these.",
-    ),
-    "linear_1_percent": Measure(
-        "Linear, 1 % of the labels",
-        "A linear classifier that sees the labels of one training image in a hundred; the mean and "
-        "the standard deviation over 3 fixed choices of these.",
-    ),
-    "linear_10_percent": Measure(
-        "Linear, 10 % of the labels",
-        "The same with one image in ten.",
-    ),
-    "linear": Measure(
-        "Linear, all labels", "A linear classifier that sees the label of every training image."
-    ),
-    "linear_sweep": Measure(
-        "Linear, best features",
-        "The same, looking at whichever of several features of the encoder predicts a held-out "
-        "part of the training images best.",
-    ),
-    "finetune_1_percent": Measure(
-        "Fine-tuned, 1 % of the labels",
-        "The whole encoder is trained on, with one label in a hundred; the mean and the standard "
-        "deviation over 3 fixed choices of these.",
-    ),
-    "finetune_10_percent": Measure(
-        "Fine-tuned, 10 % of the labels", "The same with one label in ten."
-    ),
-    "finetune": Measure(
-        "Fine-tuned, all labels",
-        "The whole encoder is trained on with all labels. Untrained: it has only these.",
-    ),
-}
-
-
 class Cell(NamedTuple):
-    """colour: of the bar, which is width percent wide, or None for no bar; small: a line below."""
+    """A cell of a table.
+
+    Attributes:
+        main: the number, as text.
+        deviation: its standard deviation, as text, if any.
+        width: of its bar, in percent.
+        colour: class of its bar in the style sheet; None for no bar.
+        small: a line below the number.
+        best: it stands out.
+    """
 
     main: str
     deviation: str = ""
@@ -80,7 +35,16 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """name: of the protocol. k: of k-NN, where several rows differ in it."""
+    """A row of a table.
+
+    Attributes:
+        name: of the protocol.
+        title: of the row.
+        meaning: a sentence or two below it.
+        numbers: by column.
+        k: of k-NN, if rows differ in it.
+        warning: a sentence why numbers cannot be compared, if any.
+    """
 
     name: str
     title: str
@@ -91,59 +55,74 @@ class Row(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """A protocol of which nothing is known but its help."""
+    """Numbers that stand in no table.
+
+    Attributes:
+        name: of the protocol.
+        title: of the protocol, with the unit if there is one.
+        meaning: a sentence.
+        numbers: names and values, as text.
+    """
 
     name: str
     title: str
-    help: str
+    meaning: str
     numbers: list[tuple[str, str]]
 
 
 def accuracy_rows(evaluation: dict[str, Any], *, name_k: bool = False) -> list[Row]:
-    """A row for each protocol that gave accuracies, and for each k of k-NN.
+    """Returns a row for each protocol that gave accuracies, and for each k of k-NN.
 
     Args:
-        name_k: whether a row says its k where it is the only one, too.
+        evaluation: the content of evaluation.json, its settings in today's form.
+        name_k: a row says its k even if it is the only one.
     """
-    known = [name for name, protocol in PROTOCOLS.items() if protocol.labels]
-    order = [*MEASURES, *(name for name in known if name not in MEASURES)]
-    found = [name for name in order if isinstance(evaluation.get(name), dict)]
-    return [row for name in found for row in _rows(name, evaluation, name_k)]
-
-
-def _rows(name: str, evaluation: dict[str, Any], name_k: bool) -> list[Row]:
-    settings, numbers = as_dict(evaluation.get("settings")), evaluation[name]
-    words = {"k": 20, "draws": 10} | settings
-    title, meaning = describe(name)
-    if name in MEASURES:
-        meaning = meaning.format(**words)
-    chosen = as_dict(numbers.get("chosen"))
-    if chosen:
-        meaning += f" Chosen: {'; '.join(f'{kind}: {what}' for kind, what in chosen.items())}."
-    by_k = as_dict(numbers.get("by_k"))
-    if name_k and name in OF_K and not by_k:
-        by_k = {str(settings.get("k")): numbers}
-    ks = sorted((int(k), as_dict(found)) for k, found in by_k.items() if k.isdecimal())
-    if not ks:
-        return [Row(name, title, meaning, numbers)]
     rows: list[Row] = []
-    for k, found in ks:
-        text = THE_SAME if rows else describe(name).meaning.format(**(words | {"k": k}))
-        rows.append(Row(name, f"{title}, k = {k}", text, found, k))
+    for name, protocol in PROTOCOLS.items():
+        if not isinstance(evaluation.get(name), dict):
+            continue
+        if protocol.rows and "text" not in protocol.needs:
+            rows += _own_rows(name, protocol, evaluation[name])
+        elif protocol.accuracies:
+            rows += _rows(name, protocol, evaluation, name_k)
     return rows
 
 
-def describe(name: str) -> Measure:
-    """Title and meaning of a protocol; of one without an entry above, its help."""
-    if name in MEASURES:
-        return MEASURES[name]
-    title = name.replace("_", " ")
-    help_ = PROTOCOLS[name].help.removeprefix("if named: ") if name in PROTOCOLS else ""
-    return Measure(title[:1].upper() + title[1:], help_[:1].upper() + help_[1:])
+def _rows(name: str, protocol: Protocol, evaluation: dict[str, Any], name_k: bool) -> list[Row]:
+    numbers, words = evaluation[name], _words(protocol, evaluation.get("settings"))
+    title, meaning = protocol.title, describe(protocol).format(**words)
+    chosen = as_dict(numbers.get("chosen"))
+    if chosen:
+        meaning += f" Chosen: {'; '.join(f'{kind}: {what}' for kind, what in chosen.items())}."
+    by = protocol.by[0] if protocol.by else ""
+    several = as_dict(numbers.get(f"by_{by}"))
+    if name_k and by and not several:
+        several = {str(words.get(by)): numbers}
+    values = sorted((int(k), as_dict(found)) for k, found in several.items() if k.isdecimal())
+    if not values:
+        return [Row(name, title, meaning, numbers)]
+    rows: list[Row] = []
+    for value, found in values:
+        text = THE_SAME if rows else describe(protocol).format(**(words | {by: value}))
+        rows.append(Row(name, f"{title}, {by} = {value}", text, found, value))
+    return rows
+
+
+def _words(protocol: Protocol, settings: Any) -> dict[str, Any]:
+    """Returns the fields of a protocol's configs, as measured with, or their defaults."""
+    words: dict[str, Any] = {}
+    for group, config in protocol.configs.items():
+        words |= to_json(resolve(config)()) | as_dict(as_dict(settings).get(group))
+    return words
+
+
+def describe(protocol: Protocol) -> str:
+    """Returns what stands below a protocol's title."""
+    return protocol.explanation or protocol.meaning
 
 
 def kind_cells(row: Row, kinds: Sequence[str] = KINDS) -> list[Cell]:
-    """A cell for each kind of features; the trained one's stands out."""
+    """Returns a cell for each kind of features; the trained one's stands out."""
     cells = []
     for kind in kinds:
         main, deviation, width = percent(row.numbers.get(kind))
@@ -152,14 +131,14 @@ def kind_cells(row: Row, kinds: Sequence[str] = KINDS) -> list[Cell]:
 
 
 def trained_cell(numbers: dict[str, Any], below: str = "untrained") -> Cell:
-    """The trained encoder's, with another value in small below it."""
+    """Returns the trained encoder's cell, with another value in small below it."""
     main, deviation, width = percent(numbers.get("trained"))
     other = percent(numbers.get(below))[0]
     return Cell(main, deviation, width, "trained", "" if other == "–" else f"{below} {other}")
 
 
 def transfer(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Results by source, its first one included; {} where there is only one."""
+    """Returns results by source, with the first one; {} if there is only one."""
     others = {
         spec: numbers
         for spec, numbers in as_dict(evaluation.get("transfer")).items()
@@ -169,20 +148,20 @@ def transfer(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def transfer_protocols(evaluation: dict[str, Any]) -> list[str]:
-    """Those that any source has accuracies of."""
+    """Returns the protocols that any source has accuracies of."""
     rows = [row for numbers in transfer(evaluation).values() for row in accuracy_rows(numbers)]
     found = {row.name for row in rows}
-    return [name for name in dict.fromkeys((*MEASURES, *PROTOCOLS)) if name in found]
+    return [name for name in PROTOCOLS if name in found]
 
 
 def listed(evaluation: dict[str, Any]) -> list[Listed]:
-    """Protocols whose numbers are no accuracies and have no other place on the page."""
-    names = [name for name, p in PROTOCOLS.items() if not p.labels and name not in ELSEWHERE]
+    """Returns the numbers of protocols that have no other place on the page."""
     found = []
-    for name in names:
+    for name, protocol in PROTOCOLS.items():
         numbers = _scalars(as_dict(evaluation.get(name)))
-        if numbers:
-            found.append(Listed(name, *describe(name), numbers[:MAX_NUMBERS]))
+        if numbers and protocol.listed and not protocol.accuracies and not protocol.rows:
+            title = ", in ".join(filter(None, (protocol.title, protocol.unit)))
+            found.append(Listed(name, title, describe(protocol), numbers[:MAX_NUMBERS]))
     return found
 
 
@@ -198,7 +177,7 @@ def _scalars(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def percent(value: Any) -> tuple[str, str, float]:
-    """(percent, ± deviation or nothing, width of its bar in percent)."""
+    """Returns the percentage, its ± deviation or "", and the width of its bar in percent."""
     mean, std = (value.get("mean"), value.get("std")) if isinstance(value, dict) else (value, None)
     if not isinstance(mean, (int, float)) or not math.isfinite(mean):
         return "–", "", 0.0
@@ -207,48 +186,20 @@ def percent(value: Any) -> tuple[str, str, float]:
 
 
 def as_dict(value: Any) -> dict[str, Any]:
-    """A damaged file may hold anything."""
+    """Returns a dict as it is and {} for anything else, as damaged files may hold."""
     return value if isinstance(value, dict) else {}
 
 
 def word_rows(evaluation: dict[str, Any]) -> list[Row]:
-    """The rows that `zeroshot` and `retrieval` of evaluation.json give, if they are there: numbers
-    are fractions by "trained" and "chance", or whatever else a damaged file holds."""
-    return [*_zeroshot(evaluation.get("zeroshot")), *_retrieval(evaluation.get("retrieval"))]
+    """Returns the rows of protocols of a text side, whose numbers are by "trained" and "chance"."""
+    return [
+        row
+        for name, protocol in PROTOCOLS.items()
+        if protocol.rows and "text" in protocol.needs
+        for row in _own_rows(name, protocol, evaluation.get(name))
+    ]
 
 
-def _zeroshot(numbers: Any) -> Iterator[Row]:
-    if not isinstance(numbers, dict):
-        return
-    templates = numbers.get("templates")
-    prompts = ", ".join(f"“{t}”" for t in templates) if isinstance(templates, list) else "its name"
-    yield Row(
-        "zeroshot",
-        "Class from its name, no label seen",
-        f"Each test image is given the class whose name, written as {prompts}, is most similar "
-        f"to it. Always naming the most frequent class: {_percent(numbers.get('majority'))}.",
-        {"trained": numbers.get("accuracy"), "chance": numbers.get("chance")},
-    )
-
-
-def _retrieval(numbers: Any) -> Iterator[Row]:
-    ways = {
-        "image_to_text": ("Caption of an image", "captions"),
-        "text_to_image": ("Image of a caption", "images"),
-    }
-    for way, (title, candidates) in ways.items():
-        found = numbers.get(way) if isinstance(numbers, dict) else None
-        if not isinstance(found, dict):
-            continue
-        for k in KS:
-            among = "the most similar" if k == 1 else f"among the {k} most similar"
-            yield Row(
-                "retrieval",
-                f"{title}, @{k}",
-                f"How often it is {among} of {found.get('candidates', 'all')} {candidates}.",
-                {"trained": found.get(f"recall@{k}"), "chance": found.get(f"chance@{k}")},
-            )
-
-
-def _percent(value: Any) -> str:
-    return f"{100 * value:.1f} %" if isinstance(value, (int, float)) else "unknown"
+def _own_rows(name: str, protocol: Protocol, numbers: Any) -> list[Row]:
+    """Returns the rows that a protocol makes of its numbers itself."""
+    return [Row(name, *row) for row in resolve(protocol.rows)(numbers)]

@@ -1,4 +1,4 @@
-"""A run folder as the page needs it. What is missing is left out; what is damaged is told."""
+"""The files of a run that a page shows: missing ones are left out, damaged ones remarked on."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,14 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.evals.registry import PROTOCOLS
+from vitrail.evals.settings import migrated
 
 
 @dataclass
 class RunFiles:
-    """name: of the folder. label: the same, or more of its path where a page has two of that name.
+    """The content of a run folder.
 
-    config, description (encoder.json), evaluation: {} where there is none; rows: metrics.jsonl;
-    bad: (id, reason) of quarantined samples; pictures: name -> PNG bytes; remarks: for the reader.
+    Attributes:
+        name: of the folder.
+        config: of config.json; {} if there is none.
+        description: of encoder.json; {} if there is none.
+        evaluation: of evaluation.json, its settings in today's form; {} if there is none.
+        rows: of metrics.jsonl.
+        bad: id and reason of quarantined samples.
+        pictures: PNG bytes by name, in the page's order.
+        remarks: sentences for the reader.
+        label: its name, or more of its path if a page has two of that name.
     """
 
     name: str
@@ -30,10 +39,7 @@ class RunFiles:
         self.label = self.label or self.name
 
 
-# In the page's order; those of other protocols follow.
-PICTURES = (
-    "reconstruction", "confusion", "neighbours", "retrieval", "saliency", "pca", "xray",
-)  # fmt: skip
+WHILE_TRAINING = ("reconstruction",)  # pictures of `vitrail pretrain`, first on the page
 PICTURE_LIMIT = 12_000_000  # bytes of a file that is worth reading
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -53,12 +59,15 @@ def read_run(run: Path) -> RunFiles:
     files.config = _read_object(run / "config.json", files.remarks)
     files.description = _read_object(run / "encoder.json", files.remarks)
     files.evaluation = _read_object(run / "evaluation.json", files.remarks)
+    if "settings" in files.evaluation:
+        files.evaluation["settings"] = migrated(files.evaluation["settings"])
     files.rows = _read_lines(run / "metrics.jsonl", files.remarks)
     reasons: dict[str, str] = {}  # two ranks may have written the same sample; the first counts
     for row in _read_lines(run / "quarantine.jsonl", files.remarks):
         reasons.setdefault(str(row.get("id")), str(row.get("reason")))
     files.bad = list(reasons.items())
-    for name in dict.fromkeys((*PICTURES, *PROTOCOLS)):
+    drawn = [name for name, row in PROTOCOLS.items() if row.figure]
+    for name in (*WHILE_TRAINING, *drawn):
         path = run / "figures" / f"{name}.png"
         if not path.is_file():
             continue
@@ -88,7 +97,7 @@ def _read_object(path: Path, remarks: list[str]) -> dict[str, Any]:
 
 
 def _read_lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file. A last line that was cut short is nothing to remark upon."""
+    """Returns the objects of a .jsonl file; a last line that was cut short is no damage."""
     if not path.exists():
         return []
     rows, broken = [], []

@@ -9,17 +9,15 @@ from vitrail.backbones.create import create_backbone
 from vitrail.data.sources.memory import MemorySource
 from vitrail.data.sources.registry import open_source
 from vitrail.data.subset import Subset
+from vitrail.evals.classification.classifier import Classifier, layer_groups, layer_of
 from vitrail.evals.classification.few_labels import draw_share
 from vitrail.evals.classification.finetune import (
-    Classifier,
     Finetune,
     finetune,
     finetune_accuracy,
     labels_of,
-    layer_groups,
-    layer_of,
-    numpy_seeded,
 )
+from vitrail.evals.classification.mixing import numpy_seeded
 
 QUICK = Finetune(epochs=1, min_steps=3, batch_size=32)
 
@@ -91,7 +89,7 @@ def test_the_rate_of_every_parameter(name):
     assert set(range(1, n_layers + 1)) <= set(depths.values())
     assert next(iter(depths.values())) == 0
     network = Classifier(backbone, 3, seed=0)
-    groups = layer_groups(network, Finetune(layer_decay=0.5))
+    groups = layer_groups(network, layer_decay=0.5, weight_decay=0.05)
     scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     assert sum(len(g["params"]) for g in groups) == len(scale) == len(list(network.parameters()))

@@ -6,15 +6,9 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from tests.rounding import rounding_bound
-from vitrail.evals.classification import knn
-from vitrail.evals.classification.knn import (
-    GROUP,
-    _top_k_of_groups,
-    knn_accuracy,
-    knn_predict,
-    neighbours,
-    vote,
-)
+from vitrail.evals.classification import search
+from vitrail.evals.classification.knn import knn_accuracy, knn_predict, vote
+from vitrail.evals.classification.search import GROUP, _top_k_of_groups, neighbours
 
 
 def clusters(n, seed, d=16, classes=5, noise=1.5):
@@ -182,6 +176,6 @@ def test_a_bank_of_many_chunks_and_blocks_of_queries(monkeypatch):
     queries, _ = clusters(300, 15)
     cosine = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, bank)]
     expected = np.argsort(-(cosine[0].astype(float) @ cosine[1].T), axis=1, kind="stable")[:, :6]
-    monkeypatch.setattr(knn, "QUERY_BLOCK", 70)
+    monkeypatch.setattr(search, "QUERY_BLOCK", 70)
     _, index = neighbours(bank, queries, 6, query_chunk=32, bank_chunk=1001)
     assert (index == expected).mean() > 0.999  # float32 may exchange two that are nearly equal

@@ -5,12 +5,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from vitrail.evals.classification import linear
-from vitrail.evals.classification.linear import (
-    choose_c,
-    draw_per_class,
-    linear_accuracy,
-    linear_k_per_class,
-)
+from vitrail.evals.classification.few_labels import draw_per_class
+from vitrail.evals.classification.linear import choose_c, linear_accuracy
+from vitrail.evals.classification.linear_few import linear_k_per_class
 from vitrail.evals.classification.sgd_probe import Probe, fit_probe, probe_predict
 
 

@@ -9,12 +9,14 @@ from vitrail.backbones.contract import Backbone, Features
 from vitrail.data.tools.scenes import ideal_features, make_scene
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
-from vitrail.evals.figures.overlays import COLOURS, maskcut_figure, overlay, overlays_figure
+from vitrail.evals.figures.overlays import COLOURS, overlay, overlays_figure
 from vitrail.evals.patches import normalised_cut
+from vitrail.evals.patches.detection import partners
 from vitrail.evals.patches.maskcut import (
     MaskCut,
     discover,
     foreground,
+    maskcut_figure,
     overlap,
     segment,
     similar,
@@ -283,7 +285,10 @@ def test_an_annotated_object_has_the_colour_of_the_one_that_found_it(tmp_path):
     images = [torch.full((1, 288, 288), 128, dtype=torch.uint8)]
     masks = np.zeros((3, 288, 288), dtype=bool)
     masks[0, 20:80, 20:80] = masks[1, 150:250, 150:250] = masks[2, 20:80, 200:280] = True
-    path = overlays_figure(images, [masks[:2]], tmp_path / "o.png", [masks[[1, 0, 2]]])
+    found, truth = masks[:2], masks[[1, 0, 2]]
+    pairs = partners(truth, found)
+    assert pairs == [1, 0, None]
+    path = overlays_figure(images, [found], tmp_path / "o.png", [truth], [pairs])
     drawn = np.asarray(Image.open(path))
     found, annotated = (drawn[top : top + 288, 110:398, :3] for top in (324, 648))
     colours = [[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS]

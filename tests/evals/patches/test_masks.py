@@ -7,7 +7,6 @@ from tests.evals.synthetic_runs import tiny_encoder
 from vitrail.data.contract import BadSampleError, Mask, Sample, Source
 from vitrail.data.tools.scenes import Layout, make_scene
 from vitrail.evals import evaluate as evaluation
-from vitrail.evals.contract import Settings
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.patches import jaccard as masks
 from vitrail.evals.patches.jaccard import jaccard_table, merged, saliency_jaccard
@@ -140,15 +139,13 @@ def test_data_without_masks_and_too_small_a_size_are_refused(run):
 def test_the_size_is_a_setting(run, tmp_path, monkeypatch):
     source = Scenes([""] * 2)
     monkeypatch.setattr(evaluation, "open_splits", lambda *_: (source, source))
-    sizes = Settings(image_size=19)
+    sizes = {"image_size": 19}
     found = evaluate(run, "s", ["jaccard"], settings=sizes, out=tmp_path / "o", quiet=True)
     assert found["jaccard"]["size"] == 16
     with pytest.raises(ValueError, match="below one patch of 4"):
-        evaluate(
-            run, "s", ["jaccard"], settings=Settings(image_size=3), out=tmp_path / "o", quiet=True
-        )
+        evaluate(run, "s", ["jaccard"], settings={"image_size": 3}, out=tmp_path / "o", quiet=True)
     with pytest.raises(ValueError, match="image_size = 0"):
-        Settings(image_size=0)
+        evaluate(run, "s", ["jaccard"], settings={"image_size": 0}, quiet=True)
 
 
 def test_parts_are_merged_to_the_mean_of_all_images():

@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole encoder and a linear head trained on labels, all of them or few.
+"""Fine-tuning: the whole encoder and a linear head are trained on labels, all of them or few.
 
 Settings of He et al. 2022 (MAE, arXiv:2111.06377, table 9): AdamW, cosine schedule, layer-wise
 decay of the learning rate (Bao et al. 2022, BEiT, and timm's `param_groups_layer_decay`), label
@@ -8,16 +8,11 @@ Shape legend: B images · C channels · S pixels a side · D features · K class
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
-from timm.data.mixup import Mixup, mixup_target
-from torch import Tensor, nn
+from jaxtyping import Int64
 from torch.nn import functional as F
 
 from vitrail.backbones.contract import Backbone
@@ -28,11 +23,18 @@ from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.subset import Subset
 from vitrail.data.views.plan import RandomResizedCrop, ViewPlan
 from vitrail.encoder import Encoder
-from vitrail.evals.classification.few_labels import draw_share
+from vitrail.evals.classification.classifier import Classifier, layer_groups
+from vitrail.evals.classification.few_labels import (
+    SUBSET_SEEDS,
+    draw_share,
+    few_labels,
+    mean_and_std,
+)
 from vitrail.evals.classification.knn import check_labels
+from vitrail.evals.classification.mixing import mixed
 from vitrail.evals.classification.scores import score
+from vitrail.evals.contract import Context
 from vitrail.evals.features import Embed, collect
-from vitrail.nn.random import Draws, philox
 from vitrail.nn.schedules import cosine
 
 Array = np.ndarray
@@ -40,13 +42,22 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Finetune:
-    """MAE's published values for ViT-B, for a batch of 256.
+    """Settings of fine-tuning; the defaults are MAE's published values for ViT-B, batch of 256.
 
-    epochs: over the labelled images, and min_steps: little data are gone over more often.
-    batch_size: even; less where there are fewer images. lr: AdamW's at its peak, of the head and
-    the final norm; a layer that is d below them gets layer_decay^d of it. warmup: share of the
-    steps. mixup, cutmix: the alphas, 0 for none; one of the two is drawn for each batch. crop:
-    share of an image's area that is seen. flip, drop_path: rates.
+    Attributes:
+        epochs: passes over the labelled images, 0 or more.
+        min_steps: least number of steps; small data are passed over more than `epochs` times.
+        batch_size: images of a batch, even; reduced where there are fewer images.
+        lr: peak learning rate of AdamW for the head and the final norm.
+        warmup: share of the steps with a linear warm-up, in [0, 1).
+        weight_decay: decoupled weight decay of matrices, 0 or more; biases and norms have none.
+        layer_decay: factor of the learning rate from a layer to the one below it, in (0, 1].
+        label_smoothing: share of the target spread over all classes, in [0, 1).
+        mixup: alpha of mixup, 0 for none; mixup or CutMix is drawn for each batch.
+        cutmix: alpha of CutMix, 0 for none.
+        drop_path: highest stochastic depth rate, of the last layer, in [0, 1).
+        crop: range of the share of an image's area that a random crop covers, in (0, 1].
+        flip: probability of a horizontal flip.
     """
 
     epochs: float = 100.0
@@ -82,100 +93,6 @@ class Finetune:
                 raise ValueError(f"finetune: {name} is {getattr(self, name)}; it must be in [0, 1)")
 
 
-class Classifier(nn.Module):
-    """A backbone and a linear head on its pooled features; equal arguments give equal weights."""
-
-    def __init__(self, backbone: Backbone, n_classes: int, seed: int):
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.utils.skip_init(nn.Linear, backbone.embed_dim, n_classes)
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(
-        self, images: Float[Tensor, "B C S S"], draws: Draws | None = None
-    ) -> Float[Tensor, "B K"]:
-        return self.head(self.backbone(images, draws).pooled)
-
-    def predict(self, images: Float[Tensor, "B C S S"]) -> Int64[Array, " B"]:
-        with torch.inference_mode():
-            logits_BK = self.eval()(images.to(self.head.weight.device))
-        return logits_BK.argmax(1).cpu().numpy()
-
-
-def layer_of(backbone: Backbone) -> tuple[dict[str, int], int]:
-    """The depth of every parameter: 0 for what comes before the layers, 1..L for those, and L + 1
-    for what comes after; and L. Parameters between two layers (Swin's merging) are of the first.
-
-    Runs the backbone once, on an empty image of its own size, to learn what its layers are.
-    """
-    like = next(backbone.parameters())
-    side = backbone.img_size
-    mode = backbone.training
-    with torch.no_grad():
-        states = backbone.eval().layer_states(like.new_zeros(1, backbone.in_chans, side, side))
-    backbone.train(mode)
-    names = [f"{state.name}." for state in states]
-    depths, reached = {}, 0
-    parameters = [name for name, _ in backbone.named_parameters()]
-    inside = {p: i + 1 for p in parameters for i, layer in enumerate(names) if p.startswith(layer)}
-    last = max((i for i, p in enumerate(parameters) if p in inside), default=-1)
-    for position, name in enumerate(parameters):
-        reached = inside.get(name, reached)
-        depths[name] = reached if position <= last else len(names) + 1
-    return depths, len(names)
-
-
-def layer_groups(network: Classifier, config: Finetune) -> list[dict[str, Any]]:
-    """Optimizer groups with `lr_scale`; biases, 1-D parameters and what the backbone names carry no
-    weight decay."""
-    depths, n_layers = layer_of(network.backbone)
-    free = {f"backbone.{name}" for name in network.backbone.no_weight_decay()}
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for name, parameter in network.named_parameters():
-        depth = depths.get(name.removeprefix("backbone."), n_layers + 1)
-        decays = parameter.ndim > 1 and not name.endswith("bias") and name not in free
-        group = {
-            "params": [],
-            "lr_scale": config.layer_decay ** (n_layers + 1 - depth),
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        groups.setdefault((depth, decays), group)["params"].append(parameter)
-    return list(groups.values())
-
-
-@contextmanager
-def numpy_seeded(seed: int, step: int) -> Iterator[None]:
-    """timm mixes with numpy's global generator: within, that is a function of (seed, step)."""
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(int(philox(seed, "finetune mix", step).integers(2**32)))  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
-
-
-def _mixed(
-    config: Finetune,
-    images: Tensor,
-    labels: Int[Tensor, " B"],
-    n_classes: int,
-    seed: int,
-    step: int,
-) -> tuple[Float[Tensor, "B C S S"], Float[Tensor, "B K"]]:
-    if config.mixup == config.cutmix == 0:
-        return images, mixup_target(labels, n_classes, 1.0, config.label_smoothing)
-    mix = Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        label_smoothing=config.label_smoothing,
-        num_classes=n_classes,
-    )
-    with numpy_seeded(seed, step):
-        return mix(images, labels)
-
-
 def finetune(
     encoder: Encoder,
     train: Source,
@@ -186,13 +103,22 @@ def finetune(
     workers: int = 0,
     quarantine: Quarantine | None = None,
 ) -> Classifier:
-    """A classifier that starts from the encoder's weights; the encoder itself is left as it is.
+    """Trains a classifier from the encoder's weights; the encoder itself is not changed.
 
     A pure function of its arguments on a CPU. On CUDA with autocast to bfloat16.
 
+    Args:
+        encoder: source of the initial weights and of the preprocessing.
+        train: labelled images.
+        config: settings of the training.
+        seed: seed of the head, the order, the crops and the mixing.
+        device: torch device of the training.
+        workers: processes that decode images; 0 decodes in this one.
+        quarantine: record of unreadable images, with its limit; a new one in memory if None.
+
     Raises:
-        ValueError: no images, one without a label, a single class, other channels than the
-            encoder's, or a loss that is no longer finite.
+        ValueError: no images, an image without a label, a single class, a number of channels other
+            than the encoder's, or a loss that is no longer finite.
     """
     labels = labels_of(train)
     check_labels(labels, "train")
@@ -203,7 +129,8 @@ def finetune(
         )
     network = Classifier(_copy(encoder, config.drop_path), int(labels.max()) + 1, seed)
     network = network.to(device).train()
-    optimizer = torch.optim.AdamW(layer_groups(network, config), lr=0.0)
+    groups = layer_groups(network, config.layer_decay, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=0.0)
     batch_size = min(config.batch_size, 2 * (len(train) // 2))
     loader = Loader(
         train,
@@ -218,7 +145,16 @@ def finetune(
     loss = torch.zeros(())
     for step, (batch,) in enumerate(loader.steps(0, steps)):
         n_classes = network.head.out_features
-        images, target = _mixed(config, batch.views[0], batch.label, n_classes, seed, step)
+        images, target = mixed(
+            batch.views[0],
+            batch.label,
+            n_classes,
+            seed,
+            step,
+            mixup=config.mixup,
+            cutmix=config.cutmix,
+            label_smoothing=config.label_smoothing,
+        )
         lr = cosine(step, steps, config.lr, 0.0, round(config.warmup * steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -234,6 +170,7 @@ def finetune(
 
 
 def _copy(encoder: Encoder, drop_path: float) -> Backbone:
+    """Returns a copy of the encoder's backbone with a rate of stochastic depth."""
     info = encoder.description()
     backbone = create_backbone(
         info["backbone"], **info["kwargs"], drop_path=drop_path, seed=info["seed"]
@@ -243,6 +180,7 @@ def _copy(encoder: Encoder, drop_path: float) -> Backbone:
 
 
 def _views(encoder: Encoder, config: Finetune) -> ViewPlan:
+    """Returns a plan of one random crop per image, of the encoder's size and normalisation."""
     preprocess = encoder.preprocess
     crop = RandomResizedCrop(
         size=preprocess.size,
@@ -255,7 +193,7 @@ def _views(encoder: Encoder, config: Finetune) -> ViewPlan:
 
 
 def labels_of(source: Source) -> Int64[Array, " N"]:
-    """Of every sample, readable or not; -1 where there is none."""
+    """Returns the labels of all samples, readable or not; -1 for none."""
     labels = (source.label(i) for i in range(len(source)))
     return np.array([number_of(label) for label in labels], dtype=np.int64)
 
@@ -273,13 +211,23 @@ def finetune_accuracy(
     metric: Metric = "accuracy",
     quarantines: tuple[Quarantine | None, Quarantine | None] = (None, None),
 ) -> float:
-    """Test accuracy, in [0, 1], after fine-tuning on a share of the labels of every class.
+    """Returns the test accuracy, in [0, 1], after fine-tuning on a share of each class's labels.
 
     Args:
-        share: below 1, the subset of `draw_share` with this seed; no other image is seen.
-        quarantines: of the training and the test images.
+        encoder: source of the initial weights.
+        train: labelled images to train on.
+        test: labelled images to score.
+        config: settings of the training; `Finetune()` if None.
+        share: share of the train images of each class, in (0, 1]; below 1, the training uses only
+            the subset that `draw_share` draws with this seed.
+        seed: as in `finetune`.
+        device: torch device of the training.
+        workers: processes that decode images; 0 decodes in this one.
+        metric: "accuracy" or "mean_per_class", as in `score`.
+        quarantines: records of unreadable images of the train and of the test source.
 
-    Raises ValueError as `finetune` and `draw_share`, and for an unlabelled or empty test source.
+    Raises:
+        ValueError: as `finetune` and `draw_share`, and for an unlabelled or empty test source.
     """
     if share < 1:
         labels = labels_of(train)
@@ -298,3 +246,50 @@ def finetune_accuracy(
     table, labels, _ = collect(encoder.preprocess, predict, test, quarantines[1], workers=workers)
     check_labels(labels, "test")
     return score(table["class"], labels, metric)
+
+
+def finetune_all(context: Context, config: Finetune) -> dict[str, float]:
+    """Measures accuracies of the untrained and trained encoder, with all labels."""
+    return {
+        kind: _accuracy(context, encoder, config, 1.0, context.seed)
+        for kind, encoder in _encoders(context).items()
+    }
+
+
+def finetune_1_percent(context: Context, config: Finetune) -> dict[str, dict[str, float]]:
+    """Measures means and deviations over the subsets of 1 % of the labels."""
+    return _of_share(context, config, 0.01)
+
+
+def finetune_10_percent(context: Context, config: Finetune) -> dict[str, dict[str, float]]:
+    """Measures the same with 10 %."""
+    return _of_share(context, config, 0.1)
+
+
+def _of_share(context: Context, config: Finetune, share: float) -> dict[str, dict[str, float]]:
+    found = {}
+    for kind, encoder in _encoders(context).items():
+        accuracies = [_accuracy(context, encoder, config, share, seed) for seed in SUBSET_SEEDS]
+        found[kind] = mean_and_std(few_labels(accuracies))
+    return found
+
+
+def _encoders(context: Context) -> dict[str, Encoder]:
+    return {"untrained": context.encoder.untrained(), "trained": context.encoder}
+
+
+def _accuracy(
+    context: Context, encoder: Encoder, config: Finetune, share: float, seed: int
+) -> float:
+    return finetune_accuracy(
+        encoder,
+        context.train.source,
+        context.test.source,
+        config,
+        share=share,
+        seed=seed,
+        device=context.device,
+        workers=context.workers,
+        metric=context.metric,
+        quarantines=(context.train.quarantine, context.test.quarantine),
+    )

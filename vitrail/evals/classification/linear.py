@@ -1,14 +1,14 @@
-"""Linear classification of frozen features, full and with few labels.
+"""Linear classification of frozen features, with all labels.
 
-Features are standardised with the mean and deviation of the labelled part, and what is to be chosen
-(the strength of the l2 penalty; in the sweep which features too) is chosen by cross-validation on
-that part. The test part is only ever scored.
+Features are standardised with the mean and standard deviation of the labelled rows. The strength of
+the l2 penalty, and in the sweep also the choice of features, is selected by cross-validation on
+these rows. The test rows are only scored.
 
 Shape legend: N train rows · M test rows · D features · E columns of a table of choices · K classes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,28 +20,19 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from vitrail.data.contract import Metric
-from vitrail.evals.classification.few_labels import SUBSET_SEEDS, draw_per_class, draw_share
 from vitrail.evals.classification.knn import check_labels
 from vitrail.evals.classification.scores import score
 from vitrail.evals.classification.sgd_probe import EVERYTHING, Probe, fit_probe, probe_predict
+from vitrail.evals.contract import Context
 
 Array = np.ndarray
 
-# sklearn's C, the inverse strength of the penalty summed over samples; strongest first.
+# scikit-learn's C, the inverse strength of the penalty summed over samples; strongest first
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FOLDS = 5
-ONE_FOLD_ROWS = 1000  # from here on, one fold is held out once
-# Above this many labelled rows lbfgs over all of them is slower than the minibatch probe.
+ONE_FOLD_ROWS = 1000  # rows from which on a single fold is held out, to save time
+# labelled rows above which L-BFGS over all of them is slower than the minibatch probe
 LOGISTIC_MAX_ROWS = 10_000
-
-
-@dataclass(frozen=True)
-class FewLabels:
-    """Test accuracy over draws of the labelled subset: mean and standard deviation (n - 1)."""
-
-    mean: float
-    std: float
-    draws: tuple[float, ...]
 
 
 def _fit(features: Array, labels: Array, c: float) -> LogisticRegression:
@@ -49,9 +40,9 @@ def _fit(features: Array, labels: Array, c: float) -> LogisticRegression:
 
 
 def _log_likelihood(model: LogisticRegression, features: Array, labels: Array) -> float:
-    """The mean log-probability of the true classes."""
+    """Returns the mean log-probability of the true classes, in nats."""
     logits = model.decision_function(features)
-    if logits.ndim == 1:  # two classes: sklearn gives the difference of their logits
+    if logits.ndim == 1:  # for two classes scikit-learn returns the difference of their logits
         logits = np.stack([np.zeros_like(logits), logits], axis=1)
     true = logits[np.arange(len(labels)), np.searchsorted(model.classes_, labels)]
     return float((true - logsumexp(logits, axis=1)).mean())
@@ -60,12 +51,20 @@ def _log_likelihood(model: LogisticRegression, features: Array, labels: Array) -
 def choose_c(
     features: Float[Array, "N D"], labels: Int64[Array, " N"], seed: int = 0
 ) -> tuple[float, float]:
-    """The C with the best held-out log-likelihood, and that (the mean of a row, in nats).
+    """Selects C by the held-out log-likelihood over stratified folds (one fold for many rows).
 
-    Over stratified folds (one, for many rows). The likelihood, not the accuracy: on a hundred rows
-    the latter moves in steps that tie. The grid is climbed from the strongest penalty until the
-    likelihood falls, as it has one maximum in practice. With a class of a single row there is
-    nothing to hold out, and the answer is 1, with a likelihood of minus infinity.
+    The criterion is the likelihood, not the accuracy: on about a hundred rows the accuracy has few
+    distinct values, so ties are common. The grid is searched from the strongest penalty until the
+    likelihood falls, as it has one maximum in practice.
+
+    Args:
+        features: standardised features, [N, D].
+        labels: classes, int64 [N].
+        seed: seed of the shuffle before the split into folds.
+
+    Returns:
+        the C, and its held-out log-likelihood (the mean over rows, in nats); 1 and minus infinity
+        where a class has a single row, as nothing can be held out then.
     """
     folds = min(FOLDS, int(np.unique(labels, return_counts=True)[1].min()))
     if folds < 2:
@@ -86,10 +85,12 @@ def choose_c(
 
 @dataclass(frozen=True)
 class Found:
-    """What a linear classifier of the best choice of features says.
+    """The predictions of a linear classifier on the selected features.
 
-    predicted: classes of the test rows [M]. choice: the name of the features. setting: the chosen
-    strength of the penalty ("C=0.01") or learning rate ("lr=0.003").
+    Attributes:
+        predicted: classes of the test rows, int64 [M].
+        choice: name of the selected features.
+        setting: selected strength of the penalty ("C=0.01") or learning rate ("lr=0.003").
     """
 
     predicted: Array
@@ -106,23 +107,29 @@ def linear_predict(
     seed: int = 0,
     device: str = "cpu",
 ) -> Found:
-    """Classes of the test rows by a linear classifier of all train rows.
+    """Predicts the classes of the test rows with a linear classifier trained on all train rows.
 
     Up to 10,000 rows: logistic regression to convergence, for each choice of features; above: the
-    minibatch probe of `probe.py`. Penalty, learning rate and features are chosen by the likelihood
-    of held-out train rows. Where nothing can be held out, the first choice is taken.
+    minibatch probe of `sgd_probe.py`. Penalty, learning rate and features are selected by the
+    likelihood of held-out train rows. If nothing can be held out, the first choice is used.
 
     Args:
-        choices: by name, columns of the table to classify by.
+        train: features of the train rows, float32 [N, E].
+        labels: classes of the train rows, int64 [N].
+        test: features of the test rows, float32 [M, E].
+        choices: columns of the table to classify by, for each name.
+        seed: seed of the folds, and of the probe's order of rows.
+        device: torch device of the probe.
 
     Raises:
         ValueError: empty or unlabelled train rows, or a single class.
     """
-    _check(labels)
+    require_classes(labels)
     if len(train) > LOGISTIC_MAX_ROWS:
         head = fit_probe(train, labels, Probe(seed=seed), device, choices)
         return Found(probe_predict(head, test), head.choice, f"lr={head.lr:g}")
-    with threadpool_limits(1):  # threads that wait for each other cost more than they bring
+    # on matrices this small, synchronising threads costs more than it saves
+    with threadpool_limits(1):
         found = {
             name: _logistic(train[:, columns], labels, test[:, columns], seed)
             for name, columns in choices.items()
@@ -133,19 +140,19 @@ def linear_predict(
 
 
 def _logistic(train: Array, labels: Array, test: Array, seed: int) -> tuple[Array, float, float]:
-    """(predicted classes, C, held-out log-likelihood) of standardised features."""
+    """Fits on standardised features; returns (predicted classes, C, held-out log-likelihood)."""
     scaler = StandardScaler().fit(train)
     train, test = scaler.transform(train), scaler.transform(test)
     if train.shape[1] > train.shape[0]:
-        # An l2-penalised fit lies in the span of its rows: rotating onto that span changes nothing
-        # but the time.
+        # an l2-penalised solution lies in the span of the rows: projecting onto it only saves time
         basis = np.linalg.svd(train, full_matrices=False)[2].T
         train, test = train @ basis, test @ basis
     c, likelihood = choose_c(train, labels, seed)
     return _fit(train, labels, c).predict(test), c, likelihood
 
 
-def _check(labels: Array) -> None:
+def require_classes(labels: Int64[Array, " N"]) -> None:
+    """Raises ValueError for rows without a label, or of a single class."""
     check_labels(labels, "train")
     if len(np.unique(labels)) < 2:
         raise ValueError(
@@ -164,7 +171,16 @@ def linear_accuracy(
     device: str = "cpu",
     metric: Metric = "accuracy",
 ) -> float:
-    """Test accuracy, in [0, 1], of `linear_predict` on all the features.
+    """Returns the test accuracy, in [0, 1], of `linear_predict` on all the features.
+
+    Args:
+        train: features of the train rows, float32 [N, D].
+        labels: classes of the train rows, int64 [N].
+        test: features of the test rows, float32 [M, D].
+        test_labels: classes of the test rows, int64 [M].
+        seed: as in `linear_predict`.
+        device: torch device of the probe.
+        metric: "accuracy" or "mean_per_class", as in `score`.
 
     Raises:
         ValueError: empty or unlabelled data, or a single class.
@@ -174,73 +190,20 @@ def linear_accuracy(
     return score(found.predicted, test_labels, metric)
 
 
-def linear_k_per_class(
-    train: Float32[Array, "N D"],
-    labels: Int64[Array, " N"],
-    test: Float32[Array, "M D"],
-    test_labels: Int64[Array, " M"],
-    *,
-    k: int = 10,
-    draws: int = 10,
-    seed: int = 0,
-    metric: Metric = "accuracy",
-) -> FewLabels:
-    """Test accuracy of logistic regression on k labelled rows of every class, over random draws.
-
-    The draws depend on the seed and the labels alone, so that encoders compared on the same data
-    see the same labelled samples.
-
-    Raises:
-        ValueError: as `linear_accuracy`, or a class with fewer than k rows.
-    """
-    _check(labels)
-    if k < 1 or draws < 1:
-        raise ValueError(f"k = {k} per class and {draws} draws: both must be at least 1")
-    classes, counts = np.unique(labels, return_counts=True)
-    if counts.min() < k:
-        poorest = int(classes[counts.argmin()])
-        raise ValueError(
-            f"class {poorest} has {counts.min()} train samples, fewer than the {k} per class asked "
-            "for: lower k or leave this protocol out"
+def linear(context: Context) -> dict[str, float]:
+    """Measures accuracies by kind, with all labels."""
+    return {
+        kind: linear_accuracy(
+            *four_tables(context, kind),
+            seed=context.seed,
+            device=context.device,
+            metric=context.metric,
         )
-    chosen = {seed + draw: draw_per_class(labels, k, seed, draw) for draw in range(draws)}
-    return few_labels(
-        [
-            linear_accuracy(train[r], labels[r], test, test_labels, seed=s, metric=metric)
-            for s, r in chosen.items()
-        ]
-    )
+        for kind in context.train.features
+    }
 
 
-def linear_share(
-    train: Float32[Array, "N D"],
-    labels: Int64[Array, " N"],
-    test: Float32[Array, "M D"],
-    test_labels: Int64[Array, " M"],
-    *,
-    share: float,
-    seeds: Sequence[int] = SUBSET_SEEDS,
-    device: str = "cpu",
-    metric: Metric = "accuracy",
-) -> FewLabels:
-    """Test accuracy of `linear_predict` with a share of the labels of every class, one or more.
-
-    Raises:
-        ValueError: as `linear_accuracy`, or a share outside (0, 1].
-    """
-    _check(labels)
-    chosen = {seed: draw_share(labels, share, seed) for seed in seeds}
-    return few_labels(
-        [
-            linear_accuracy(
-                train[rows], labels[rows], test, test_labels, seed=s, device=device, metric=metric
-            )
-            for s, rows in chosen.items()
-        ]
-    )
-
-
-def few_labels(accuracies: Sequence[float]) -> FewLabels:
-    """Mean and sample deviation (0 for a single draw)."""
-    deviation = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
-    return FewLabels(float(np.mean(accuracies)), deviation, tuple(accuracies))
+def four_tables(context: Context, kind: str) -> tuple[Array, Array, Array, Array]:
+    """Returns train features and labels, and test features and labels, of a kind."""
+    train, test = context.train, context.test
+    return train.features[kind], train.labels, test.features[kind], test.labels

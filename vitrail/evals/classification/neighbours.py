@@ -1,4 +1,4 @@
-"""The nearest training images of some test images: what the encoder takes to be alike."""
+"""A figure of test images and their nearest training images in feature space."""
 
 from pathlib import Path
 
@@ -7,11 +7,28 @@ from jaxtyping import Float32, Int64
 
 from vitrail.data.contract import Source
 from vitrail.encoder import Encoder
-from vitrail.evals.classification.knn import neighbours
+from vitrail.evals.classification.search import neighbours
+from vitrail.evals.contract import Context
 from vitrail.evals.features import shown
 from vitrail.evals.figures.grid import RIGHT, WRONG, Cell, cell_side, save_grid
 
 Array = np.ndarray
+ROWS = 6  # test images, at most
+
+
+def draw_neighbours(context: Context) -> None:
+    """Draws figures/neighbours.png, of trained features."""
+    rows, train, test = context.chosen(context.pictures)[:ROWS], context.train, context.test
+    neighbours_figure(
+        context.encoder,
+        train.source,
+        train.features["trained"],
+        train.index,
+        test.source,
+        test.features["trained"][rows],
+        test.index[rows],
+        context.figures / "neighbours.png",
+    )
 
 
 def neighbours_figure(
@@ -25,13 +42,21 @@ def neighbours_figure(
     path: Path,
     k: int = 6,
 ) -> Path:
-    """A PNG: a row for each test image, followed by its k nearest train images, nearest first.
+    """Writes a PNG with a row for each test image: the image and its k nearest train images.
 
-    Where there are labels, a green frame and a tick mark neighbours of the same class; a red frame
-    and a cross mark others.
+    In labelled data, a green frame and a tick mark neighbours of the same class; a red frame and a
+    cross mark others.
 
     Args:
-        train_index: which sample of the source each row of features is; likewise test_index.
+        encoder: its preprocessing is applied to the images shown.
+        train: source of the train images.
+        train_features: features of the train images, float32 [N, D].
+        train_index: number in `train` of the sample of each feature row, int64 [N].
+        test: source of the test images.
+        test_features: features of the test images to show, float32 [n, D].
+        test_index: number in `test` of the sample of each feature row, int64 [n].
+        path: path of the PNG, returned.
+        k: neighbours of each image.
     """
     similarity, nearest = neighbours(train_features, test_features, min(k, len(train_features)))
     rows = []

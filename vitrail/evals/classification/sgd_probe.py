@@ -1,10 +1,10 @@
 """The linear probe for large data: minibatch AdamW, all learning rates and features in one pass.
 
-Every learning rate and every choice of features (columns of one table) owns one linear classifier;
-they see the same batches and share nothing, so the sweep costs one pass over the rows. The one
-with the lowest cross-entropy on a held-out part of the train rows is chosen, and trained again on
-all of them. The penalty is the l2 term of the loss, not decoupled decay, so that the optimum is
-that of logistic regression with C = 1 / (l2 * N).
+Each pair of a learning rate and a choice of features (columns of one table) has its own linear
+classifier. All are trained on the same batches and share no parameters, so the sweep needs one pass
+over the rows. The one with the lowest cross-entropy on held-out train rows is selected and trained
+again on all train rows. The penalty is the l2 term of the loss, not decoupled decay, so the optimum
+is that of logistic regression with C = 1 / (l2 * N).
 
 Shape legend: N train rows · M test rows · E columns · D columns of a choice · K classes ·
 R learning rates · B batch.
@@ -29,8 +29,17 @@ EVERYTHING = {"all": slice(None)}
 
 @dataclass(frozen=True)
 class Probe:
-    """What changes the result. lrs: AdamW's, at their peak; l2: penalty l2 / 2 * |W|^2. min_steps:
-    little data are gone over more than `epochs` times."""
+    """The settings of the probe that its result depends on.
+
+    Attributes:
+        epochs: passes over the train rows.
+        min_steps: least number of steps; small data are passed over more than `epochs` times.
+        batch_size: rows of a batch.
+        lrs: peak learning rates of AdamW to choose from, each above 0.
+        l2: strength of the penalty l2 / 2 * |W|^2, 0 or more.
+        held_out: share of the train rows held out to select the learning rate, in (0, 1).
+        seed: seed of the held-out part and of the order of the rows.
+    """
 
     epochs: int = 30
     min_steps: int = 1000
@@ -43,9 +52,17 @@ class Probe:
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A classifier of raw (not standardised) features.
+    """A linear classifier of raw (not standardised) features.
 
-    choice: its key among the choices, and columns: where these are in a table.
+    Attributes:
+        weight: weight for standardised features, float32 [K, D].
+        bias: bias of each class, float32 [K].
+        mean: mean of each train column, float32 [D].
+        std: standard deviation of each train column, float32 [D].
+        choice: key of the features among the choices.
+        columns: position of these features in a table.
+        lr: selected learning rate.
+        held_out_loss: cross-entropy on the held-out rows, in nats, that it was selected by.
     """
 
     weight: Float[Tensor, "K D"]
@@ -54,26 +71,36 @@ class LinearHead:
     std: Float[Tensor, " D"]
     choice: str
     columns: slice
-    lr: float  # the chosen one
-    held_out_loss: float  # the cross-entropy on the held-out rows that it was chosen for, in nats
+    lr: float
+    held_out_loss: float
 
     def logits(self, features: Float[Tensor, "B E"]) -> Float[Tensor, "B K"]:
+        """Returns the logits of rows of a whole table, of which `columns` are used."""
         return (features[:, self.columns] - self.mean) / self.std @ self.weight.T + self.bias
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a table, standardised as they are asked for: no copy of the table is made."""
+    """The train rows of a table, standardised batch by batch, without a copy of the table.
 
-    features: Array  # [N, E]
-    labels: Array  # [N]
-    index: Array  # of the rows that count
-    mean: Tensor  # [E], over these rows
+    Attributes:
+        features: all rows of the table, float32 [N, E].
+        labels: classes of all rows, int64 [N].
+        index: numbers of the rows to train on, int64.
+        mean: mean of each column over the rows of `index`, float32 [E].
+        std: standard deviation of each column over the rows of `index`, float32 [E].
+        device: torch device of the batches.
+    """
+
+    features: Array
+    labels: Array
+    index: Array
+    mean: Tensor
     std: Tensor
     device: str
 
     def take(self, index: Array) -> tuple[Tensor, Tensor]:
-        """Rows of the table, whether they count or not: (standardised [B, E], labels [B])."""
+        """Returns any rows of the table, standardised [B, E], and their labels [B]."""
         x = torch.from_numpy(self.features[index]).to(self.device)
         return (x - self.mean) / self.std, torch.from_numpy(self.labels[index]).to(self.device)
 
@@ -84,8 +111,8 @@ def _rows(features: Array, labels: Array, index: Array, device: str) -> _Rows:
 
 
 def _moments(features: Array, index: Array) -> tuple[Tensor, Tensor]:
-    """Mean and deviation per column in float32; the deviation of a constant column is 1."""
-    # Chunk by chunk, so that no float64 copy of all features is made.
+    """Returns mean and standard deviation per column in float32; 1 for a constant column."""
+    # chunk by chunk, to avoid a float64 copy of all features
     chunks = [index[start : start + 65536] for start in range(0, len(index), 65536)]
     mean = sum(features[chunk].sum(axis=0, dtype=np.float64) for chunk in chunks) / len(index)
     square = sum(((features[chunk] - mean) ** 2).sum(axis=0) for chunk in chunks)
@@ -97,7 +124,7 @@ def _moments(features: Array, index: Array) -> tuple[Tensor, Tensor]:
 def _cross_entropy(
     weight_RKD: Tensor, bias_RK: Tensor, features_BD: Tensor, labels_B: Tensor
 ) -> Float[Tensor, " R"]:
-    """The mean cross-entropy of every classifier on the same rows."""
+    """Returns the mean cross-entropy of each classifier on the same rows, in nats."""
     logits_RBK = torch.einsum("bd,rkd->rbk", features_BD, weight_RKD) + bias_RK[:, None]
     labels_RB = labels_B.expand(len(weight_RKD), -1)
     return F.cross_entropy(logits_RBK.transpose(1, 2), labels_RB, reduction="none").mean(1)
@@ -110,13 +137,17 @@ def fit_probe(
     device: str = "cpu",
     choices: Mapping[str, slice] = EVERYTHING,
 ) -> LinearHead:
-    """The best linear classifier of the sweep; a pure function of its arguments on one machine.
+    """Trains the sweep and returns its best linear classifier.
 
-    Beyond the table it holds a batch of it, and 16 bytes for each weight of all classifiers, K
-    times D times R for each choice.
+    A pure function of its arguments on one machine. Memory beyond the table: one batch, and 16
+    bytes for each weight of all classifiers, K times D times R for each choice.
 
     Args:
-        choices: by name, the columns that a classifier may look at.
+        features: table of train rows, float32 [N, E].
+        labels: classes, int64 [N].
+        config: settings of the sweep; `Probe()` if None.
+        device: torch device of the training.
+        choices: columns of the table that a classifier is given, for each name.
 
     Raises:
         ValueError: unlabelled rows, a single class, or too few rows to hold any out.
@@ -133,7 +164,7 @@ def fit_probe(
     held, rows = order[:n_held], _rows(features, labels, order[n_held:], device)
     found = _train(rows, choices, config.lrs, config)
     losses = _held_out_losses(rows, held, choices, found, len(config.lrs))
-    # Cross-entropy, not accuracy: on separable data the latter ties, at rates that hardly moved.
+    # by cross-entropy: on separable data accuracy ties, also at rates too low to converge
     name, at = min(
         ((name, at) for name in choices for at in range(len(config.lrs))),
         key=lambda one: losses[one[0]][one[1]].item(),
@@ -160,6 +191,7 @@ def _held_out_losses(
     found: dict[str, tuple[Tensor, Tensor]],
     n_rates: int,
 ) -> dict[str, Tensor]:
+    """Returns the mean cross-entropy [R] on the held-out rows, for each choice."""
     losses = {name: torch.zeros(n_rates) for name in choices}
     for start in range(0, len(held), 8192):
         part = held[start : start + 8192]
@@ -173,10 +205,10 @@ def _held_out_losses(
 def _train(
     rows: _Rows, choices: Mapping[str, slice], lrs: tuple[float, ...], config: Probe
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """AdamW from zero weights (the problem is convex) under a cosine schedule.
+    """Trains by AdamW from zero weights (the problem is convex) with a cosine schedule.
 
     Returns:
-        for each choice weights [R, K, D] and biases [R, K].
+        weights [R, K, D] and biases [R, K] for each choice.
     """
     n_classes, device = int(rows.labels.max()) + 1, rows.device
     weights, biases, groups = {}, {}, []
@@ -202,7 +234,7 @@ def _train(
         for name, columns in choices.items():
             weight_RKD, bias_RK = torch.stack(weights[name]), torch.stack(biases[name])
             loss_R = _cross_entropy(weight_RKD, bias_RK, x_BE[:, columns], labels_B)
-            # Summed over classifiers: none sees another's gradient.
+            # the sum over classifiers leaves their gradients independent
             (loss_R.sum() + config.l2 / 2 * weight_RKD.square().sum()).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -213,7 +245,7 @@ def _train(
 
 
 def probe_predict(head: LinearHead, features: Float32[Array, "M E"]) -> Int64[Array, " M"]:
-    """The class of every row of a table with the columns that the head was trained on."""
+    """Predicts the class of each row of a table that has the columns of the training table."""
     predicted = [np.zeros(0, dtype=np.int64)]
     for start in range(0, len(features), 8192):
         part = torch.from_numpy(features[start : start + 8192])

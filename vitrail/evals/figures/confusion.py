@@ -1,6 +1,6 @@
-"""Which classes are taken for which: a confusion matrix as a picture.
+"""A confusion matrix as a figure.
 
-Shape legend: M test samples · K classes.
+Shape legend: K classes.
 """
 
 from collections.abc import Sequence
@@ -9,27 +9,25 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 
-Array = np.ndarray
+from vitrail.evals.figures.grid import INK, new_figure, save_png
 
 MAX_CLASSES = 20
-INK, PAPER, DEEP = "#77808a", "#f3f6f9", "#12507b"  # the ink is legible on dark and light pages
+PAPER, DEEP = "#f3f6f9", "#12507b"  # colours of 0 and 100 %
 CELL, TITLE, LETTER, DPI = 34, 42, 8, 100  # pixels
-LONGEST = 14  # letters of a class name
+LONGEST = 14  # letters of a class name; longer ones are shortened
 
 
-def confusion_figure(
-    predicted: Int64[Array, " M"], labels: Int64[Array, " M"], names: Sequence[str], path: Path
-) -> Path:
-    """Writes a PNG: a row for each true class, in percent of its test samples.
+def confusion_figure(counts: Int64[np.ndarray, "K K"], names: Sequence[str], path: Path) -> Path:
+    """Writes a PNG with a row for each true class, in percent of its test samples.
 
-    A class without test samples has an empty row; 0 is left blank.
+    The row of a class without test samples is empty, and zeros are blank.
 
     Args:
-        names: of the classes.
+        counts: entry (i, j) is the number of samples of class i that were taken for j.
+        names: names of the classes, 1 to 20.
+        path: path of the PNG, returned.
 
     Raises:
         ValueError: more than 20 classes, which a picture cannot show, or no names.
@@ -39,17 +37,15 @@ def confusion_figure(
         raise ValueError(
             f"a confusion matrix of {n_classes} classes is not drawn; it needs 1 to {MAX_CLASSES}"
         )
-    counts_KK = confusion_matrix(predicted, labels, n_classes)
-    share_KK = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
+    share_KK = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shown = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
     side = n_classes * CELL + TITLE + LETTER * max(map(len, shown))
-    figure = Figure(figsize=(side / DPI, side / DPI), dpi=DPI, facecolor="none")
-    FigureCanvasAgg(figure)
+    figure = new_figure(side / DPI, side / DPI, DPI)
     part = n_classes * CELL / side
-    axes = figure.add_axes((1 - part, 0, part, part))
+    axes: Any = figure.add_axes((1 - part, 0, part, part))
     ramp = LinearSegmentedColormap.from_list("share", [PAPER, DEEP])
     axes.imshow(share_KK, cmap=ramp, vmin=0, vmax=1)
-    for row, column in np.argwhere(counts_KK > 0).tolist():
+    for row, column in np.argwhere(counts > 0).tolist():
         share = share_KK[row, column]
         text = "<1" if share < 0.005 else f"{100 * share:.0f}"
         colour = "white" if share > 0.5 else "black"
@@ -62,14 +58,4 @@ def confusion_figure(
     axes.xaxis.set_label_position("top")
     axes.set_ylabel("class", color=INK, fontsize=9)
     axes.set_frame_on(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, transparent=True, metadata={"Software": None})
-    return path
-
-
-def confusion_matrix(
-    predicted: Int64[Array, " M"], labels: Int64[Array, " M"], n_classes: int
-) -> Int64[Array, "n_classes n_classes"]:
-    """Entry (i, j): the samples of class i that were taken for j."""
-    counts = np.bincount(labels * n_classes + predicted, minlength=n_classes**2)
-    return counts.reshape(n_classes, n_classes).astype(np.int64)
+    return save_png(figure, path)

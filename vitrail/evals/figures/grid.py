@@ -1,4 +1,4 @@
-"""Grids of small pictures on a transparent ground, captions legible on dark and light.
+"""Grids of small pictures on a transparent background; captions are legible on dark and light.
 
 Shape legend: H×W pixels of a picture · h×w of a map.
 """
@@ -9,46 +9,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from jaxtyping import Float, Shaped
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor
-
-CUT = 0.01  # share of the pixels left out at each end of a scale
-
-
-def in_colours(
-    pixels: Float[Tensor, "B C H W"], scaled: bool = False
-) -> Float[Tensor, "B colours H W"]:
-    """Images in [0, 1] as grey or RGB, in [0, 1].
-
-    One channel is grey, three are RGB; two are shown by their mean, and of more the first three.
-
-    Args:
-        scaled: each image from its darkest to its brightest, but for CUT of it at either end. For
-            numbers that need not fill their range: 12 bits in 16, reflectances, two channels, ...
-    """
-    count = pixels.shape[1]
-    if count == 2:
-        pixels = pixels.mean(1, keepdim=True)
-    elif count > 3:
-        pixels = pixels[:, :3]
-    pixels = pixels.clamp(0, 1)
-    if not scaled:
-        return pixels
-    sorted_BN = pixels.flatten(1).sort(dim=1).values
-    last = sorted_BN.shape[1] - 1
-    low_B, high_B = (sorted_BN[:, round(share * last)] for share in (CUT, 1 - CUT))
-    low, span = (v[:, None, None, None] for v in (low_B, (high_B - low_B).clamp(min=1e-6)))
-    return ((pixels - low) / span).clamp(0, 1)
-
-
-def fill_no_range(image: Tensor) -> bool:
-    """Whether `in_colours` is to scale an image [C, H, W]: of 16 bits, or neither grey nor RGB."""
-    return image.dtype == torch.uint16 or image.shape[0] not in (1, 3)
-
 
 Array = np.ndarray
 
@@ -60,7 +24,13 @@ DPI = 100
 
 @dataclass(frozen=True)
 class Cell:
-    """picture: grey or RGB in [0, 1]; caption: below it; frame: a colour around it."""
+    """A picture of a grid.
+
+    Attributes:
+        picture: grey or RGB in [0, 1], float [H, W, colours].
+        caption: text below the picture; empty for none.
+        frame: colour of the frame and the caption as "#rrggbb"; None for no frame.
+    """
 
     picture: Float[Array, "H W colours"]
     caption: str = ""
@@ -68,7 +38,7 @@ class Cell:
 
 
 def cell_side(size: int) -> int:
-    """Pixels a side at which a picture is drawn: small ones by a whole factor, to be sharp."""
+    """Returns the pixels a side at which a picture is drawn; small ones by a whole factor."""
     return size * -(-160 // size) if size <= 160 else 192
 
 
@@ -83,7 +53,11 @@ def save_grid(
     """Writes a PNG of square cells.
 
     Args:
-        side: of a cell, in pixels. columns: titles above; margin: titles left of the rows.
+        rows: cells of each row.
+        path: path of the PNG, returned.
+        side: side of a cell in pixels.
+        columns: titles above the columns, if any.
+        margin: titles left of the rows, if any.
     """
     captioned = any(cell.caption for row in rows for cell in row)
     step_y = side + GAP + (CAPTION if captioned else 0)
@@ -91,8 +65,7 @@ def save_grid(
     width = left + max(map(len, rows)) * (side + GAP) - GAP
     height = top + len(rows) * step_y - GAP
     canvas = np.zeros((height, width, 4), dtype=np.uint8)
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="none")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width / DPI, height / DPI, DPI)
     axes: Any = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     for r, row in enumerate(rows):
@@ -109,8 +82,21 @@ def save_grid(
     return save_png(figure, path)
 
 
+def new_figure(width: float, height: float, dpi: int) -> Figure:
+    """Returns an empty figure with a transparent background, which no window shows.
+
+    Args:
+        width: in inches.
+        height: in inches.
+        dpi: pixels an inch.
+    """
+    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="none")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def save_png(figure: Figure, path: Path) -> Path:
-    """Writes a figure with a transparent ground, whole or not at all, and returns its path."""
+    """Writes a figure with a transparent background, whole or not at all, and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.writing")
     figure.savefig(temporary, format="png", transparent=True)
@@ -119,7 +105,7 @@ def save_png(figure: Figure, path: Path) -> Path:
 
 
 def _text(axes: Any, x: float, y: float, text: str, size: int, colour: str) -> None:
-    # Dollar signs would start matplotlib's mathematics.
+    # a dollar sign would start matplotlib's math mode
     safe = "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
     style = {"ha": "center", "va": "top", "fontsize": size * 72 / DPI, "color": colour}
     axes.text(x, y, safe, **style)
@@ -136,7 +122,7 @@ def _drawn(cell: Cell, side: int) -> Shaped[Array, "side side 4"]:
 
 
 def _resized(picture: Array, side: int) -> Image.Image:
-    """To side x side: in blocks where a whole factor enlarges it, smoothly else."""
+    """Resizes to side x side: in blocks for a whole factor of enlargement, else smoothly."""
     colours = np.broadcast_to(picture, (*picture.shape[:2], 3))
     image = Image.fromarray((colours * 255).round().astype(np.uint8))
     shrinks = side < image.width or side % image.width
@@ -146,18 +132,24 @@ def _resized(picture: Array, side: int) -> Image.Image:
 
 
 def enlarge(picture: Float[Array, "H W colours"], side: int) -> Float[Array, "S S 3"]:
-    """A picture as a cell of that side shows it, in [0, 1]."""
+    """Returns a picture in [0, 1] as it appears in a cell of that side."""
     return np.asarray(_resized(picture, side), dtype=np.float32) / 255
 
 
 def heat(values: Float[Array, "h w"], size: int, name: str = "magma") -> Float[Array, "H W 3"]:
-    """A map >= 0 as colours, its largest value brightest, smoothly upsampled to size x size."""
-    # The sum of a zero map is zero too: it stays dark.
+    """Returns a map of values 0 or more as colours, smoothly upsampled to size x size.
+
+    Args:
+        values: map, float [h, w]; its largest value is the brightest.
+        size: side in pixels.
+        name: name of a matplotlib colour map.
+    """
+    # the lower bound avoids 0 / 0 for a zero map, which stays dark
     unit = upsample(values / max(float(values.max()), 1e-12), size)
     return matplotlib.colormaps[name](np.clip(unit, 0, 1))[..., :3].astype(np.float32)
 
 
 def upsample(values: Float[Array, "h w"], size: int) -> Float[Array, "H W"]:
-    """Bilinear, to size x size."""
+    """Resizes a map to size x size, bilinearly."""
     image = Image.fromarray(values.astype(np.float32))
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))

@@ -1,32 +1,37 @@
-"""The measures of `xray` over the layers: a picture for the report, a table for the terminal."""
+"""The measures of `xray` over the layers: a figure for the report and a table for the terminal."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
-from vitrail.evals.figures.grid import INK, save_png
+from vitrail.evals.figures.grid import INK, new_figure, save_png
 
-Layers = list[dict[str, Any]]  # of `xray`
+Layers = list[dict[str, Any]]  # result of `xray`
 
 BLUE = "#3d8db4"  # contrast 3.6:1 on white, 4.9:1 on near-black
 STYLES: dict[str, dict[str, Any]] = {
     "untrained": {"color": INK, "alpha": 0.75, "linewidth": 1.0, "markersize": 4.0},
     "trained": {"color": BLUE, "alpha": 1.0, "linewidth": 1.8, "markersize": 5.5},
 }
-BETWEEN, INSIDE = "o", "D"  # markers: between two layers, and inside one, after its attention
-WIDTH, ROW, HEAD = 9.6, 2.8, 0.35  # inches: of the figure, of a row of panels, of the legend
+BETWEEN, INSIDE = "o", "D"  # markers between two layers, and within one after its attention
+WIDTH, ROW, HEAD = 9.6, 2.8, 0.35  # inches: width; heights of a row of panels and of the legend
 LEFT, RIGHT, TOP, BOTTOM = 0.55, 0.1, 0.6, 0.5  # inches around the axes of a panel
 DPI = 150
 
 
 class Panel(NamedTuple):
-    """draw: one encoder's measures into the axes. needs: a measure without which it is empty."""
+    """A panel of the figure.
+
+    Attributes:
+        title: heading of the panel.
+        meaning: text below the heading.
+        needs: key of a measure that must be present for the panel to be drawn.
+        draw: function that draws one encoder's measures into the axes.
+    """
 
     title: str
     meaning: str
@@ -35,7 +40,7 @@ class Panel(NamedTuple):
 
 
 def _rates(axes: Any, layers: Layers, style: dict[str, Any]) -> None:
-    """One line through all half-steps: at ℓ - 1 what enters layer ℓ, at ℓ what leaves it."""
+    """Draws one line through all half-steps: the input of layer ℓ at ℓ - 1, its output at ℓ."""
     points = [(0.0, layers[0]["rate_before"], BETWEEN)]
     for i, layer in enumerate(layers, 1):
         points += [(i - 0.5, layer["rate_half"], INSIDE), (i, layer["rate_after"], BETWEEN)]
@@ -43,7 +48,7 @@ def _rates(axes: Any, layers: Layers, style: dict[str, Any]) -> None:
 
 
 def _compressions(axes: Any, layers: Layers, style: dict[str, Any]) -> None:
-    """A stroke a layer, as each has subspaces of its own."""
+    """Draws a line per layer, as each layer has its own subspaces."""
     for i, layer in enumerate(layers, 1):
         before, half = layer["compression_before"], layer["compression_half"]
         _line(axes, [(i - 1, before, BETWEEN), (i - 0.5, half, INSIDE)], style)
@@ -81,15 +86,15 @@ PANELS = (
 
 
 def layers_figure(measured: dict[str, Layers], path: Path) -> Path:
-    """Writes a PNG of a panel per measure, layers on x.
+    """Writes a PNG with a panel per measure and the layers on the x axis.
 
     Args:
-        measured: the layers of the "trained" encoder, and of the "untrained" one.
+        measured: layers of the "trained" and of the "untrained" encoder.
+        path: path of the PNG, returned.
     """
     panels = [p for p in PANELS if any(layer[p.needs] for layer in measured["trained"])]
     height = HEAD + ROW * -(-len(panels) // 2)
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="none")
-    FigureCanvasAgg(figure)
+    figure = new_figure(WIDTH, height, DPI)
     for cell, panel in enumerate(panels):
         left = (cell % 2) * WIDTH / 2 + LEFT
         bottom = height - HEAD - (cell // 2 + 1) * ROW + BOTTOM
@@ -113,7 +118,7 @@ def layers_figure(measured: dict[str, Layers], path: Path) -> Path:
 
 
 def layers_table(results: dict[str, Any]) -> Table:
-    """The trained encoder's layers for a terminal. Columns that hold nothing are left out."""
+    """Returns the trained encoder's layers as a table for the terminal, without empty columns."""
     layers: Layers = results["trained"]
     title = f"x-ray, trained, {results['images']} images"
     table = Table(title=title, title_justify="left")
@@ -141,7 +146,7 @@ def _number(value: dict[str, float] | None, digits: int) -> str:
 
 
 def _step(before: dict[str, float] | None, after: dict[str, float] | None) -> str:
-    """ "12.3 → 11.8"; nothing where there is no half-step."""
+    """Formats a half-step as "12.3 → 11.8"; an empty string if there is none."""
     if after is None:
         return ""
     return f"{_number(before, 1)} → {_number(after, 1)}"
@@ -150,7 +155,7 @@ def _step(before: dict[str, float] | None, after: dict[str, float] | None) -> st
 def _line(
     axes: Any, points: list[tuple[float, dict[str, float] | None, str]], style: dict[str, Any]
 ) -> None:
-    """A line through what there is, the standard deviation as a shade, a marker each."""
+    """Draws a line with markers through the points that have a value; the shade is ± 1 std."""
     there = [(x, value["mean"], value["std"], marker) for x, value, marker in points if value]
     if not there:
         return

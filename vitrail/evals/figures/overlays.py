@@ -1,4 +1,4 @@
-"""Objects drawn over their images: a tint, an outline and a box for each.
+"""Objects drawn over their images, each with a tint, an outline and a box.
 
 Shape legend: y, x pixels of an image · M masks of it · C channels · S pixels a side of a cell.
 """
@@ -13,27 +13,16 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from vitrail.encoder import Encoder
-from vitrail.evals.figures.grid import Cell, fill_no_range, in_colours, save_grid
-from vitrail.evals.patches.maskcut import MaskCut, overlap, segment
+from vitrail.data.decode.colours import fill_no_range, in_colours
+from vitrail.evals.figures.grid import Cell, save_grid
 
 Array = np.ndarray
 
 SIDE = 288  # pixels of a cell
-# Bright on photographs, apart for colour-blind eyes (after Okabe & Ito 2008).
+# bright on photographs, and distinct for colour-blind readers (after Okabe & Ito 2008)
 COLOURS = ("#ffb000", "#33b6ff", "#ff4f9a", "#2fd08c", "#b38bff", "#ffe14a")
-TINT, OUTSIDE = 0.4, 0.72  # share of the colour within; brightness without
+TINT, OUTSIDE = 0.4, 0.72  # share of the colour inside; brightness outside
 GROUND = 0.12  # grey beside an image that is not square
-
-
-def maskcut_figure(
-    encoder: Encoder,
-    images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
-    path: Path,
-    config: MaskCut | None = None,
-) -> Path:
-    """A PNG, a column an image: the image, and what MaskCut finds in it. Errors as `segment`."""
-    return overlays_figure(images, segment(encoder, images, config), path)
 
 
 def overlays_figure(
@@ -41,20 +30,25 @@ def overlays_figure(
     found: Sequence[Bool[Array, "_ _ _"]],
     path: Path,
     truth: Sequence[Bool[Array, "_ _ _"]] | None = None,
+    partners: Sequence[Sequence[int | None]] = (),
 ) -> Path:
-    """A PNG, a column an image: the image, the objects found in it, and those that are annotated.
+    """Writes a PNG with a column per image: the image, the objects found, and those annotated.
 
-    An annotated object has the colour of the found one that it shares most with; white: none.
+    An annotated object has the colour of its partner among the found ones; white if it has none.
 
     Args:
-        found, truth: masks [M, y, x] of each image, at its size. At least one image.
+        images: images to draw, at least one.
+        found: masks found in each image at its size, bool [M, y, x].
+        path: path of the PNG, returned.
+        truth: masks annotated in each image at its size, bool [M, y, x], if any.
+        partners: for each annotated mask of each image, the number of the found one that it goes
+            with, or None.
     """
     shown = [_fitted(image.cpu().numpy()) for image in images]
     own = [range(len(masks_Myx)) for masks_Myx in found]
     rows = [[Cell(picture_SSc) for picture_SSc in shown], _drawn_row(shown, found, own)]
     if truth is not None:
-        pairs = zip(truth, found, strict=True)
-        rows.append(_drawn_row(shown, truth, [_partners(*pair) for pair in pairs]))
+        rows.append(_drawn_row(shown, truth, partners))
     margin = ["image", "found", "annotated"][: len(rows)]
     return save_grid(rows, path, side=SIDE, margin=margin)
 
@@ -64,10 +58,12 @@ def overlay(
     masks: Bool[Array, "M S S"],
     numbers: Sequence[int | None] | None = None,
 ) -> Float[Array, "S S 3"]:
-    """The picture in [0, 1] with the masks over it, and darker where there is none.
+    """Draws masks over a picture; pixels without a mask are darkened.
 
     Args:
-        numbers: of the colour of each mask in COLOURS, None for white; in turn where not given.
+        picture: RGB in [0, 1], float [S, S, 3].
+        masks: masks to draw, bool [M, S, S].
+        numbers: number of each mask's colour in COLOURS, or None for white; in order if not given.
     """
     bare_SS = ~np.logical_or.reduce(masks, axis=0)
     drawn_SSc = np.where(bare_SS[..., None] & masks.any(), OUTSIDE * picture, picture)
@@ -75,23 +71,13 @@ def overlay(
     for mask_SS, colour in zip(masks, colours, strict=True):
         tinted_SSc = (1 - TINT) * drawn_SSc + TINT * colour
         drawn_SSc = np.where(mask_SS[..., None], tinted_SSc, drawn_SSc)
-    # Lines last, so that no tint lies over them.
+    # lines last, to keep them free of tint
     for mask_SS, colour in zip(masks, colours, strict=True):
         dark_SS1 = _rim(mask_SS, 3)[..., None]
         drawn_SSc = np.where(dark_SS1, 0.35 * drawn_SSc, drawn_SSc)
         line_SS1 = (_rim(mask_SS, 2) | _box(mask_SS))[..., None]
         drawn_SSc = np.where(line_SS1, colour, drawn_SSc)
     return drawn_SSc
-
-
-def _partners(truth: Bool[Array, "_ y x"], found: Bool[Array, "_ y x"]) -> list[int | None]:
-    """For each annotated mask, the number of the found one with the largest overlap, if any."""
-    partners: list[int | None] = []
-    for mask in truth:
-        overlaps = [overlap(mask, other) for other in found]
-        best = int(np.argmax(overlaps)) if overlaps else 0
-        partners.append(best if overlaps and overlaps[best] > 0 else None)
-    return partners
 
 
 def _drawn_row(
@@ -107,8 +93,12 @@ def _drawn_row(
 
 
 def _fitted(image: Array, ground: float = GROUND) -> Float[Array, "S S 3"]:
-    """[C, y, x], uint8, uint16 or bool, as colours in [0, 1] that fit into a cell; beside it the
-    ground."""
+    """Returns an image as colours in [0, 1] that fit a square cell.
+
+    Args:
+        image: uint8, uint16 or bool [C, y, x].
+        ground: grey level beside an image that is not square.
+    """
     height, width = image.shape[1:]
     scale = SIDE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -124,13 +114,13 @@ def _fitted(image: Array, ground: float = GROUND) -> Float[Array, "S S 3"]:
 
 
 def _rim(mask_SS: Bool[Array, "S S"], width: int) -> Bool[Array, "S S"]:
-    """The outermost pixels of a mask, and as many around it."""
+    """Returns the outermost pixels of a mask and `width` - 1 pixels around it."""
     thick = ndimage.binary_dilation(mask_SS, iterations=width - 1)
     return thick & ~ndimage.binary_erosion(mask_SS, border_value=1) if mask_SS.any() else mask_SS
 
 
 def _box(mask_SS: Bool[Array, "S S"]) -> Bool[Array, "S S"]:
-    """A frame of one pixel around a mask."""
+    """Returns the bounding box of a mask, one pixel wide."""
     frame_SS = np.zeros_like(mask_SS)
     if mask_SS.any():
         ys, xs = np.flatnonzero(mask_SS.any(1)), np.flatnonzero(mask_SS.any(0))

@@ -1,13 +1,13 @@
-"""Detection and segmentation by COCO's rules: a folder in, predictions out, their precision.
+"""Object detection and segmentation by COCO's rules, class-agnostic, on a COCO-format folder.
 
-Class-agnostic, as CutLER (Wang et al. 2023) and others who find objects without labels report it:
-all categories count as one. The evaluator is pycocotools' COCOeval itself: IoU from 0.50 to 0.95,
-up to 100 predictions an image, crowds ignored.
+Class-agnostic means that all categories count as one, as CutLER (Wang et al. 2023) and other
+methods without labels report it. The evaluator is pycocotools' COCOeval itself: IoU from 0.50 to
+0.95, up to 100 predictions per image, crowds ignored.
 
-Scores. MaskCut has none; as its authors say (facebookresearch/CutLER issue 18), every mask gets 1.
+Scores: MaskCut has none; as its authors do (facebookresearch/CutLER issue 18), every mask gets 1.
 Among equal scores the evaluator's order is fixed: images by their id, and within an image the order
-of the file, which is the order in which masks were found. So the numbers are the same each time.
-AP depends on that order, which no method has chosen: another numbering of the images moves it.
+of the file, which is the order in which masks were found. The result is therefore reproducible, but
+AP depends on this arbitrary order: another numbering of the images changes it.
 
 Shape legend: M masks of an image · y, x its pixels.
 """
@@ -33,33 +33,32 @@ from vitrail.encoder import Encoder
 from vitrail.evals.patches.maskcut import MaskCut, Refine, segment
 
 Array = np.ndarray
-OBJECT = 1  # the one category of predictions
-MEASURES = {"AP": 0, "AP50": 1, "AP75": 2}  # where COCOeval's summary has them
+OBJECT = 1  # id of the only category
+MEASURES = {"AP": 0, "AP50": 1, "AP75": 2}  # positions in COCOeval's summary
 KINDS = {"box": "bbox", "mask": "segm"}
-NEEDED = ("id", "image_id", "bbox", "area", "iscrowd", "segmentation")  # of every object
-
-
-@dataclass(frozen=True)
-class CocoPlace:
-    """folder: that holds the rest, none where empty; annotations: a file, and images: a folder, in
-    it. COCO's own: annotations/instances_val2017.json and val2017."""
-
-    folder: str = ""
-    annotations: str = "annotations.json"
-    images: str = "images"
+NEEDED = ("id", "image_id", "bbox", "area", "iscrowd", "segmentation")  # fields of every object
 
 
 @dataclass(frozen=True)
 class CocoFolder:
-    """images: COCO's entries (id, file_name, width, height), by id; folder: where their files are;
-    truth: all that the annotation file holds."""
+    """An opened COCO-format data set.
+
+    Attributes:
+        folder: folder of the image files.
+        images: COCO's image entries (id, file_name, width, height), ordered by id.
+        truth: content of the annotation file.
+    """
 
     folder: Path
     images: list[dict[str, Any]]
     truth: dict[str, Any]
 
     def read(self, image: Mapping[str, Any], channels: int) -> UInt8[Tensor, "{channels} y x"]:
-        """Decodes one. Raises BadSampleError, also where its size is not the annotated one."""
+        """Decodes an image of the list `images`.
+
+        Raises:
+            BadSampleError: a file that cannot be decoded, or of another size than annotated.
+        """
         name = image["file_name"]
         pixels = decode_file(self.folder / name, channels, name)
         if tuple(pixels.shape[1:]) != (image["height"], image["width"]):
@@ -71,7 +70,7 @@ class CocoFolder:
         return pixels
 
     def first(self, count: int) -> "CocoFolder":
-        """The first `count` images and what is annotated in them."""
+        """Returns the first `count` images with their annotations."""
         images = self.images[:count]
         ids = {image["id"] for image in images}
         rows = [row for row in self.truth["annotations"] if row["image_id"] in ids]
@@ -82,16 +81,19 @@ class CocoFolder:
 def open_coco(
     root: str | Path, annotations: str = "annotations.json", images: str = "images"
 ) -> CocoFolder:
-    """A folder in COCO's format, such as `vitrail.data.tools.scenes.write_scenes` makes.
+    """Opens a folder in COCO's format, such as `vitrail.data.tools.scenes.write_scenes` makes.
 
     COCO itself: open_coco(DIR, "annotations/instances_val2017.json", "val2017").
 
     Args:
-        annotations, images: the file and the folder, within root.
+        root: folder of the data set.
+        annotations: annotation file within root.
+        images: image folder within root.
 
     Raises:
-        ValueError: no such file, one that is not COCO's "instances", no images in it, an object
-            that lacks what the evaluator needs, or an image name that leads out of the folder.
+        ValueError: no such file, a file not in COCO's "instances" format, no images in it, an
+            object without a field that the evaluator needs, or an image name that leads out of the
+            folder.
     """
     path = Path(root).expanduser() / annotations
     try:
@@ -126,7 +128,7 @@ def open_coco(
 
 
 def _fault(row: Mapping[str, Any]) -> str:
-    """What is wrong with an annotated object, or nothing."""
+    """Returns the fault of an annotated object; an empty string for a valid one."""
     if missing := [name for name in NEEDED if row.get(name) is None]:
         return f"no {', no '.join(missing)}"
     if not _are_numbers(row["bbox"], 4):
@@ -138,6 +140,7 @@ def _fault(row: Mapping[str, Any]) -> str:
 
 
 def _are_numbers(values: Any, least: int) -> bool:
+    """Returns true for a list of at least `least` numbers."""
     listed = isinstance(values, list) and len(values) >= least
     return listed and all(isinstance(value, (int, float)) for value in values)
 
@@ -149,9 +152,16 @@ def evaluate_maskcut(
     config: MaskCut | None = None,
     refine: Refine | None = None,
 ) -> dict[str, Any]:
-    """MaskCut on all images; writes the predictions to `out`, in COCO's results format.
+    """Runs MaskCut on all images, writes its predictions and measures their precision.
 
-    An image that cannot be read is passed over, counted, and its objects are missed.
+    An image that cannot be read is skipped and counted; its objects count as missed.
+
+    Args:
+        encoder: encoder with a token backbone.
+        coco: images and annotations.
+        out: path of the predictions, in COCO's results format.
+        config: settings of MaskCut; `MaskCut()` if None.
+        refine: refinement of each mask, if any.
 
     Returns:
         "box" and "mask": AP, AP50 and AP75, fractions in [0, 1]; "images", "unreadable" and
@@ -181,10 +191,12 @@ def evaluate_maskcut(
 def predictions(
     image_id: int, masks: Bool[Array, "M y x"], scores: Sequence[float] | None = None
 ) -> list[dict[str, Any]]:
-    """COCO's results of one image: masks as compressed run lengths, the boxes around them.
+    """Returns COCO's results of one image: masks as compressed run lengths, and their boxes.
 
     Args:
-        masks: none of them empty. scores: of each; 1 where not given.
+        image_id: COCO's id of the image.
+        masks: masks of the objects, bool [M, y, x], none empty.
+        scores: score of each mask; 1 if None.
     """
     code = _pycocotools("mask")
     scores = [1.0] * len(masks) if scores is None else scores
@@ -205,7 +217,7 @@ def predictions(
 
 
 def truth_masks(coco: CocoFolder, image: Mapping[str, Any]) -> Bool[Array, "M y x"]:
-    """The masks of an image's annotated objects, crowds left out, in the order of the file."""
+    """Returns the masks of an image's annotated objects without crowds, in the file's order."""
     rows = [row for row in coco.truth["annotations"] if row["image_id"] == image["id"]]
     rows = [row for row in rows if not row.get("iscrowd")]
     api = _as_coco({"images": [image], "annotations": rows})
@@ -216,14 +228,14 @@ def truth_masks(coco: CocoFolder, image: Mapping[str, Any]) -> Bool[Array, "M y 
 def average_precision(
     truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, float]]:
-    """Class-agnostic AP, AP50 and AP75 of "box" and "mask", as fractions in [0, 1].
+    """Computes class-agnostic AP, AP50 and AP75 of "box" and "mask", as fractions in [0, 1].
 
     Args:
-        truth: COCO's images, annotations and categories; the latter all count as one.
+        truth: COCO's images, annotations and categories; all categories count as one.
         found: predictions in COCO's results format, with `segmentation`, `bbox` and `score`.
 
     Raises:
-        ValueError: no object in the truth that counts, or predictions in an unknown image.
+        ValueError: no object in the truth but crowds, or a prediction in an unknown image.
     """
     if not any(not row.get("iscrowd") for row in truth["annotations"]):
         raise ValueError("coco: nothing is annotated, so there is no precision to measure")
@@ -231,16 +243,17 @@ def average_precision(
     unknown = [row["image_id"] for row in found if row["image_id"] not in ids]
     if unknown:
         raise ValueError(f"coco: a prediction is of image {unknown[0]}, which is not in the truth")
-    if not found:  # for which pycocotools has no form
+    if not found:  # pycocotools cannot load an empty list
         return {kind: dict.fromkeys(MEASURES, 0.0) for kind in KINDS}
     expected = _as_coco(truth)
-    # pycocotools adds fields to what it is given.
+    # a copy, as pycocotools adds fields to its argument
     with contextlib.redirect_stdout(io.StringIO()):
         results = expected.loadRes(deepcopy(_of_one_class(found)))
     return {kind: _summary(expected, results, iou) for kind, iou in KINDS.items()}
 
 
 def _summary(expected: Any, results: Any, kind: str) -> dict[str, float]:
+    """Runs COCOeval for "bbox" or "segm", without its prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = _pycocotools("cocoeval").COCOeval(expected, results, kind)
         evaluation.evaluate()
@@ -250,7 +263,7 @@ def _summary(expected: Any, results: Any, kind: str) -> dict[str, float]:
 
 
 def _as_coco(truth: Mapping[str, Any]) -> Any:
-    """pycocotools' index of the truth, all categories one."""
+    """Returns pycocotools' index of the truth, with a single category."""
     coco = _pycocotools("coco").COCO()
     coco.dataset = {
         "images": list(truth["images"]),
@@ -267,7 +280,11 @@ def _of_one_class(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _pycocotools(module: str) -> ModuleType:
-    """One of its modules. It is an extra, since it is compiled. Raises ValueError without it."""
+    """Returns a module of pycocotools, which is an optional dependency (it is compiled).
+
+    Raises:
+        ValueError: pycocotools is not installed.
+    """
     try:
         from pycocotools import coco, cocoeval, mask
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Saliency maps against the objects that people have marked: the protocol `jaccard`."""
+"""The protocol `jaccard`: overlap of thresholded saliency maps with annotated objects."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -12,9 +12,10 @@ from rich.table import Table
 from torch import Tensor
 
 from vitrail.data.contract import BadSampleError
+from vitrail.data.decode.colours import fill_no_range, in_colours
 from vitrail.encoder import Encoder
-from vitrail.evals.contract import Material
-from vitrail.evals.figures.grid import Cell, cell_side, fill_no_range, in_colours, save_grid
+from vitrail.evals.contract import Context
+from vitrail.evals.figures.grid import Cell, cell_side, save_grid
 from vitrail.evals.patches.saliency import (
     KEEP,
     mark,
@@ -29,9 +30,16 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Jaccard:
-    """Means over the images, in [0, 1]. heads: of each head's map; best_head: the number of the
-    best of these, from 0; best: its mean; best_per_image: of the head that is best for each image,
-    chosen by looking at the truth; average: of the map averaged over heads; images: how many."""
+    """Jaccard similarities as means over the images, in [0, 1].
+
+    Attributes:
+        heads: mean of each head's map.
+        best_head: number of the head with the highest mean, from 0.
+        best: mean of that head.
+        best_per_image: mean of the head that is best for each image, chosen by the annotation.
+        average: mean of the map averaged over heads.
+        images: number of images.
+    """
 
     heads: list[float]
     best_head: int
@@ -47,16 +55,20 @@ def saliency_jaccard(
     ignored: Iterable[Bool[Array, "_ _"]] | None = None,
     keep: float = KEEP,
 ) -> Jaccard:
-    """The Jaccard similarity of thresholded maps with the foreground, per image, then averaged.
+    """Computes the Jaccard similarity of thresholded maps and foreground, averaged over images.
 
     Args:
-        maps: >= 0, as `vitrail.evals.patches.saliency.token_maps` gives them.
-        masks: of each image: its foreground [y, x], at any size, seen whole as the maps are.
-        ignored: of each image: pixels that do not count, such as VOC's border of objects.
-        keep: share of a map's mass, in (0, 1].
+        maps: maps of 0 or more as `vitrail.evals.patches.saliency.token_maps` returns them, float
+            [B, h, H, W].
+        masks: foreground of each image, bool [y, x], of any size; it covers the same part of the
+            image as the maps.
+        ignored: pixels of each image that do not count, bool [y, x], such as VOC's borders of
+            objects; none if not given.
+        keep: share of a map's mass inside its threshold, in (0, 1].
 
     Raises:
-        ValueError: no maps, not as many masks as maps, sizes that differ, or no foreground.
+        ValueError: no maps, different numbers of masks and maps, sizes that differ, or no
+            foreground.
     """
     n, n_heads = maps.shape[:2]
     masks = list(masks)
@@ -90,7 +102,7 @@ def saliency_jaccard(
 
 
 def _nearest(mask: Bool[Array, "H W"], size: tuple[int, ...]) -> Bool[Array, "_ _"]:
-    """The patch in which the middle of each pixel lies."""
+    """Resizes a mask of patches: each pixel has the value of the patch that its centre is in."""
     rows, columns = (
         ((2 * np.arange(pixels) + 1) * patches // (2 * pixels)).astype(int)
         for pixels, patches in zip(size, mask.shape, strict=True)
@@ -98,37 +110,38 @@ def _nearest(mask: Bool[Array, "H W"], size: tuple[int, ...]) -> Bool[Array, "_ 
     return mask[np.ix_(rows, columns)]
 
 
-TOGETHER = 16  # images whose maps are held at once
+TOGETHER = 16  # images whose maps are in memory at a time
 
 Marked = tuple[Tensor, Bool[Array, "y x"], Bool[Array, "y x"]]
 
 
-def jaccard(m: Material) -> dict[str, Any]:
-    """Untrained and trained encoder on all test images with objects; figures/jaccard.png.
+def jaccard(context: Context) -> dict[str, Any]:
+    """Runs the protocol on the untrained and the trained encoder; writes figures/jaccard.png.
 
-    Images are seen whole, as squares of `image_size` pixels (the encoder's own size, or 480 as
-    published). "foreground" is the Jaccard similarity of marking everything. Images that cannot be
-    read, and those without an object, are left out and counted.
+    All test images with objects are used, resized to squares of `image_size` pixels (the encoder's
+    own size, or 480 as published). "foreground" is the Jaccard similarity of a mask of all pixels.
+    Images that cannot be read, and those without an object, are left out and counted.
 
     Raises:
-        ValueError: a backbone without tokens, data without masks, or none that can be used.
+        ValueError: a backbone without tokens, data without masks, or no image that can be used.
     """
-    token_backbone(m.encoder, "jaccard")
-    source = m.test.source
+    token_backbone(context.encoder, "jaccard")
+    source = context.test.source
     if not source.masked:
         raise ValueError(
             f"jaccard: {source.spec} has no masks of objects; name data that has by --data "
             "(voc:DIR, pets:DIR or coco:DIR)"
         )
-    side = whole_patches(m.encoder, m.settings.image_size or m.encoder.preprocess.size, "jaccard")
-    encoders = {"untrained": m.encoder.untrained(), "trained": m.encoder}
+    size = context.image_size or context.encoder.preprocess.size
+    side = whole_patches(context.encoder, size, "jaccard")
+    encoders = {"untrained": context.encoder.untrained(), "trained": context.encoder}
     parts: dict[str, list[Jaccard]] = {kind: [] for kind in encoders}
     shares: list[float] = []
-    total = len(m.test.index)
-    turn = np.argsort(m.chosen(total))  # of each row to be drawn, if its turn comes
+    total = len(context.test.index)
+    turn = np.argsort(context.chosen(total))  # of each row to be drawn, if its turn comes
     looked_at: dict[int, Marked] = {}
     for start in range(0, total, TOGETHER):
-        chunk = _chunk(m, range(start, min(start + TOGETHER, total)))
+        chunk = _chunk(context, range(start, min(start + TOGETHER, total)))
         if not chunk:
             continue
         images, masks, ignored = zip(*chunk.values(), strict=True)
@@ -137,14 +150,14 @@ def jaccard(m: Material) -> dict[str, Any]:
             maps = _maps(encoder, images, side)
             parts[kind].append(saliency_jaccard(maps, masks, ignored))
         looked_at |= {int(turn[row]): marked for row, marked in chunk.items()}
-        looked_at = dict(sorted(looked_at.items())[: m.settings.pictures])
+        looked_at = dict(sorted(looked_at.items())[: context.pictures])
     if not shares:
         raise ValueError(
             f"jaccard: {source.spec}: none of its {total} images has a mask of an object "
             "that can be read"
         )
     found = {kind: merged(of_kind) for kind, of_kind in parts.items()}
-    _figure(encoders, found, list(looked_at.values()), side, m.figures / "jaccard.png")
+    _figure(encoders, found, list(looked_at.values()), side, context.figures / "jaccard.png")
     numbers: dict[str, Any] = {kind: asdict(result) for kind, result in found.items()}
     for of_kind in numbers.values():
         del of_kind["images"]
@@ -153,7 +166,7 @@ def jaccard(m: Material) -> dict[str, Any]:
 
 
 def merged(parts: list[Jaccard]) -> Jaccard:
-    """The means over all images, from those over some of them."""
+    """Combines the means over parts of the images to means over all."""
     counts = np.array([part.images for part in parts])
 
     def mean(values: list[Any]) -> Any:
@@ -172,7 +185,7 @@ def merged(parts: list[Jaccard]) -> Jaccard:
 
 
 def jaccard_table(numbers: dict[str, Any]) -> Table:
-    """For a terminal, in percent."""
+    """Returns the results as a table for the terminal, in percent."""
     title = f"Jaccard of what {KEEP:.0%} of the saliency lies in, %, {numbers['images']} images"
     everything = 100 * numbers["foreground"]
     table = Table(title=f"{title} (everything: {everything:.1f})", title_justify="left")
@@ -187,13 +200,13 @@ def jaccard_table(numbers: dict[str, Any]) -> Table:
     return table
 
 
-def _chunk(m: Material, rows: range) -> dict[int, Marked]:
-    """row -> image, foreground and ignored pixels, of those that can be used."""
+def _chunk(context: Context, rows: range) -> dict[int, Marked]:
+    """Returns image, foreground and ignored pixels for each row that can be used."""
     found: dict[int, Marked] = {}
     for row in rows:
-        index = int(m.test.index[row])
+        index = int(context.test.index[row])
         try:
-            image, mask = m.test.source.read(index).image, m.test.source.mask(index)
+            image, mask = context.test.source.read(index).image, context.test.source.mask(index)
         except BadSampleError:
             continue
         if mask is None or mask.foreground.shape != image.shape[1:]:
@@ -205,6 +218,7 @@ def _chunk(m: Material, rows: range) -> dict[int, Marked]:
 
 
 def _maps(encoder: Encoder, images: tuple[Tensor, ...], side: int) -> Array:
+    """Returns the saliency maps of images resized to squares of `side` pixels."""
     pixels = [encoder.preprocess.stretched(image, (side, side)) for image in images]
     return pixel_maps(encoder, torch.stack(pixels), "jaccard")
 
@@ -216,7 +230,7 @@ def _figure(
     side: int,
     path: Path,
 ) -> Path:
-    """A column an image: it, its objects, and what the best head of each encoder looks at."""
+    """Writes a column per image: the image, its objects, and each encoder's best head's mask."""
     images = tuple(image for image, _, _ in looked_at)
     maps = {kind: _maps(encoder, images, side) for kind, encoder in encoders.items()}
     own = encoders["trained"].preprocess
@@ -240,5 +254,5 @@ def _figure(
 
 
 def _middles(length: int, side: int) -> Array:
-    """The pixel of `length` that the middle of each of `side` lies in."""
+    """Returns, for each of `side` pixels, the pixel of `length` that its centre is in."""
     return (2 * np.arange(side) + 1) * length // (2 * side)

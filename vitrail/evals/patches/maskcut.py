@@ -1,4 +1,4 @@
-"""MaskCut: several objects of an image, one normalised cut after the other. No training, no labels.
+"""MaskCut: finds objects of an image by successive normalised cuts, without training or labels.
 
 Source: Wang et al. 2023 (CutLER, arXiv:2301.11320), section 3.2; facebookresearch/CutLER cca0a27,
 `maskcut/maskcut.py`. Departures:
@@ -6,20 +6,22 @@ Source: Wang et al. 2023 (CutLER, arXiv:2301.11320), section 3.2; facebookresear
 - The sign of an eigenvector is arbitrary, and the published test of the corners depends on it: here
   the entry of largest magnitude, the seed, is made positive first. Of entries that are equal to
   1e-6 (patches of a graph in separate parts), the first is the seed.
-- A pass that finds nothing new ends the search: it would have left the graph as it was, and all
-  later passes would have found the same.
-- Masks that cover at most 1 % of the patches are dropped by what earlier masks have left of them;
-  published is by what they were before. An image whose patches are all alike has none.
-- Masks are brought to the image's own size by their value at half, published by any overlap.
+- The search ends at the first pass without a new mask: such a pass leaves the graph unchanged, so
+  all later passes would find the same.
+- Masks that cover at most 1 % of the patches after removal of earlier masks are dropped; the
+  published code applies this limit before removal. An image of identical patches has no mask.
+- Masks are resized to the image's own size and thresholded at one half; the published code includes
+  every pixel with any overlap.
 
-The refinement (published: a dense CRF, and holes filled) is an argument.
+The refinement (published: a dense CRF and filled holes) is an argument.
 
 Shape legend: H×W patches · n = H·W · D features · M masks of an image · C channels · S pixels a
-side of what the backbone sees · y, x pixels of the image.
+side of the backbone's input · y, x pixels of the image.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -32,24 +34,31 @@ from torch.nn import functional as F
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.data.views.apply import full_precision
 from vitrail.encoder import Encoder, evaluating
+from vitrail.evals.contract import Context
+from vitrail.evals.figures.overlays import overlays_figure
 from vitrail.evals.patches.normalised_cut import Eigenvector, peak, second_eigenvector
 from vitrail.evals.patches.saliency import token_backbone
 
 Array = np.ndarray
 Solve = Callable[[Tensor], Eigenvector]
-# From an image, uint8 [S, S, C], and one mask of it, bool [S, S], to a better mask [S, S].
+# (image uint8 [S, S, C], mask bool [S, S]) -> refined mask [S, S]
 Refine = Callable[[Array, Array], Array]
 
-SAME = 0.5  # IoU with the mask before, above which a mask is not new
-LEAST_AREA = 0.01  # of the patches
-LEAST_KEPT = 0.5  # IoU of a mask before and after its refinement
-ALIKE = 1 - 1e-9  # the second eigenvalue from which a graph has no cut
+SAME = 0.5  # IoU with the previous mask above which a mask is not new
+LEAST_AREA = 0.01  # share of the patches above which a mask counts
+LEAST_KEPT = 0.5  # IoU of a mask with its refinement below which it is dropped
+ALIKE = 1 - 1e-9  # second eigenvalue from which on a graph has no cut
 
 
 @dataclass(frozen=True)
 class MaskCut:
-    """tau: cosine above which two patches are connected; masks: at most, of an image (the N of the
-    paper); size: pixels a side to which images are resized, rounded down to whole patches."""
+    """Settings of MaskCut; the defaults are the published values.
+
+    Attributes:
+        tau: cosine similarity above which two patches are connected, in [0, 1).
+        masks: largest number of masks of an image, at least 1 (N in the paper).
+        size: pixels a side to which images are resized, rounded down to whole patches.
+    """
 
     tau: float = 0.15
     masks: int = 3
@@ -64,18 +73,44 @@ class MaskCut:
             raise ValueError(f"maskcut: size is {self.size} pixels; it must be at least 1")
 
 
+def draw_maskcut(context: Context, config: MaskCut) -> None:
+    """Draws figures/maskcut.png, of a few test images."""
+    images = context.images(context.pictures)
+    maskcut_figure(context.encoder, images, context.figures / "maskcut.png", config)
+
+
+def maskcut_figure(
+    encoder: Encoder,
+    images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
+    path: Path,
+    config: MaskCut | None = None,
+) -> Path:
+    """Writes a PNG with a column per image: the image, and the objects that MaskCut finds in it.
+
+    Raises:
+        ValueError: as `segment`.
+    """
+    return overlays_figure(images, segment(encoder, images, config), path)
+
+
 def segment(
     encoder: Encoder,
     images: Sequence[UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]],
     config: MaskCut | None = None,
     refine: Refine | None = None,
 ) -> list[Bool[Array, "_ _ _"]]:
-    """The objects of each image: boolean masks [M, y, x] at its own size, M from 0 to
-    `config.masks`, disjoint before they are refined, in the order in which they were found.
+    """Finds the objects of each image.
 
     Args:
-        images: with the encoder's channels, of any sizes.
-        refine: may sharpen masks; a mask that it changes beyond recognition is dropped.
+        encoder: encoder with a token backbone.
+        images: images with the encoder's channels, of any sizes.
+        config: settings; `MaskCut()` if None.
+        refine: refinement of each mask; a mask whose IoU with its refinement is below 0.5 is
+            dropped.
+
+    Returns:
+        for each image masks at its own size, bool [M, y, x], with M from 0 to `config.masks`, in
+        the order in which they were found; disjoint before refinement.
 
     Raises:
         ValueError: a backbone without tokens, or a size that holds fewer than two patches a side.
@@ -96,7 +131,17 @@ def image_keys(
     image: UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"],
     size: int,
 ) -> tuple[Float[Tensor, "H W D"], UInt8[Array, "S S C"]]:
-    """The last layer's keys of an image made square, and what the backbone saw, in 8 bits."""
+    """Returns the last layer's keys of an image resized to a square, and that square in 8 bits.
+
+    Args:
+        encoder: encoder of the backbone.
+        backbone: the encoder's token backbone.
+        image: image with the encoder's channels.
+        size: pixels a side, rounded down to whole patches.
+
+    Raises:
+        ValueError: fewer than two patches a side, or another number of channels.
+    """
     side = size // backbone.patch_size * backbone.patch_size
     if side < 2 * backbone.patch_size:
         raise ValueError(
@@ -108,7 +153,7 @@ def image_keys(
             f"maskcut: an image has {image.shape[0]} channels, the encoder {encoder.channels}; "
             f"open the images with channels={encoder.channels}"
         )
-    # Pillow resizes 8 bits and floats.
+    # Pillow resizes 8-bit and float images only
     white = torch.iinfo(image.dtype).max
     arrays = [plane.cpu().numpy() for plane in (image if white == 255 else image.float())]
     resized = [
@@ -117,7 +162,7 @@ def image_keys(
     ]
     resized_SSC = np.stack(resized, -1)
     pixels_CSS = torch.from_numpy(resized_SSC).permute(2, 0, 1).to(encoder.device).float() / white
-    pixels_CSS = pixels_CSS.clamp(0, 1)  # as 8 bits have been
+    pixels_CSS = pixels_CSS.clamp(0, 1)  # Pillow clips 8-bit images, but not float ones
     seen_SSC = (255 * pixels_CSS).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     mean, std = (
         torch.tensor(values, device=encoder.device)[:, None, None]
@@ -131,11 +176,17 @@ def image_keys(
 def discover(
     keys: Float[Tensor, "H W D"], tau: float, masks: int, solve: Solve = second_eigenvector
 ) -> Bool[Array, "M H W"]:
-    """MaskCut on the patch grid: at most `masks` disjoint sets of patches, each connected unless
-    an earlier one took a part of it. A pure function of the keys.
+    """Runs MaskCut on the patch grid; a pure function of the keys.
 
     Args:
-        solve: the eigenvector of a boolean graph [n, n].
+        keys: keys of the patches, float [H, W, D].
+        tau: cosine similarity above which two patches are connected.
+        masks: largest number of masks.
+        solve: solver for the second eigenvector of a boolean graph [n, n].
+
+    Returns:
+        disjoint masks of patches, bool [M, H, W]; each is connected, unless an earlier mask took a
+        part of it.
 
     Raises:
         ValueError: fewer than 4 patches.
@@ -158,14 +209,14 @@ def discover(
         found.append(left_HW)
         taken_HW |= object_HW
         before_HW = object_HW
-        # As if the features of what is taken were zero: they are like nothing, not even themselves.
+        # equal to zero features for taken patches: similar to nothing, not even to themselves
         free_n = ~torch.from_numpy(taken_HW.ravel()).to(graph_nn.device)
         graph_nn = graph_nn & free_n & free_n[:, None]
     return np.stack(found) if found else np.zeros((0, height, width), dtype=bool)
 
 
 def similar(keys: Float[Tensor, "H W D"], tau: float) -> Bool[Tensor, "n n"]:
-    """Which patches' keys have a cosine above tau. Symmetric, whatever the rounding."""
+    """Returns the pairs of patches whose keys have a cosine above tau; exactly symmetric."""
     unit_nD = F.normalize(keys.flatten(0, 1).float(), dim=-1)
     with full_precision(keys.device):
         above_nn = unit_nD @ unit_nD.T > tau
@@ -173,11 +224,13 @@ def similar(keys: Float[Tensor, "H W D"], tau: float) -> Bool[Tensor, "n n"]:
 
 
 def foreground(vector: Float[Tensor, "H W"]) -> Bool[Array, "H W"]:
-    """The object in a cut: the side of the seed, unless three of the picture's corners lie on it;
-    of that side, the part that hangs together with its peak (by edges of patches).
+    """Returns the object of a cut.
+
+    It is the side of the seed, or the other side if the seed's has three of the image's corners;
+    of that side, the part connected to its peak (by edges of patches).
 
     Args:
-        vector: with its entry of largest magnitude positive.
+        vector: eigenvector as a map [H, W], with its entry of largest magnitude positive.
     """
     sides_HW = (vector > vector.mean()).cpu().numpy()
     seed = peak(vector.flatten())
@@ -195,7 +248,17 @@ def to_image(
     size: Sequence[int],
     refine: Refine | None = None,
 ) -> Bool[Array, "m y x"]:
-    """Masks of patches as masks of the image of the given size [y, x]; empty ones are dropped."""
+    """Resizes masks of patches to masks of the image; empty ones are dropped.
+
+    Args:
+        masks: masks of patches, bool [M, H, W].
+        seen: backbone's input in 8 bits, uint8 [S, S, C].
+        size: height and width of the image in pixels.
+        refine: refinement of each mask, if any.
+
+    Returns:
+        masks of the image, bool [m, y, x], with m at most M.
+    """
     patch = seen.shape[0] // masks.shape[1]
     pixels: list[Array] = []
     for mask_HW in masks:
@@ -205,13 +268,14 @@ def to_image(
         drawn = Image.fromarray(mask_SS.astype(np.float32))
         half = drawn.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         pixels.append(np.asarray(half) >= 0.5)
-    kept = [mask for mask in pixels if mask.any()]
-    return np.stack(kept) if kept else np.zeros((0, *size), dtype=bool)
+    nonempty = [mask for mask in pixels if mask.any()]
+    return np.stack(nonempty) if nonempty else np.zeros((0, *size), dtype=bool)
 
 
 def _refined(
     mask_SS: Bool[Array, "S S"], seen_SSC: UInt8[Array, "S S C"], refine: Refine
 ) -> Bool[Array, "S S"]:
+    """Returns the refined mask with its holes filled; empty if it changed too much."""
     refined_SS = ndimage.binary_fill_holes(refine(seen_SSC, mask_SS))
     if overlap(mask_SS, refined_SS) < LEAST_KEPT:
         return np.zeros_like(mask_SS)
@@ -219,5 +283,5 @@ def _refined(
 
 
 def overlap(one: Bool[Array, "*size"], other: Bool[Array, "*size"]) -> float:
-    """Intersection over union; 0 where both are empty."""
+    """Returns the intersection over union of two masks; 0 if both are empty."""
     return float((one & other).sum() / max(int((one | other).sum()), 1))

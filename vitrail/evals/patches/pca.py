@@ -1,8 +1,8 @@
-"""What the encoder tells apart: principal components of the patch features of several images.
+"""Principal components of the patch features of several images, drawn as colours.
 
 Source: Oquab et al. 2023 (DINOv2, arXiv:2304.07193), figure 1: the first component separates the
 foreground, the next three are its colours. Departures: one PCA, not a second one of the foreground;
-the threshold is Otsu's, and "foreground" is the side of it that the pictures' borders are not on.
+the threshold is Otsu's, and "foreground" is the side of it with less of the images' borders.
 
 Shape legend: N images · H×W patches · D features.
 """
@@ -17,25 +17,55 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from vitrail.encoder import Encoder, evaluating
+from vitrail.evals.contract import Context
 from vitrail.evals.features import shown
 from vitrail.evals.figures.grid import Cell, cell_side, enlarge, save_grid, upsample
-from vitrail.evals.patches.saliency import OUTSIDE
+from vitrail.evals.patches.saliency import OUTSIDE, at_size
 
 Array = np.ndarray
+PARTS_CLASSES, PARTS_EACH = 4, 4  # columns and rows of the picture of parts
+
+
+def draw_pca(context: Context) -> None:
+    """Draws figures/pca.png."""
+    encoder = at_size(context.encoder, context.image_size, "pca")
+    pca_figure(encoder, context.images(context.pictures), context.figures / "pca.png")
+
+
+def draw_parts(context: Context) -> None:
+    """Draws figures/parts.png, of images of a few classes."""
+    encoder = at_size(context.encoder, context.image_size, "parts")
+    groups = context.by_class(PARTS_CLASSES, PARTS_EACH)
+    parts_figure(encoder, groups, context.figures / "parts.png")
 
 
 @dataclass(frozen=True)
 class PatchComponents:
-    """first: the first component in [0, 1], high in the foreground; colours: the next three."""
+    """The four leading principal components of the patch features of N images.
+
+    Attributes:
+        first: first component scaled to [0, 1], high in the foreground, float [N, H, W].
+        foreground: patches above Otsu's threshold of the first component, bool [N, H, W].
+        colours: second to fourth component, scaled and clipped to [0, 1], float [N, H, W, 3].
+        explained: share of the variance of each component, float [4].
+    """
 
     first: Float[Array, "N H W"]
     foreground: Bool[Array, "N H W"]
     colours: Float[Array, "N H W 3"]
-    explained: Float[Array, " 4"]  # shares of the variance
+    explained: Float[Array, " 4"]
 
 
 def patch_features(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "N H W D"]:
-    """The patch features of uint8 images [C, H, W]. ValueError if the backbone has none."""
+    """Returns the patch features of images.
+
+    Args:
+        encoder: encoder with patch features.
+        images: uint8 [C, y, x] with the encoder's channels.
+
+    Raises:
+        ValueError: a backbone without patch features.
+    """
     with evaluating(encoder.backbone):
         patches = encoder.backbone(encoder.preprocess(images).to(encoder.device)).patches
     if patches is None:
@@ -47,7 +77,12 @@ def patch_features(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "N 
 
 
 def patch_components(patches: Float32[Array, "N H W D"]) -> PatchComponents:
-    """The four leading components of all patches together; a pure function of the features.
+    """Computes the four leading components of all patches together.
+
+    A pure function of the features.
+
+    Args:
+        patches: patch features of N images, float32 [N, H, W, D].
 
     Raises:
         ValueError: fewer than 4 patches or features.
@@ -58,9 +93,9 @@ def patch_components(patches: Float32[Array, "N H W D"]) -> PatchComponents:
         raise ValueError(
             f"pca: {len(rows)} patches of {d} features; four components need 4 of each"
         )
-    with np.errstate(invalid="ignore"):  # shares of no variance at all are 0 / 0
+    with np.errstate(invalid="ignore"):  # constant features: shares of the variance are 0 / 0
         pca = PCA(4, svd_solver="full").fit(rows)
-    # A component's sign is arbitrary: its largest entry is positive.
+    # the sign of a component is arbitrary: its largest entry is made positive
     largest = np.abs(pca.components_).argmax(axis=1)
     signs = np.sign(pca.components_[np.arange(4), largest])
     projected = (pca.transform(rows) * signs).reshape(n, height, width, 4)
@@ -82,9 +117,13 @@ def patch_components(patches: Float32[Array, "N H W D"]) -> PatchComponents:
 
 
 def otsu(values: Float[Array, "..."], bins: int = 256) -> float:
-    """The threshold that splits values into the two classes of largest between-class variance.
+    """Returns the threshold that splits values with the largest between-class variance.
 
-    Source: Otsu 1979, eq. 18. Of equal ones, the middle.
+    Source: Otsu 1979, eq. 18. Of equal thresholds, the middle one.
+
+    Args:
+        values: numbers of any shape.
+        bins: bins of the histogram whose edges are the candidates.
     """
     counts, edges = np.histogram(values, bins)
     centres = (edges[:-1] + edges[1:]) / 2
@@ -99,8 +138,11 @@ def otsu(values: Float[Array, "..."], bins: int = 256) -> float:
 
 
 def pca_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
-    """A PNG, a column an image: the image, the first component, the foreground that it gives, and
-    in that the next three components as red, green and blue. All are of one PCA of all images."""
+    """Writes a PNG with a column per image, from one PCA of all images.
+
+    A column shows the image, the first component, the foreground by its threshold, and within the
+    foreground the next three components as red, green and blue.
+    """
     components = patch_components(patch_features(encoder, images))
     side = cell_side(encoder.preprocess.size)
     colour_map = matplotlib.colormaps["viridis"]
@@ -116,8 +158,16 @@ def pca_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
 
 
 def parts_figure(encoder: Encoder, groups: dict[str, list[Tensor]], path: Path) -> Path:
-    """A PNG, two columns a group of as many images: the images, and beside each its parts, coloured
-    by a PCA of the group alone. Like parts of the group have like colours (DINOv2, figure 1)."""
+    """Writes a PNG with two columns per group: the images, and beside each its coloured parts.
+
+    The colours are components of a PCA of the group alone, so similar parts within a group have
+    similar colours (DINOv2, figure 1).
+
+    Args:
+        encoder: encoder with patch features.
+        groups: images of each group by name, the same number in each.
+        path: path of the PNG, returned.
+    """
     side = cell_side(encoder.preprocess.size)
     columns: list[list[Cell]] = []
     titles = []
@@ -131,7 +181,7 @@ def parts_figure(encoder: Encoder, groups: dict[str, list[Tensor]], path: Path) 
 
 
 def _parts(components: PatchComponents, n: int, side: int) -> tuple[Array, Array]:
-    """(the foreground of image n, [side, side, 1], and the colours in it)."""
+    """Returns the foreground of image n, bool [side, side, 1], and its colours [side, side, 3]."""
     channels = [upsample(components.colours[n, ..., c], side) for c in range(3)]
     inside = upsample(components.foreground[n].astype(np.float32), side)[..., None] > 0.5
     return inside, np.where(inside, np.clip(np.stack(channels, -1), 0, 1), 0.12)

@@ -1,6 +1,6 @@
-"""What the encoder looks at: the last layer's token maps, averaged over heads and one by one.
+"""Saliency maps: the last layer's token maps, averaged over heads and head by head.
 
-Source: Caron et al. 2021 (DINO), figures 1 and 3; the mask that keeps 60 % of the mass is theirs
+Source: Caron et al. 2021 (DINO), figures 1 and 3; the mask of 60 % of the mass is also theirs
 (section 4.2.2, `visualize_attention.py`). Departure: maps are upsampled smoothly, not in blocks.
 
 Shape legend: N images · h heads · H×W patches · S pixels a side.
@@ -15,18 +15,27 @@ from torch import Tensor
 
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.encoder import Encoder, evaluating
+from vitrail.evals.contract import Context
 from vitrail.evals.features import shown
 from vitrail.evals.figures.grid import Cell, cell_side, heat, save_grid
 
 Array = np.ndarray
 
-KEEP = 0.6  # of the mass of a map
-MAX_HEADS = 6  # drawn
-OUTSIDE = 0.3  # of the brightness, where a map does not look
+KEEP = 0.6  # share of a map's mass inside the mask
+MAX_HEADS = 6  # heads drawn at most
+OUTSIDE = 0.3  # brightness outside the mask, as a share
 
 
 def token_backbone(encoder: Encoder, protocol: str) -> TokenBackbone:
-    """The encoder's backbone, if it has tokens. Raises ValueError, naming it, if not."""
+    """Returns the encoder's backbone, which must have tokens.
+
+    Args:
+        encoder: any encoder.
+        protocol: name of the protocol, for the message.
+
+    Raises:
+        ValueError: a backbone without tokens.
+    """
     if not isinstance(encoder.backbone, TokenBackbone):
         name = encoder.description()["backbone"] or type(encoder.backbone).__name__
         raise ValueError(
@@ -37,10 +46,13 @@ def token_backbone(encoder: Encoder, protocol: str) -> TokenBackbone:
 
 
 def whole_patches(encoder: Encoder, size: int, protocol: str) -> int:
-    """A size in pixels rounded down to whole patches.
+    """Returns a size in pixels, rounded down to whole patches.
 
-    Backbones with tokens take images of any such size: they resample their positions, or compute
-    them. Raises ValueError for others, and for a size below one patch.
+    Backbones with tokens accept images of any such size: they resample or compute their position
+    embeddings.
+
+    Raises:
+        ValueError: a backbone without tokens, or a size below one patch.
     """
     patch = token_backbone(encoder, protocol).patch_size
     if size < patch:
@@ -52,9 +64,12 @@ def whole_patches(encoder: Encoder, size: int, protocol: str) -> int:
 
 
 def at_size(encoder: Encoder, size: int | None, protocol: str) -> Encoder:
-    """The same encoder, looking at images of `size` pixels a side; None is its own.
+    """Returns the encoder with preprocessing for images of another size; the crop stays the same.
 
-    The part of the image that it sees stays the same.
+    Args:
+        encoder: encoder with a token backbone.
+        size: pixels a side, rounded down to whole patches; None returns the encoder as it is.
+        protocol: name of the protocol, for the message.
     """
     if size is None:
         return encoder
@@ -64,10 +79,11 @@ def at_size(encoder: Encoder, size: int | None, protocol: str) -> Encoder:
 
 
 def token_maps(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "N h H W"]:
-    """The last layer's map of every head, each summing to 1 over the patches.
+    """Returns the last layer's map of each head; each map sums to 1 over the patches.
 
     Args:
-        images: uint8 [C, H, W] with the encoder's channels.
+        encoder: encoder with a token backbone.
+        images: uint8 [C, y, x] with the encoder's channels.
 
     Raises:
         ValueError: a backbone without tokens.
@@ -78,7 +94,7 @@ def token_maps(encoder: Encoder, images: list[Tensor]) -> Float32[Array, "N h H 
 def pixel_maps(
     encoder: Encoder, pixels: Float[Tensor, "N C S s"], protocol: str = "saliency"
 ) -> Float32[Array, "N h H W"]:
-    """`token_maps` of preprocessed images, whose sides are whole patches."""
+    """Returns `token_maps` of preprocessed images whose sides are whole patches."""
     backbone = token_backbone(encoder, protocol)
     with evaluating(backbone):
         maps_NhHW = backbone.token_maps(pixels.to(encoder.device))
@@ -87,21 +103,30 @@ def pixel_maps(
 
 
 def mass_mask(values: Float[Array, "H W"], keep: float = KEEP) -> Bool[Array, "H W"]:
-    """The fewest patches, largest first, that hold at least `keep` of the mass; ties by position.
+    """Returns the fewest patches, largest first, that hold at least `keep` of the mass.
+
+    Ties are ordered by position.
 
     Args:
-        values: >= 0. keep: in (0, 1].
+        values: map, float [H, W], each value 0 or more.
+        keep: share of the mass, in (0, 1].
     """
     order = np.argsort(-values, axis=None, kind="stable")
     before = np.concatenate([[0.0], np.cumsum(values.ravel()[order], dtype=np.float64)[:-1]])
     mask = np.zeros(values.size, dtype=bool)
-    # The margin absorbs rounding: a patch that exactly reached the share is the last.
+    # the margin absorbs rounding: the patch that exactly reaches the share must be the last
     mask[order] = before < keep * values.sum(dtype=np.float64) * (1 - 1e-6)
     return mask.reshape(values.shape)
 
 
+def draw_saliency(context: Context) -> None:
+    """Draws figures/saliency.png."""
+    encoder = at_size(context.encoder, context.image_size, "saliency")
+    saliency_figure(encoder, context.images(context.pictures), context.figures / "saliency.png")
+
+
 def saliency_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
-    """A PNG, a column an image: the image, average map, patches with 60 % of it, heads."""
+    """Writes a PNG with a column per image: image, average map, its 60 % mask, and head maps."""
     maps_NhHW = token_maps(encoder, images)
     side = cell_side(encoder.preprocess.size)
     heads = range(min(maps_NhHW.shape[1], MAX_HEADS))
@@ -119,10 +144,12 @@ def saliency_figure(encoder: Encoder, images: list[Tensor], path: Path) -> Path:
 def mark(
     image: Float[Array, "S s c"], mask: Bool[Array, "H W"], tint: float = 0.4
 ) -> Float[Array, "S s colours"]:
-    """The image in [0, 1], tinted within the mask and darker without.
+    """Returns the image tinted inside the mask and darker outside.
 
     Args:
-        mask: of patches, or of pixels; its sides divide the image's. tint: its share, in [0, 1].
+        image: grey or RGB in [0, 1], float [S, s, c].
+        mask: mask of patches or pixels, bool [H, W]; its sides divide the image's.
+        tint: share of the tint's colour inside the mask, in [0, 1].
     """
     height, width = (a // b for a, b in zip(image.shape[:2], mask.shape, strict=True))
     inside = np.kron(mask, np.ones((height, width)))[..., None]

@@ -1,8 +1,8 @@
-"""Where the encoder looks in a moving picture: its last layer's map, beside every frame.
+"""Saliency video: an animation of each frame beside the last layer's map of it.
 
 Source: the videos of Caron et al. 2021 (DINO) and `video_generation.py` of facebookresearch/dino at
-7c446df. Departures: frames are resized to whole patches, not cut to them; the mask of 60 % of the
-mass is drawn too; the brightness of maps has a memory, so that it does not flicker.
+7c446df. Departures: frames are resized to whole patches, not cropped; the mask of 60 % of the mass
+is drawn too; the brightness of maps is scaled by a decaying maximum over frames, to avoid flicker.
 
 Shape legend: h heads · H×W patches · S, s height, width in pixels · C channels.
 """
@@ -32,19 +32,25 @@ from vitrail.evals.patches.saliency import (
 Array = np.ndarray
 
 FORMATS = (".gif", ".webp")
-MAX_PIXELS = 2**28  # drawn in all: Pillow holds an animation while it writes it, as RGB 0.8 GB
+MAX_PIXELS = 2**28  # of the whole animation, which Pillow keeps in memory: 0.8 GB as RGB
 MAX_PATCHES = 16384  # of a frame: 1024 × 1024 pixels at a patch of 8
 FPS = 12.5
-LEAST_SIDE = 240  # pixels: smaller frames are drawn larger
+LEAST_SIDE = 240  # pixels; smaller frames are enlarged
 GAP = 8  # pixels between the three pictures
 MAP_COLOURS = 96  # of a GIF's 256
-MEMORY = 0.9  # of the brightest value, a frame
+BRIGHTNESS_DECAY = 0.9  # per frame, of the value that is drawn brightest
 
 
 @dataclass(frozen=True)
 class Written:
-    """path: of the animation; frames: drawn; skipped: (name, reason) of frames that were not;
-    cut: frames after these were not looked at, as the animation reached MAX_PIXELS."""
+    """The result of `saliency_video`.
+
+    Attributes:
+        path: path of the animation.
+        frames: number of frames drawn.
+        skipped: (name, reason) of each frame that was not drawn.
+        cut: true if the animation reached MAX_PIXELS, and later frames were not read.
+    """
 
     path: Path
     frames: int
@@ -64,18 +70,23 @@ def saliency_video(
 ) -> Written:
     """Writes an animation: each frame, its map, and the patches that hold 60 % of the map's mass.
 
-    Frames are seen whole. A frame that cannot be used, or whose shape is not the first's, is
-    skipped and named.
+    Frames are not cropped. A frame that cannot be used, or whose shape differs from the first, is
+    skipped and listed.
 
     Args:
-        path: a run folder, or weights. frames: a folder of images or an animated file (`Frames`).
-        out: FILE.gif or FILE.webp. size: pixels of a frame's short side, rounded down to whole
-            patches; the encoder's own where not given. head: from 1; the average where not given.
-        fps: frames a second; what the file says of its first where not given, else 12.5.
+        path: a run folder, or a file of weights.
+        frames: a folder of images or an animated file (`Frames`).
+        out: FILE.gif or FILE.webp.
+        size: pixels of a frame's short side, rounded down to whole patches; None for the
+            encoder's own.
+        head: number of the head, from 1; None for the average over heads.
+        fps: frames per second, above 0 and at most 100; None for the rate of the file, or 12.5 if
+            it has none.
+        device: torch device of the encoder.
 
     Raises:
-        ValueError: another suffix, a backbone without tokens, a head that it has not, frames that
-            are too long for their width, or none that can be read.
+        ValueError: another suffix, a backbone without tokens, a head that does not exist, frames
+            with too many patches, or no frame that can be read.
     """
     out = Path(out)
     if out.suffix.lower() not in FORMATS:
@@ -87,7 +98,7 @@ def saliency_video(
     source = Frames(frames, encoder.channels)
     drawing = _Drawing(encoder, side, head)
     source = Frames(frames, encoder.channels)
-    pictures = drawing.of(source)
+    pictures = drawing.sheets(source)
     first = next(pictures, None)
     if first is None:
         bad = source.bad + drawing.skipped
@@ -101,19 +112,32 @@ def saliency_video(
 
 @dataclass
 class _Drawing:
-    """Frames to pictures, one at a time, and what is known of them so far."""
+    """Draws frames one at a time, with the state that later frames depend on.
+
+    Attributes:
+        encoder: encoder with a token backbone.
+        side: pixels of a frame's short side, whole patches.
+        head: number of the head to draw, from 1; None for the average.
+        drawn: number of frames drawn.
+        cut: true once MAX_PIXELS is reached.
+        duration: duration of the first frame in ms, if known.
+        skipped: (name, reason) of each frame that was not drawn.
+        shape: height and width of the first frame in pixels.
+        brightest: decaying maximum of the maps.
+    """
 
     encoder: Encoder
-    side: int  # of a frame's short side, in whole patches
+    side: int
     head: int | None
     drawn: int = 0
     cut: bool = False
-    duration: float | None = None  # of the first frame, in ms
+    duration: float | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    shape: tuple[int, ...] = ()  # of the first frame
-    brightest: float = 0.0  # value of the maps, of late
+    shape: tuple[int, ...] = ()
+    brightest: float = 0.0
 
-    def of(self, frames: Frames) -> Iterator[Image.Image]:
+    def sheets(self, frames: Frames) -> Iterator[Image.Image]:
+        """Yields a picture of each usable frame, up to MAX_PIXELS in all."""
         pixels = 0
         for frame in frames:
             if pixels > MAX_PIXELS:
@@ -126,7 +150,7 @@ class _Drawing:
                 yield picture
 
     def _fits(self, frame: Frame) -> bool:
-        """Whether its shape is that of the others; the first one's is that to be."""
+        """Returns true if the frame has the first frame's shape and not too many patches."""
         shape = tuple(frame.image.shape[1:])
         height, width = self._size(shape)
         patch = token_backbone(self.encoder, "saliency").patch_size
@@ -142,22 +166,23 @@ class _Drawing:
         return shape == self.shape
 
     def _size(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Of a frame for the encoder: (height, width) in whole patches, the short one `side`."""
+        """Returns (height, width) of a frame as resized: whole patches, the short side `side`."""
         patch = token_backbone(self.encoder, "saliency").patch_size
         scale = self.side / min(shape)
         height, width = (max(1, round(length * scale / patch)) * patch for length in shape)
         return height, width
 
     def _picture(self, image: UInt8[Tensor, "C y x"]) -> Image.Image:
+        """Returns the frame, its map and the masked frame side by side."""
         own, size = self.encoder.preprocess, self._size(tuple(image.shape[1:]))
         pixels_CSs = own.stretched(image, size)
         map_HW = self._map(pixels_CSs)
         mean, std = (torch.tensor(v)[:, None, None] for v in (own.mean, own.std))
         colours_CSs = (pixels_CSs * std + mean).clamp(0, 1)
         frame_SsC = np.broadcast_to(colours_CSs.permute(1, 2, 0).numpy(), (*size, 3))
-        self.brightest = max(float(map_HW.max()), MEMORY * self.brightest, 1e-12)
+        self.brightest = max(float(map_HW.max()), BRIGHTNESS_DECAY * self.brightest, 1e-12)
         seen_SsC = mark(frame_SsC, mass_mask(map_HW))
-        larger = -(-LEAST_SIDE // min(size))  # by a whole factor, to stay sharp
+        larger = -(-LEAST_SIDE // min(size))  # a whole factor, to stay sharp
         height, width = (larger * length for length in size)
         sheet = Image.new("RGB", (3 * width + 2 * GAP, height))
         heat_HWC = matplotlib.colormaps["magma"](map_HW / self.brightest)[..., :3]
@@ -169,6 +194,7 @@ class _Drawing:
         return sheet
 
     def _map(self, pixels: Float[Tensor, "C S s"]) -> Float[Array, "H W"]:
+        """Returns the map of the chosen head, or the average over heads."""
         maps_hHW = pixel_maps(self.encoder, pixels[None])[0]
         if self.head is None:
             return maps_hHW.mean(0)
@@ -178,7 +204,13 @@ class _Drawing:
 
 
 def _save(pictures: Iterator[Image.Image], duration: int, path: Path) -> None:
-    """The whole animation or none, repeated for ever. duration: of a frame, in ms."""
+    """Writes an endless animation, whole or not at all.
+
+    Args:
+        pictures: frames in order.
+        duration: duration of each frame in ms.
+        path: .gif or .webp.
+    """
     temporary = path.with_name(f".{path.name}.writing")
     if path.suffix.lower() == ".gif":
         pictures = map(_in_few_colours, pictures)
@@ -197,7 +229,7 @@ def _save(pictures: Iterator[Image.Image], duration: int, path: Path) -> None:
 
 
 def _in_few_colours(sheet: Image.Image) -> Image.Image:
-    """With the 256 colours of a GIF, of which the map has its own, so that it stays smooth."""
+    """Reduces a picture to a GIF's 256 colours, MAP_COLOURS of them for the map's smooth shades."""
     own = sheet.quantize(256 - MAP_COLOURS).getpalette() or []
     scale = matplotlib.colormaps["magma"](np.linspace(0, 1, MAP_COLOURS))[:, :3]
     palette = Image.new("P", (1, 1))

@@ -1,8 +1,9 @@
-"""Images found by an image: how far up in the order of similarity those of its own class stand.
+"""Image retrieval by an image: the ranks of images of the query's class by similarity.
 
-Mean average precision and recall@k as in metric learning: each image of a set is looked for among
-all others of that set (Musgrave et al. 2020, arXiv:2003.08505, section 2; recall@k as of Jégou et
-al. 2011 and Oh Song et al. 2016). The whole order counts, where k-NN looks at its head.
+Mean average precision and recall@k as in metric learning: each image of a set is a query for the
+other images of its class in that set (Musgrave et al. 2020, arXiv:2003.08505, section 2; recall@k
+as of Jégou et al. 2011 and Oh Song et al. 2016). The whole ranking counts, not only its first
+entries as in k-NN.
 
 Shape legend: N images · D features · Q queries of a chunk.
 """
@@ -20,18 +21,24 @@ from torch.nn import functional as F
 
 from vitrail.data.views.apply import full_precision
 from vitrail.evals.classification.knn import check_labels
-from vitrail.evals.contract import Material
+from vitrail.evals.contract import Context
 
 Array = np.ndarray
 
 KS = (1, 5, 10)
-CHUNK = 2**21  # similarities held at once
+CHUNK = 2**21  # similarities in memory at a time
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Means over the queries, in [0, 1]. recall: by k; alone: the share of images that are no
-    queries, as no other is of their class; chance: the precision of features that are all alike."""
+    """Retrieval scores as means over the queries, in [0, 1].
+
+    Attributes:
+        mean_average_precision: mean of the queries' average precision.
+        recall: recall@k for each k.
+        alone: share of images that are no queries, as no other image has their class.
+        chance: mean average precision of constant features.
+    """
 
     mean_average_precision: float
     recall: dict[int, float]
@@ -45,17 +52,21 @@ def rank_classes(
     ks: Sequence[int] = KS,
     device: str = "cpu",
 ) -> Ranking:
-    """Every image in turn is the query; the others are ordered by cosine similarity.
+    """Ranks, for each image as the query, all others by cosine similarity, and scores the ranking.
 
-    Average precision is Σ (recall gained) × precision over the distinct similarities, so that equal
-    ones count together, as in scikit-learn. An image is found among the first k when less than k of
-    other classes are as near as the nearest of its own: ties count against the features.
+    Average precision is Σ (recall gained) × precision over the distinct similarities, so ties count
+    together, as in scikit-learn. A query counts for recall@k if fewer than k images of other
+    classes are at least as similar as the most similar one of its own: ties count against the
+    features.
 
-    Exact, in float32. On the device, about 60 bytes for each of CHUNK similarities (130 MB), or of
-    N where that is more. 10,000 images of 384 features: 14 s on one core of a shared machine.
+    Exact, in float32. Memory on the device: about 60 bytes for each of CHUNK similarities (130 MB),
+    or of N if that is more. 10,000 images of 384 features: 14 s on one core of a shared machine.
 
     Args:
-        labels: >= 0.
+        features: features of the images, float32 [N, D].
+        labels: classes of the images, int64 [N], each 0 or more.
+        ks: values of k for recall@k.
+        device: torch device of the computation.
 
     Raises:
         ValueError: images without labels, features that are not finite, or no two images of a
@@ -77,7 +88,8 @@ def rank_classes(
     with torch.inference_mode(), full_precision(torch.device(device)):
         for rows_Q in queries.split(max(1, CHUNK // len(labels))):
             similarity_QN = unit_ND[rows_Q] @ unit_ND.T
-            similarity_QN.scatter_(1, rows_Q[:, None], -torch.inf)  # itself: last, and cut off
+            # the query itself sorts last, and is cut off
+            similarity_QN.scatter_(1, rows_Q[:, None], -torch.inf)
             values_QN, order_QN = similarity_QN.sort(dim=1, descending=True)
             right_QN = (labels_N[order_QN] == labels_N[rows_Q, None])[:, :-1]
             precisions.append(average_precision(values_QN[:, :-1], right_QN))
@@ -94,11 +106,16 @@ def rank_classes(
 def average_precision(
     values: Float[Tensor, "Q N"], right: Bool[Tensor, "Q N"]
 ) -> Float[Tensor, " Q"]:
-    """Of candidates in descending order of `values`; each row has one that is right at least."""
+    """Returns the average precision of each ranking; equal values count together.
+
+    Args:
+        values: similarities of the candidates, descending, float [Q, N].
+        right: correct candidates, bool [Q, N], at least one in each row.
+    """
     places = torch.arange(1, values.shape[1] + 1, device=values.device)
     ends_QN = torch.ones_like(right)
     ends_QN[:, :-1] = values[:, 1:] != values[:, :-1]
-    # The place of the last candidate that is as near.
+    # place of the last candidate with the same value
     last_QN = torch.where(ends_QN, places, places[-1])
     last_QN = last_QN.flip(1).cummin(1).values.flip(1)
     found_QN = right.cumsum(1).gather(1, last_QN - 1)
@@ -107,17 +124,17 @@ def average_precision(
 
 
 def _first_rank(values: Float[Tensor, "Q N"], right: Bool[Tensor, "Q N"]) -> Int64[Tensor, " Q"]:
-    """How many that are wrong come before the first that is right, or are as near."""
+    """Counts the wrong candidates before the first correct one, or with the same value."""
     nearest_Q1 = values.gather(1, right.int().argmax(1, keepdim=True))
     return ((values >= nearest_Q1) & ~right).sum(1)
 
 
-def rank_test(m: Material) -> dict[str, Any]:
-    """The protocol: mean average precision by kind, the rest beside it."""
-    labels = m.test.labels
+def rank_test(context: Context) -> dict[str, Any]:
+    """Runs the protocol; returns mean average precision by kind, and the other scores by name."""
+    labels = context.test.labels
     found = {
-        kind: rank_classes(features, labels, device=m.device)
-        for kind, features in m.test.features.items()
+        kind: rank_classes(features, labels, device=context.device)
+        for kind, features in context.test.features.items()
     }
     numbers: dict[str, Any] = {kind: r.mean_average_precision for kind, r in found.items()}
     for k in KS:
@@ -127,7 +144,7 @@ def rank_test(m: Material) -> dict[str, Any]:
 
 
 def ranking_table(numbers: dict[str, Any]) -> Table:
-    """For a terminal, in percent."""
+    """Returns the results as a table for the terminal, in percent."""
     kinds = list(numbers["recall@1"])
     chance = f"{100 * numbers['chance']:.1f}"
     title = f"test images of the same class, found by each other, % (chance: mAP {chance})"

@@ -7,12 +7,9 @@ from PIL import Image
 
 from tests.evals.synthetic_runs import tiny_encoder
 from vitrail.data.tools.scenes import Layout, write_scenes
-from vitrail.evals.contract import Settings
 from vitrail.evals.evaluate import evaluate
-from vitrail.evals.patches.coco import CocoPlace
-from vitrail.evals.patches.maskcut import MaskCut
 
-CUT = MaskCut(tau=0.9, size=48)  # few patches, and all much alike
+CUT = {"tau": 0.9, "size": 48}  # few patches, and all much alike
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +22,8 @@ def run(tmp_path_factory):
 
 
 def test_detection_is_trained_beside_untrained(run, capsys):
-    settings = Settings(maskcut=CUT, coco=CocoPlace(str(run.parent / "scenes")), pictures=2)
+    place = {"folder": str(run.parent / "scenes")}
+    settings = {"maskcut": CUT, "coco": place, "pictures": 2}
     found = evaluate(run, protocols=["detection"], settings=settings)["detection"]
     for kind in ("untrained", "trained"):
         assert found[kind]["images"] == 3
@@ -40,7 +38,7 @@ def test_detection_is_trained_beside_untrained(run, capsys):
 
 
 def test_maskcut_draws_what_it_finds(run):
-    settings = Settings(maskcut=CUT, pictures=2)
+    settings = {"maskcut": CUT, "pictures": 2}
     results = evaluate(run, protocols=["maskcut"], settings=settings, quiet=True)
     assert results["figures"]["maskcut"] == "figures/maskcut.png"
     assert Image.open(run / "figures" / "maskcut.png").height > 400
@@ -49,6 +47,6 @@ def test_maskcut_draws_what_it_finds(run):
 def test_without_annotations_the_remedy_is_named(run):
     with pytest.raises(ValueError, match=r"--coco\.folder DIR"):
         evaluate(run, protocols=["detection"], quiet=True)
-    settings = Settings(coco=CocoPlace(str(run.parent)))
+    settings = {"coco": {"folder": str(run.parent)}}
     with pytest.raises(ValueError, match=r"there is no file .*annotations\.json"):
         evaluate(run, protocols=["detection"], settings=settings, quiet=True)
