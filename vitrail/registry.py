@@ -66,6 +66,9 @@ class Registry(Mapping[str, R], Generic[R]):
         self._registered: dict[str, R] = {}
         self._loaded: dict[str, R] = {}
 
+    # Mapping has none, and tyro hashes the recipe's annotations, one of which holds a registry.
+    __hash__ = object.__hash__
+
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys((*self._own, *self._entry_points, *self._registered)))
 
