@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tests.cli.shell import pretrain, vitrail
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.sources.memory import MemorySource

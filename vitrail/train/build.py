@@ -6,7 +6,7 @@ import torch
 from torch.optim import Optimizer
 
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import create_backbone, parse_options
+from vitrail.backbones.create import create_backbone, parse_options
 from vitrail.data.contract import Source
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.plan import ViewPlan

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from tests.rounding import EXACT, float64_kept, rounding_bound
 from vitrail.data.views import apply_batched, apply_cpu, colour
 from vitrail.data.views.apply import apply_views
 from vitrail.data.views.apply_batched import crop_batched, recolour_batched
@@ -158,7 +159,7 @@ def test_image_by_image_and_the_batch_at_once_give_the_same_pixels(bits):
         n = len(images)
         params = plan.sample(Draws(1, 2, n, 0, n), torch.tensor([images.shape[2:]] * n))
         native = [torch.empty(v, n, 3, s, s) for s, v in plan.resolutions]
-        apply_cpu.apply_native(list(images), params, native)
+        apply_cpu.apply_cpu(list(images), params, native)
         batched = apply_batched_views(list(images), params)
         for a, b in zip(native, batched, strict=True):
             assert share_off(a.flatten(0, 1), b, 1.001) < 1e-3  # asked of all devices
@@ -249,20 +250,24 @@ def test_solarize_is_pillows_on_every_value():
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
 def test_blur_is_a_gaussian_and_near_pillows(sigma):
     image = smooth_image(200, 200)
-    x = (image / 255)[None]
-    ours = blur(x, gaussian(torch.tensor([sigma])))[0]
-    torch.testing.assert_close(blur_one(x, sigma)[0], ours, atol=1e-6, rtol=0)
-    # Oracle: the same Gaussian in float64, as a sum over offsets of the image with repeated edges.
+    x = image.double()[None] / 255
+    with float64_kept():
+        ours = blur(x, gaussian(torch.tensor([sigma]).double()))[0]
     reach = max(1, math.ceil(4 * sigma))
+    # In float32, twice a sum of as many terms as there are weights, which are rounded and sum to 1.
+    off = rounding_bound(2 * (2 * reach + 1 + 2), scale=1)
+    native = blur_one(x.float(), sigma)[0]
+    torch.testing.assert_close(native.double(), ours, atol=off, rtol=0)
+    # Oracle: the same Gaussian, as a sum over offsets of the image with repeated edges.
     offsets = range(-reach, reach + 1)
     weights = [math.exp(-(o**2) / (2 * sigma**2)) for o in offsets]
-    exact = x[0].double().numpy()
+    exact = x[0].numpy()
     for axis in (1, 2):
         last = exact.shape[axis] - 1
         places = [(np.arange(last + 1) + o).clip(0, last) for o in offsets]
         shifted = [exact.take(place, axis) for place in places]
         exact = sum(w * s for w, s in zip(weights, shifted, strict=True)) / sum(weights)
-    torch.testing.assert_close(ours.double(), torch.from_numpy(exact), atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours, torch.from_numpy(exact), **EXACT)
     # Pillow repeats the edge of every box blur, this the edge of the image: they part at the rim.
     # Its box blurs also round down, each pass a little: hence 3, not 2, of 255.
     theirs = TF.to_tensor(pillow(image).filter(ImageFilter.GaussianBlur(sigma)))
@@ -270,14 +275,15 @@ def test_blur_is_a_gaussian_and_near_pillows(sigma):
     assert share_off(ours[inside], theirs[inside], 3) < 0.01
 
 
+@float64_kept()
 def test_blur_gives_each_image_its_own_sigma():
-    x = (torch.arange(32) >= 16).float().expand(3, 3, 32, 32)
-    sigma = torch.tensor([0.5, 2.0, 1.0])
+    x = (torch.arange(32) >= 16).double().expand(3, 3, 32, 32)
+    sigma = torch.tensor([0.5, 2.0, 1.0]).double()
     together = blur(x, gaussian(sigma))
     for i in range(3):
         alone = blur(x[i : i + 1], gaussian(sigma[i : i + 1]))
         # Also its own reach: the others must not lengthen its tail.
-        torch.testing.assert_close(together[i : i + 1], alone, atol=2e-7, rtol=0)
+        torch.testing.assert_close(together[i : i + 1], alone, **EXACT)
 
 
 def pillow_chain(image: torch.Tensor, params: ViewParams, b: int, size: int) -> Image.Image:

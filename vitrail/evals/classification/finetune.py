@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.contract import Metric, Source
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
