@@ -13,7 +13,7 @@ from vitrail.recipes.recipe import Recipe
 from vitrail.recipes.registry import get_recipe
 from vitrail.train.build import Parts, assemble
 from vitrail.train.loop import train
-from vitrail.train.run_folder import create, held, read_recipe
+from vitrail.train.run_folder import create, lock_run, read_recipe
 from vitrail.train.warm_start import resolve_start
 
 
@@ -73,5 +73,5 @@ def load(path: str | Path, device: str = "cpu") -> Encoder:
 
 def _train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> None:
     with ExitStack() as stack:
-        on_main(ranks, lambda: stack.enter_context(held(run)))
+        on_main(ranks, lambda: stack.enter_context(lock_run(run)))
         train(run, recipe, parts, ranks)

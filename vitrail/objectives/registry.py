@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.nn.schedules import Horizon
@@ -17,14 +17,14 @@ from vitrail.objectives import (
     supervised,
     swav,
 )
-from vitrail.objectives.contract import MakeBackbone, Objective
+from vitrail.objectives.contract import DataFacts, ImageObjective, MakeBackbone
 
 
 class Row(NamedTuple):
     """config: the frozen dataclass that chooses the objective and sets it up."""
 
     config: type
-    objective: type[Objective]
+    objective: type[ImageObjective]
     help: str
 
 
@@ -82,7 +82,7 @@ def build_objective(
     n_classes: int | None = None,
     n_samples: int | None = None,
     captions: Sequence[str] | None = None,
-) -> Objective:
+) -> ImageObjective:
     """The objective that `config` is of, with its networks freshly initialised.
 
     Args:
@@ -99,30 +99,25 @@ def build_objective(
             the backbone's patches do not tile; a normalisation for another number of channels.
     """
     name = objective_name(config)
-    extra: dict[str, Any] = {}
-    if isinstance(config, supervised.Config):
-        if not n_classes:
-            raise ValueError(
-                "The objective 'supervised' needs labels and the source has none; choose "
-                "another objective or a source with classes."
-            )
-        extra["n_classes"] = n_classes
+    if isinstance(config, supervised.Config) and not n_classes:
+        raise ValueError(
+            "The objective 'supervised' needs labels and the source has none; choose "
+            "another objective or a source with classes."
+        )
     if isinstance(config, deepcluster.Config):
         assert n_samples is not None
-        extra["n_samples"] = n_samples
-    if isinstance(config, clip.Config):
-        if not captions:
-            raise ValueError(
-                "The objective 'clip' needs captions and the source has none; choose another "
-                "objective or a source with captions (pairs:FILE, emoji)."
-            )
-        extra["captions"] = captions
-    objective = OBJECTIVES[name].objective(config, make_backbone, horizon, **extra)
+    if isinstance(config, clip.Config) and not captions:
+        raise ValueError(
+            "The objective 'clip' needs captions and the source has none; choose another "
+            "objective or a source with captions (pairs:FILE, emoji)."
+        )
+    facts = DataFacts(n_samples, n_classes, captions)
+    objective = OBJECTIVES[name].objective(config, make_backbone, horizon, facts)
     _refuse_unfit_views(name, objective)
     return objective
 
 
-def _refuse_unfit_views(name: str, objective: Objective) -> None:
+def _refuse_unfit_views(name: str, objective: ImageObjective) -> None:
     backbone, plan = objective.encoder, objective.views()
     if len(plan.mean) != backbone.in_chans:
         raise ValueError(

@@ -73,6 +73,7 @@ class Recipe:
         health_every: steps between two looks at the features, at least.
         guard_every: steps between two looks of the guard, None for an epoch.
         max_bad_fraction: of the files; a run stops when more than that cannot be read.
+        sinks: where the rows of metrics.jsonl go as well: names of `vitrail list sinks`, or none.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Recipe:
     health_every: int = 50
     guard_every: int | None = None
     max_bad_fraction: float = 0.5
+    sinks: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "accumulate"):
@@ -146,6 +148,7 @@ SPEED_FIELDS = (
     "health_every",
     "guard_every",
     "max_bad_fraction",
+    "sinks",
 )
 
 
