@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test check format docs clean
 
 install: .venv/installed
 
@@ -10,7 +10,7 @@ install: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vitrail needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch torchvision
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,dev,coco,fast,hf,onnx,parquet,tiff]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,dev,coco,fast,hf,onnx,parquet,tensorboard,text,tiff]'
 	touch $@
 
 # Pretrains SimDINO on handwritten digits, evaluates, and writes runs/demo/report.html.
@@ -34,3 +34,7 @@ format: install
 
 clean:
 	rm -rf .venv build dist *.egg-info
+
+# Writes the tables of README.md and docs/reference.md from the registries.
+docs: install
+	$(BIN)/python docs/generate.py

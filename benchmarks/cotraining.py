@@ -35,12 +35,12 @@ from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.sources.registry import open_source
 from vitrail.evals.classification.knn import knn_accuracy
 from vitrail.nn.schedules import Horizon
+from vitrail.objectives.build import build_objective
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.cotraining import Config as CoTraining
 from vitrail.objectives.cotraining import entropy
 from vitrail.objectives.dino import DINO, prototypes
 from vitrail.objectives.dino import Config as DINOConfig
-from vitrail.objectives.registry import build_objective
 from vitrail.recipes.supervised import VIEWS
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ from vitrail.data.contract import Batch
 from vitrail.data.views.plan import MultiCrop
 from vitrail.nn.schedules import Horizon
 from vitrail.objectives import dino, simdino
+from vitrail.objectives.build import build_objective
 from vitrail.objectives.contract import Objective
-from vitrail.objectives.registry import build_objective
 from vitrail.optim import Config as Optim
 from vitrail.optim import build_optimizer, clip_gradients
 from vitrail.train.loop import forward_backward

@@ -33,7 +33,7 @@ from vitrail.evals.evaluate import evaluate
 from vitrail.evals.features import shown
 from vitrail.evals.figures.grid import Cell, heat, save_grid
 from vitrail.evals.patches.saliency import token_maps
-from vitrail.recipes.registry import get_recipe
+from vitrail.recipes.named import get_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGE, IMAGES = ROOT / "docs" / "white-box.md", ROOT / "docs" / "images"

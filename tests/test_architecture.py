@@ -1,86 +1,164 @@
-"""The house is a river: who may import whom (design, 'Dependencies')."""
+"""The rules of the house hold, and each of them fails when it is broken on purpose."""
 
-import ast
+import dataclasses
 import re
+import shutil
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import docstring_parser
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "vitrail"
+from tests import house
+from vitrail.evals.registry import PROTOCOLS
+from vitrail.objectives.registry import OBJECTIVES
+from vitrail.recipes.recipe import Recipe
+from vitrail.registry import REGISTRIES, registry, resolve
 
-# Each room, and what of ours it may import. Rooms see themselves.
-MAY_IMPORT = {
-    "nn": set(),
-    "data": {"nn"},
-    "backbones": {"nn"},
-    "objectives": {
-        "nn",
-        "backbones.contract",
-        "backbones.decoder",
-        "backbones.joint",
-        "data.batch",
-        "data.tokens",
-        "data.views",
-        "schedules",
-    },
-    "evals": {"nn", "backbones", "data", "encoder", "text_encoder", "schedules"},
-    "interop": {"nn", "backbones"},
-    "report": {"evals", "data", "encoder"},
-}
-FOR_ALL = {"durable"}  # writing files safely is nobody's own
-SEES_EVERYTHING = {"cli", "api", "train", "assemble", "state", "run", "continued", "figures"}
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = REPOSITORY / "vitrail"
 
-
-def imports_of(path: Path) -> set[str]:
-    """The vitrail modules that a file imports, without the leading package name."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return {name.removeprefix("vitrail.") for name in found if name.startswith("vitrail.")}
-
-
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_imports_only_what_lies_upstream(room):
-    allowed = MAY_IMPORT[room] | {room} | FOR_ALL
-    for path in (PACKAGE / room).rglob("*.py"):
-        for module in imports_of(path):
-            assert any(module == a or module.startswith(a + ".") for a in allowed), (
-                f"{path.relative_to(PACKAGE)} imports {module}; {room} may import {sorted(allowed)}"
-            )
-
-
-def test_only_the_top_sees_objectives():
-    seers = {
-        str(path.relative_to(PACKAGE).with_suffix("")).split("/")[0]
-        for path in PACKAGE.rglob("*.py")
-        if any(name.startswith("objectives") for name in imports_of(path))
-    }
-    assert seers <= SEES_EVERYTHING | {"objectives", "recipes", "optim"}
-
-
-@pytest.mark.parametrize(
-    "word", ["eval(", "exec(", "pickle.load", "Unpickler(", "torch.hub", "weights_only=False"]
-)
-def test_nothing_untrusted_is_executed(word):
-    for path in PACKAGE.rglob("*.py"):
-        code = ast.unparse(_without_docstrings(ast.parse(path.read_text())))
-        # `module.eval()` and `retrieval(...)` end alike: only the built-ins stand alone.
-        alone = r"(?<![\w.])" if word in ("eval(", "exec(") else ""
-        for line in code.splitlines():
-            found = re.search(alone + re.escape(word), line)
-            assert not found, f"{path.relative_to(PACKAGE)}: {line.strip()}"
+# A rule, and a file with a line that breaks it.
+BROKEN: list[tuple[Callable[[Path], list[str]], str, str]] = [
+    (house.wrong_imports, "nn/heads.py", "from vitrail.data.contract import Batch"),
+    (house.wrong_imports, "nn/heads.py", "def late():\n    import vitrail.objectives.dino"),
+    (house.wrong_imports, "evals/tables.py", "from vitrail.objectives import dino"),
+    (house.wrong_imports, "export/export.py", "from vitrail.interop.read import load"),
+    (house.wrong_imports, "train/loop.py", "from vitrail.report import build"),
+    (house.wrong_imports, "data/sources/labels.py", "from vitrail.data.views import plan"),
+    (
+        house.wrong_imports,
+        "data/sources/formats/npy.py",
+        "import vitrail.data.sources.datasets.voc",
+    ),
+    (house.wrong_imports, "evals/figures/grid.py", "from vitrail.evals.features import features"),
+    (house.wrong_imports, "backbones/operators/tssa.py", "import vitrail.backbones.contract"),
+    (house.wrong_imports, "news.py", ""),
+    (house.methods_that_import_methods, "objectives/dino.py", "import vitrail.objectives.simdino"),
+    (house.protocols_seen_outside, "train/health.py", "import vitrail.evals.registry"),
+    (house.import_cycles, "atomic.py", "import vitrail.encoder"),
+    (house.long_code, "nn/ema.py", "\n" * 400 + "x = 1"),
+    (house.long_code, "train/loop.py", "\n" * 100 + "x = 1"),
+    (house.long_code, "nn/ema.py", "def long():\n" + "    x = 1\n" * 70),
+    (house.words_out_of_place, "nn/ema.py", "import difflib"),
+    (house.words_out_of_place, "nn/ema.py", "import os\nos.replace('a', 'b')"),
+    (house.words_out_of_place, "report/build.py", "def f(figure):\n    figure.savefig('a')"),
+    (house.words_out_of_place, "nn/ema.py", "import torch.distributed"),
+    *(
+        (
+            house.untrusted_code,
+            "nn/ema.py",
+            f"def f(x):\n    return {word}{'x)' if '(' in word else ''}",
+        )
+        for word in ("eval(", "exec(", "pickle.load", "pickle.Unpickler(", "torch.hub")
+    ),
+    (house.untrusted_code, "nn/ema.py", "torch.load('x', weights_only=False)"),
+    (house.objectives_without_source, "objectives/news.py", '"""A method without a source."""'),
+    (
+        house.registries_that_are_no_literals,
+        "objectives/registry.py",
+        "OBJECTIVES = dict(OBJECTIVES)",
+    ),
+]
+RULES = [
+    house.wrong_imports,
+    house.methods_that_import_methods,
+    house.protocols_seen_outside,
+    house.import_cycles,
+    house.crowded_rooms,
+    house.long_code,
+    house.words_out_of_place,
+    house.untrusted_code,
+    house.objectives_without_source,
+    house.registries_that_are_no_literals,
+]
 
 
-def test_the_loop_is_short():
-    assert len((PACKAGE / "train.py").read_text().splitlines()) <= 150
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package to break rules in."""
+    target = tmp_path_factory.mktemp("copy") / "vitrail"
+    shutil.copytree(PACKAGE, target, ignore=shutil.ignore_patterns("__pycache__"))
+    return target
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            body[0] = ast.Pass() if isinstance(body[0].value, ast.Constant) else body[0]
-    return tree
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_rule_holds(rule):
+    assert rule(PACKAGE) == []
+
+
+@pytest.mark.parametrize(("rule", "file", "line"), BROKEN)
+def test_a_rule_notices_when_it_is_broken(rule, file, line, copy):
+    path = copy / file
+    before = path.read_text() if path.exists() else None
+    try:
+        path.write_text((before or "") + f"\n{line}\n")
+        assert rule(copy) != []
+    finally:
+        path.unlink() if before is None else path.write_text(before)
+    assert rule(copy) == []
+
+
+def test_crowded_rooms_are_noticed(copy):
+    extra = [copy / "nn" / f"extra{i}.py" for i in range(house.ROOM_MODULES)]
+    for path in extra:
+        path.write_text("")
+    try:
+        assert house.crowded_rooms(copy) != []
+    finally:
+        for path in extra:
+            path.unlink()
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_every_row_is_named_by_a_test_that_runs_over_its_registry(kind):
+    name = REGISTRIES[kind].partition(":")[2]
+    over = re.compile(rf"parametrize\([^)]*\b{name}\b|for [^\n]* in [^\n]*\b{name}\b")
+    tests = [path for path in (REPOSITORY / "tests").rglob("test_*.py") if path != Path(__file__)]
+    assert any(over.search(path.read_text()) for path in tests), f"no test runs over {name}"
+
+
+def configs() -> list[type]:
+    """Every dataclass whose fields are options of a command."""
+    found: list[type] = []
+    roots = [Recipe, *(row.load()[1] for row in OBJECTIVES.values())]
+    roots += [resolve(row.config) for row in PROTOCOLS.values() if row.config is not None]
+    for root in roots:
+        found += [cls for cls in _reached(root) if cls not in found]
+    return found
+
+
+def _reached(cls: Any) -> Iterator[type]:
+    yield cls
+    for hint in typing.get_type_hints(cls).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                yield from _reached(part)
+
+
+@pytest.mark.parametrize("cls", configs(), ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+def test_every_option_has_help(cls):
+    documented = docstring_parser.parse(cls.__doc__ or "").params
+    helped = {p.arg_name for p in documented if len((p.description or "").split()) > 1}
+    assert {field.name for field in dataclasses.fields(cls)} - helped == set()
+
+
+def test_every_path_in_the_documents_exists():
+    pages = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
+    pages += sorted((REPOSITORY / "docs").glob("*.md"))
+    path = re.compile(r"`((?:vitrail|tests|docs|benchmarks|\.ci)/[\w./-]+)`|\]\(([\w./-]+\.\w+)\)")
+    missing = []
+    for page in pages:
+        for inside, link in path.findall(page.read_text()):
+            target = REPOSITORY / inside if inside else page.parent / link
+            if "NAME" not in str(target) and not target.exists():
+                missing.append(f"{page.name}: {inside or link}")
+    assert missing == []
+
+
+def test_rows_of_every_registry_load():
+    for kind in REGISTRIES:
+        for name, (_, summary) in zip(registry(kind), registry(kind).listing(), strict=True):
+            assert summary, (kind, name)

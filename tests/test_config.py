@@ -11,8 +11,8 @@ from vitrail.config import differences, from_dict, override, to_dict
 from vitrail.data.views.plan import MultiCrop, RandomResizedCrop
 from vitrail.objectives import dino, simdino, supervised
 from vitrail.optim import Config as Optim
+from vitrail.recipes.named import get_recipe
 from vitrail.recipes.recipe import Recipe
-from vitrail.recipes.registry import get_recipe
 from vitrail.train.checkpoint import require_same
 
 # beartype looks at random items of a tuple, also of those that a strategy builds.

@@ -1,77 +1,279 @@
-"""The main job as Python calls: what the command line does, and nothing it does not."""
+"""vitrail in Python: one function for each command of the command line, with the same arguments.
 
+Imports are lazy: torch takes seconds to import, and a function waits only for what it uses.
+"""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitrail.config import override
-from vitrail.data.sources.registry import resolve_spec
-from vitrail.distributed.ranks import Ranks, choose_device, joined, on_main
-from vitrail.encoder import Encoder
-from vitrail.recipes.recipe import Recipe
-from vitrail.recipes.registry import get_recipe
-from vitrail.train.build import Parts, assemble
-from vitrail.train.loop import train
-from vitrail.train.run_folder import create, lock_run, read_recipe
-from vitrail.train.warm_start import resolve_start
+
+if TYPE_CHECKING:
+    import vitrail.distributed.ranks
+    import vitrail.encoder
+    import vitrail.recipes.recipe
+    import vitrail.train.build
+
+
+class Run(type(Path())):  # type: ignore[misc]
+    """The folder of a run: a `Path` that a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
+            for name, value in self._facts()
+        )
+        return f"<table><caption>{html.escape(str(self))}</caption>{cells}</table>"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Returns what the run has written so far, as pairs of a name and a text."""
+        config = _read_object(self / "config.json")
+        facts = [
+            (name, str(config[name])) for name in ("name", "backbone", "data") if name in config
+        ]
+        rows = self / "metrics.jsonl"
+        lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
+        if lines:
+            last = json.loads(lines[-1])
+            facts += [("steps", str(last["step"] + 1)), ("loss", f"{last['loss']:.4f}")]
+        knn = _read_object(self / "evaluation.json").get("knn")
+        if isinstance(knn, dict):
+            shown = (
+                f"{kind} {100 * value:.1f}" for kind, value in knn.items() if _is_number(value)
+            )
+            facts.append(("k-NN accuracy (%)", ", ".join(shown)))
+        return facts
 
 
 def pretrain(
-    recipe: str | Recipe, out: str | Path, data: str | None = None, **changes: Any
-) -> Path:
-    """Trains an encoder, and returns the run's folder.
+    recipe: "str | vitrail.recipes.recipe.Recipe",
+    out: str | Path,
+    data: str | None = None,
+    **changes: Any,
+) -> Run:
+    """Trains an encoder, and returns the folder of the run.
 
     >>> run = vitrail.pretrain("simdino_digits", out="runs/mine", epochs=20, optim={"lr": 5e-4})
     >>> vitrail.load(run).transform(images)
 
     Args:
         recipe: a name of `vitrail list recipes`, or a Recipe.
-        out: a folder that does not hold a run yet. data: a source SPEC instead of the recipe's.
-        changes: fields of the recipe, nested ones as dicts.
+        out: a folder that does not hold a run yet.
+        data: a source SPEC instead of the recipe's.
+        changes: fields of the recipe by name; nested fields as dicts.
 
     Raises:
         ValueError: a name, a field or a value that does not fit, or a loss that is not finite.
     """
+    from vitrail.recipes.named import get_recipe
+
     chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
     chosen = override(chosen, changes | ({} if data is None else {"data": data}))
     return start(chosen, Path(out))
 
 
-def start(recipe: Recipe, out: Path) -> Path:
-    """Makes the run's folder, and trains; under torchrun, on every rank.
+def start(recipe: "vitrail.recipes.recipe.Recipe", out: Path) -> Run:
+    """Makes the folder of the run, and trains; under torchrun, on every rank.
 
-    The folder is made only when all that can be refused beforehand has passed.
+    The folder is made only when everything that can be refused beforehand has been checked.
     """
+    from vitrail.data.sources.registry import resolve_spec
+    from vitrail.distributed.ranks import joined, on_main
+    from vitrail.train.build import assemble
+    from vitrail.train.run_folder import create
+    from vitrail.train.warm_start import resolve_start
+
     recipe = resolve_start(replace(recipe, data=resolve_spec(recipe.data)))
     with joined(recipe.device) as ranks:
         parts = assemble(recipe, ranks)
         on_main(ranks, lambda: create(out, recipe))
         _train(out, recipe, parts, ranks)
-    return out
+    return Run(out)
 
 
-def resume(run: str | Path) -> Path:
+def resume(run: str | Path) -> Run:
     """Goes on with a run from its last whole checkpoint, as if it had never stopped.
 
     A finished run is left as it is.
 
+    Args:
+        run: the folder of the run.
+
     Raises:
         ValueError: no such run, one in use, one that was edited, or data that changed.
     """
-    run = Path(run)
+    from vitrail.distributed.ranks import joined
+    from vitrail.train.build import assemble
+    from vitrail.train.run_folder import read_recipe
+
+    run = Run(run)
     recipe = read_recipe(run)
     with joined(recipe.device) as ranks:
         _train(run, recipe, assemble(recipe, ranks), ranks)
     return run
 
 
-def load(path: str | Path, device: str = "cpu") -> Encoder:
-    """The encoder of a run, or of an encoder.safetensors beside its encoder.json."""
+def load(path: str | Path, device: str = "cpu") -> "vitrail.encoder.Encoder":
+    """Returns the encoder of a run, or of an encoder.safetensors beside its encoder.json.
+
+    Args:
+        path: a run, an encoder's weights, or an official checkpoint.
+        device: auto (CUDA if there is one), cpu, cuda or cuda:N.
+    """
+    from vitrail.distributed.ranks import choose_device
+    from vitrail.encoder import Encoder
+
     return Encoder.load(path, device=str(choose_device(device)))
 
 
-def _train(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> None:
+def evaluate(
+    path: str | Path,
+    data: str | Sequence[str] = (),
+    protocols: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    settings: Any = None,
+    device: str = "auto",
+    workers: int | None = None,
+    max_bad_fraction: float | None = None,
+) -> Any:
+    """Measures an encoder: writes evaluation.json and figures, and returns the numbers.
+
+    Args:
+        path: a run, or an encoder's weights.
+        data: one source SPEC or several; the first is measured whole, and the accuracies on all of
+            them make a transfer table. By default the run's own.
+        protocols: names of `vitrail list protocols`; by default all but the optional ones.
+        out: where evaluation.json and figures/ go; by default into the run.
+        settings: of protocols, by their group: {"knn": {"k": 5}}.
+        device: auto (CUDA if there is one), cpu, cuda or cuda:N.
+        workers: processes that decode images; None for a fair share of the cores.
+        max_bad_fraction: fraction of the files of a split that may be left out; by default the
+            run's.
+
+    Raises:
+        ValueError: an unknown protocol or setting, or data that a protocol cannot be measured on.
+    """
+    from vitrail.data.loading.workers import fair_workers
+    from vitrail.distributed.ranks import choose_device
+    from vitrail.evals import evaluate as evals
+
+    return evals.evaluate(
+        path,
+        data=data,
+        protocols=protocols,
+        out=out,
+        **({} if settings is None else {"settings": settings}),
+        device=str(choose_device(device)),
+        workers=fair_workers() if workers is None else workers,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+def embed(
+    path: str | Path,
+    out: str | Path,
+    data: str | None = None,
+    split: Literal["train", "test"] = "train",
+    device: str = "auto",
+    workers: int | None = None,
+    max_bad_fraction: float | None = None,
+) -> Path:
+    """Writes the features of a source's images to a file, and returns the file's path.
+
+    Args:
+        path: a run, or an encoder's weights.
+        out: FILE.npz or FILE.parquet, with features, labels and ids.
+        data: a source SPEC; by default the run's own.
+        split: the part of the source.
+        device: auto (CUDA if there is one), cpu, cuda or cuda:N.
+        workers: processes that decode images; None for a fair share of the cores.
+        max_bad_fraction: fraction of the files that may be left out; by default the run's.
+
+    Raises:
+        ValueError: another suffix, a missing extra, nothing to embed, or too many bad files.
+    """
+    from vitrail.data.loading.workers import fair_workers
+    from vitrail.distributed.ranks import choose_device
+    from vitrail.evals import embed as evals
+
+    return evals.embed(
+        path,
+        out=out,
+        data=data,
+        split=split,
+        device=str(choose_device(device)),
+        workers=fair_workers() if workers is None else workers,
+        max_bad_fraction=max_bad_fraction,
+    )
+
+
+def report(*runs: str | Path, out: str | Path | None = None) -> Path:
+    """Writes the page of a run, or of several side by side, and returns its path.
+
+    Args:
+        runs: folders of runs, finished or not.
+        out: the page; by default RUN/report.html, which several runs do not have.
+
+    Raises:
+        ValueError: no such folder, one without a run, the same run twice, or several without `out`.
+    """
+    from vitrail.report.build import build_report
+
+    return build_report(*runs, out=out)
+
+
+def export(
+    path: str | Path,
+    format: Literal["timm", "hf", "onnx", "safetensors"],
+    out: str | Path | None = None,
+    img_size: int | None = None,
+) -> str:
+    """Writes an encoder in another library's format.
+
+    Args:
+        path: a run, or an encoder's weights.
+        format: timm and hf make folders, onnx a file, safetensors a folder of vitrail's own.
+        out: where to write; by default below RUN/export.
+        img_size: pixels a side of the images to come, where they differ from the encoder's.
+
+    Returns:
+        One line: the path, and how to load it.
+
+    Raises:
+        ValueError: something at `out`, an architecture that the format cannot hold, or a missing
+            package.
+    """
+    from vitrail.export.export import export as write
+
+    return write(path, format, out=out, img_size=img_size)
+
+
+def _train(
+    run: Path,
+    recipe: "vitrail.recipes.recipe.Recipe",
+    parts: "vitrail.train.build.Parts",
+    ranks: "vitrail.distributed.ranks.Ranks",
+) -> None:
+    from vitrail.distributed.ranks import on_main
+    from vitrail.train.loop import train
+    from vitrail.train.run_folder import lock_run
+
     with ExitStack() as stack:
         on_main(ranks, lambda: stack.enter_context(lock_run(run)))
         train(run, recipe, parts, ranks)
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,25 +1,44 @@
-"""Recipes as JSON and back: `config.json` is one, overrides of `vitrail.pretrain` a part of one.
+"""Configurations as JSON and back: `config.json` is one, and so are overrides in Python.
 
-A union of dataclasses (the objective) is told apart by "kind", the name of the method's file.
+A field that holds one of several dataclasses (a recipe's objective) is annotated with `Choice`; in
+JSON its value carries the chosen name as "kind".
 """
 
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Annotates a field whose value is one of several dataclasses, told apart by name.
+
+    Attributes:
+        names: all names there are, such as a registry.
+        find: from one of the names to its dataclass.
+        name_of: from such a dataclass to its name; raises ValueError for a foreign one.
+    """
+
+    names: Iterable[str]
+    find: Callable[[str], type]
+    name_of: Callable[[type], str]
+
+
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as JSON types; nested ones carry their "kind"."""
+    """Returns a dataclass as JSON types; the value of a `Choice` carries its name as "kind"."""
+    choices = {name: _choice(hint) for name, hint in _hints(type(config)).items()}
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            plain[field.name] = {"kind": kind(type(value)), **to_dict(value)}
+        value, choice = getattr(config, field.name), choices[field.name]
+        if choice is not None:
+            plain[field.name] = {"kind": choice.name_of(type(value)), **to_dict(value)}
+        elif dataclasses.is_dataclass(value):
+            plain[field.name] = to_dict(value)
         else:
             plain[field.name] = list(value) if isinstance(value, tuple) else value
     return plain
@@ -28,17 +47,21 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[T], plain: dict[str, Any], where: str = "") -> T:
     """Builds a dataclass from JSON types, checking every name and type.
 
+    Args:
+        cls: the dataclass.
+        plain: its fields; those that are left out have their defaults. "kind" is no field.
+        where: the dotted place of `plain` in the whole configuration, for messages.
+
     Raises:
         ValueError: naming the field, its value, and what it should be.
     """
-    hints = get_type_hints(cls)
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = _hints(cls)
     values = {}
     for name, value in plain.items():
         if name == "kind":
             continue
-        if name not in known:
-            raise ValueError(f"{where}{name} is not a field{suggest(name, known)}")
+        if name not in hints:
+            raise ValueError(f"{where}{name} is not a field{suggest(name, hints)}")
         values[name] = _parse(hints[name], value, f"{where}{name}")
     missing = [
         f.name
@@ -53,12 +76,12 @@ def from_dict(cls: type[T], plain: dict[str, Any], where: str = "") -> T:
 
 
 def override(config: T, changes: dict[str, Any]) -> T:
-    """The configuration with some fields replaced; nested fields as nested dicts."""
+    """Returns the configuration with some fields replaced; nested fields as nested dicts."""
     return from_dict(type(config), _merge(to_dict(config), changes, ""))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[str]:
-    """One line for each field that differs: "optim.lr: 0.0005 -> 0.001"."""
+    """Returns one line for each field that differs: "optim.lr: 0.0005 -> 0.001"."""
     lines = []
     for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)
@@ -69,13 +92,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> li
     return lines
 
 
-def kind(cls: type) -> str:
-    """How a configuration class is named in JSON: the method's file ("simdino")."""
-    return cls.__module__.rsplit(".", 1)[-1]
-
-
 def suggest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" for the nearest name, else the list of all."""
+    """Returns "; did you mean 'x'?" for the nearest name, else "; there are: " and all of them."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names)}"
@@ -94,7 +112,10 @@ def _merge(old: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str
 def _parse(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is typing.Annotated:
-        return _parse(arguments[0], value, where)
+        choice = _choice(hint)
+        return (
+            _parse(arguments[0], value, where) if choice is None else _choose(choice, value, where)
+        )
     if origin in (Union, types.UnionType):
         return _parse_union(arguments, value, where)
     if dataclasses.is_dataclass(hint):
@@ -121,12 +142,27 @@ def _parse_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in arguments:
         return None
     choices = [hint for hint in arguments if hint is not type(None)]
-    if len(choices) == 1:
-        return _parse(choices[0], value, where)
-    if type(value) in choices:
+    assert len(choices) == 1, "a field that holds one of several dataclasses is annotated by Choice"
+    return _parse(choices[0], value, where)
+
+
+def _choose(choice: Choice, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(value):
+        choice.name_of(type(value))
         return value
-    kinds = {kind(hint): hint for hint in choices}
-    named = value.get("kind") if isinstance(value, dict) else value
-    if not isinstance(named, str) or named not in kinds:
-        raise ValueError(f"{where}.kind is {named!r}{suggest(str(named), kinds)}")
-    return _parse(kinds[named], value, where)
+    name = value.get("kind") if isinstance(value, dict) else value
+    if name not in list(choice.names):
+        raise ValueError(f"{where}.kind is {name!r}{suggest(str(name), choice.names)}")
+    return _parse(choice.find(name), value if isinstance(value, dict) else {}, where)
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """Returns the annotations of a dataclass's fields, what is in `Annotated` included."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _choice(hint: Any) -> Choice | None:
+    if get_origin(hint) is not typing.Annotated:
+        return None
+    return next((extra for extra in hint.__metadata__ if isinstance(extra, Choice)), None)

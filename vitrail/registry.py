@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from vitrail.config import suggest
 
-Row = TypeVar("Row")
+R = TypeVar("R", bound="Row")
 
 # Every registry, as its kind (in the singular) and where it stands.
 REGISTRIES = {
@@ -33,7 +33,19 @@ REGISTRIES = {
 }
 
 
-class Registry(Mapping[str, Row], Generic[Row]):
+class Row:
+    """Abstract. What a listing shows of a row, whatever kind of thing it is.
+
+    Attributes:
+        usage: how it is written on the command line; "" if that is its name.
+        summary: one line that says what it is.
+    """
+
+    usage: str = ""
+    summary: str
+
+
+class Registry(Mapping[str, R], Generic[R]):
     """A read-only mapping from names to rows; rows of other packages are loaded when asked for.
 
     Iterating gives names only, and loads nothing.
@@ -45,13 +57,13 @@ class Registry(Mapping[str, Row], Generic[Row]):
         rows: vitrail's own rows by name.
     """
 
-    def __init__(self, kind: str, row: type[Row], rows: dict[str, Row]):
+    def __init__(self, kind: str, row: type[R], rows: dict[str, R]):
         self.kind = kind
         self.group = f"vitrail.{kind}s"
         self.row = row
         self._own = rows
-        self._registered: dict[str, Row] = {}
-        self._loaded: dict[str, Row] = {}
+        self._registered: dict[str, R] = {}
+        self._loaded: dict[str, R] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys((*self._own, *self._entry_points, *self._registered)))
@@ -62,7 +74,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
     def __contains__(self, name: object) -> bool:
         return name in self._own or name in self._entry_points or name in self._registered
 
-    def __getitem__(self, name: str) -> Row:
+    def __getitem__(self, name: str) -> R:
         for rows in (self._own, self._registered, self._loaded):
             if name in rows:
                 return rows[name]
@@ -71,7 +83,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
         self._loaded[name] = self._load(name)
         return self._loaded[name]
 
-    def find(self, name: str) -> Row:
+    def find(self, name: str) -> R:
         """Returns the row of this name.
 
         Raises:
@@ -90,7 +102,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
             "this process" if name in self._registered else _distribution(self._entry_points[name])
         )
 
-    def register(self, name: str, row: Row) -> None:
+    def register(self, name: str, row: R) -> None:
         """Adds a row for the rest of this process. See `vitrail.register`."""
         if name in self._own or name in self._entry_points:
             raise ValueError(
@@ -99,8 +111,22 @@ class Registry(Mapping[str, Row], Generic[Row]):
             )
         self._registered[name] = self._checked(name, row)
 
+    def listing(self) -> list[tuple[str, str]]:
+        """Returns how each thing is written, and what it is in one line, in the order of the table.
+
+        A row that cannot be loaded says why instead.
+        """
+        return [self._listed(name) for name in self]
+
+    def _listed(self, name: str) -> tuple[str, str]:
+        try:
+            row = self[name]
+        except ValueError as error:
+            return name, str(error)
+        return row.usage or name, row.summary
+
     @property
-    def own(self) -> Mapping[str, Row]:
+    def own(self) -> Mapping[str, R]:
         """vitrail's own rows, without those of other packages."""
         return self._own
 
@@ -119,7 +145,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
             found[point.name] = point
         return found
 
-    def _load(self, name: str) -> Row:
+    def _load(self, name: str) -> R:
         point = self._entry_points[name]
         try:
             row = point.load()
@@ -130,7 +156,7 @@ class Registry(Mapping[str, Row], Generic[Row]):
             ) from error
         return self._checked(name, row)
 
-    def _checked(self, name: str, row: Any) -> Row:
+    def _checked(self, name: str, row: Any) -> R:
         if not isinstance(row, self.row):
             raise ValueError(
                 f"the {self.kind} {name!r} is registered as {row!r}; it must be a "

@@ -18,7 +18,7 @@ from vitrail.data.views.plan import MultiCrop
 from vitrail.nn.random import Draws
 from vitrail.nn.schedules import Horizon
 from vitrail.objectives import dino
-from vitrail.objectives.registry import build_objective
+from vitrail.objectives.build import build_objective
 
 ROWS = {
     "resnet18": TimmResNet(224, "resnet18"),

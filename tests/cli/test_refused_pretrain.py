@@ -84,7 +84,7 @@ def test_supervised_needs_labels(places):
 def test_a_batch_that_ranks_cannot_share():
     from vitrail.config import override
     from vitrail.distributed.ranks import Ranks
-    from vitrail.recipes.registry import get_recipe
+    from vitrail.recipes.named import get_recipe
     from vitrail.train.build import assemble
 
     recipe = override(get_recipe("simdino_digits"), {"batch_size": 7})

@@ -19,7 +19,7 @@ from tests.objectives.tiny import (
 )
 from vitrail.backbones.joint import KINDS, JointSpace
 from vitrail.objectives import clip
-from vitrail.objectives.registry import build_objective
+from vitrail.objectives.build import build_objective
 
 
 def unit_rows(count: int, seed: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from tests.objectives.tiny import CONFIGS, HORIZON, N_SAMPLES, build, make_backbone, make_batch
+from vitrail.objectives.build import build_objective
 from vitrail.objectives.deepcluster import Config, agreement
-from vitrail.objectives.registry import build_objective
 
 CONFIG = CONFIGS["deepcluster"]
 

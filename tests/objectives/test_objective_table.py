@@ -11,12 +11,8 @@ from tests.objectives.tiny import CONFIGS, HORIZON, build, make_backbone, make_b
 from vitrail.backbones.registry import BACKBONES
 from vitrail.data.views.plan import MultiCrop, RandomResizedCrop
 from vitrail.objectives import simdino
-from vitrail.objectives.registry import (
-    OBJECTIVES,
-    build_objective,
-    find_objective,
-    objective_name,
-)
+from vitrail.objectives.build import build_objective
+from vitrail.objectives.registry import OBJECTIVES, objective_name
 
 VIEWS = {
     "dino": MultiCrop(global_size=32, local_size=16, n_local=2),
@@ -134,10 +130,10 @@ def test_local_views_as_large_as_global_ones() -> None:
 
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'simdno'.*'simdino'"):
-        find_objective("simdno")
-    with pytest.raises(ValueError, match="known: dino, simdino, "):
-        find_objective("zzz")
-    assert find_objective("dino").config is type(CONFIGS["dino"])
+        OBJECTIVES.find("simdno")
+    with pytest.raises(ValueError, match="there are: clip, cotraining, "):
+        OBJECTIVES.find("zzz")
+    assert OBJECTIVES.find("dino").load()[1] is type(CONFIGS["dino"])
 
 
 def test_a_config_knows_its_name() -> None:

@@ -22,8 +22,8 @@ from vitrail.objectives import (
     supervised,
     swav,
 )
+from vitrail.objectives.build import build_objective
 from vitrail.objectives.contract import Objective
-from vitrail.objectives.registry import build_objective
 
 CROPS = MultiCrop(global_size=16, local_size=8, n_local=3)
 HORIZON = Horizon(steps=40, steps_per_epoch=4)

@@ -4,7 +4,7 @@ import shlex
 
 from vitrail import api, cli
 from vitrail.config import override
-from vitrail.recipes.registry import command_of, get_recipe
+from vitrail.recipes.named import command_of, get_recipe
 
 
 def test_the_command_gives_the_recipe_back(monkeypatch):

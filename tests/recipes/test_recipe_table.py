@@ -13,8 +13,10 @@ from PIL import Image
 from vitrail import api
 from vitrail.backbones.registry import BACKBONES, count_parameters
 from vitrail.config import from_dict, override, to_dict
+from vitrail.recipes.named import get_recipe
 from vitrail.recipes.recipe import Recipe
-from vitrail.recipes.registry import RECIPES, get_recipe
+from vitrail.recipes.registry import RECIPES
+from vitrail.registry import resolve
 
 NANO = {"vit": "vit_nano_patch4_32", "crate": "crate_nano_patch4_32"}
 HEAD = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32}
@@ -83,7 +85,8 @@ def test_a_recipe_fits_together_as_written(name):
     assert all(view.size % (recipe.patch_size or model.patch_size) == 0 for view in plan.views)
     assert len(plan.mean) == (recipe.channels or 3)
     assert count_parameters(recipe.backbone) > 0
-    assert (RECIPES[name].__doc__ or "").strip()
+    assert RECIPES[name].summary
+    assert resolve(RECIPES[name].make).__name__ == name
 
 
 @pytest.mark.parametrize("name", RECIPES)

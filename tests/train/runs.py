@@ -33,8 +33,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 def tiny_recipe(kind: str, /, **changes: Any) -> Any:
     from vitrail.config import from_dict, override, to_dict
+    from vitrail.recipes.named import get_recipe
     from vitrail.recipes.recipe import Recipe
-    from vitrail.recipes.registry import get_recipe
 
     name = f"{kind}_digits" if kind == "deepcluster" else "simdino_digits"
     plain = to_dict(get_recipe(name))

@@ -123,9 +123,7 @@ def test_a_newer_format_is_refused_even_if_an_older_checkpoint_is_there(tmp_path
     manifest_file = checkpoint.write_state(tmp_path, 2, state(2)) / "manifest.json"
     manifest = json.loads(manifest_file.read_text()) | {"format": checkpoint.STATE_FORMAT + 1}
     manifest_file.write_text(json.dumps(manifest))
-    with pytest.raises(
-        checkpoint.NewerFormatError, match=r"00002 has format 2.*go on with"
-    ):
+    with pytest.raises(checkpoint.NewerFormatError, match=r"00002 has format 2.*go on with"):
         checkpoint.load_latest(tmp_path, CPU)
 
 

@@ -38,7 +38,7 @@ def write_pairs(folder: Path) -> Path:
 
 def recipe_of(pairs: str, **changes: object) -> object:
     from vitrail.config import override
-    from vitrail.recipes.registry import get_recipe
+    from vitrail.recipes.named import get_recipe
 
     tiny = runs.TINY | {"data": f"pairs:{pairs}", "backbone_options": ("width=32", "depth=2")}
     tiny |= {"patch_size": 4, "steps": runs.STEPS, "optim": {"lr": 3e-3, "warmup_epochs": 1.0}}
@@ -197,7 +197,7 @@ def test_a_run_without_words_says_so(tmp_path):
 
 def test_slices_of_unequal_labels_are_refused(tmp_path):
     from vitrail.config import override
-    from vitrail.recipes.registry import get_recipe
+    from vitrail.recipes.named import get_recipe
 
     pairs = write_pairs(tmp_path)
     pairs.write_text(pairs.read_text().replace(",black,", ",,"))

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.train import runs
 from vitrail import api
 from vitrail.config import override
-from vitrail.recipes.registry import get_recipe
+from vitrail.recipes.named import get_recipe
 from vitrail.report.build import build_report
 from vitrail.train import loop
 

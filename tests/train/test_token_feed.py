@@ -11,8 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.train import runs, tokens
-from vitrail.registry import register
+from vitrail.registry import register, resolve
 from vitrail.train import checkpoint
+from vitrail.train.contract import Sink
 from vitrail.train.registry import SINKS, SinkRow
 
 RECIPE = tokens.TokenRecipe()
@@ -110,6 +111,20 @@ class Lines:
 
     def close(self) -> None:
         self.file.close()
+
+
+@pytest.mark.parametrize("name", SINKS)
+def test_every_sink_takes_rows_and_a_resumed_run_opens_it_again(name: str, tmp_path: Path) -> None:
+    rows = [
+        {"step": 0, "loss": 1.0, "health": {"effective_rank": 2.0}, "limited_by": "views"},
+        {"step": 1, "loss": float("nan"), "warning": "text"},
+    ]
+    for start in (0, 1):
+        sink = resolve(SINKS[name].open)(tmp_path, start)
+        assert isinstance(sink, Sink)
+        sink.write(rows[start:])
+        sink.close()
+    assert SINKS[name].summary
 
 
 def test_a_foreign_sink_gets_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,138 +1,106 @@
-"""The table of objectives, and what is refused before training starts."""
+"""The registry of objectives. A row is all that has to be said about one outside its own file."""
 
-import difflib
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from vitrail.backbones.contract import TokenBackbone
-from vitrail.nn.schedules import Horizon
-from vitrail.objectives import (
-    clip,
-    cotraining,
-    crate_mae,
-    deepcluster,
-    dino,
-    mae,
-    simdino,
-    supervised,
-    swav,
+from vitrail.registry import Registry, Row, resolve
+
+Need = Literal["labels", "captions", "sample_count"]
+
+
+@dataclass(frozen=True)
+class ObjectiveRow(Row):
+    """An objective as the command line, `config.json` and the documentation know it.
+
+    Attributes:
+        objective: the class, a subclass of `objectives.contract.Objective`, or "module:Class".
+        config: the frozen dataclass of its settings, or "module:Class". Every field has a default
+            and is documented on a line of its own, for that is its help on the command line.
+        summary: what the method does, and its source, in a few words.
+        needs: what the data must have. "labels" and "captions" are refused where the data lack
+            them; "sample_count" is a number of samples that is known before the first step.
+    """
+
+    objective: type | str
+    config: type | str
+    summary: str
+    needs: frozenset[Need] = frozenset()
+
+    def load(self) -> tuple[type, type]:
+        """Returns the classes of the objective and of its config."""
+        return resolve(self.objective), resolve(self.config)
+
+
+def _row(reference: str, summary: str, needs: Sequence[Need] = ()) -> ObjectiveRow:
+    """Returns the row of an objective whose file also holds its `Config`."""
+    module = reference.partition(":")[0]
+    return ObjectiveRow(reference, f"{module}:Config", summary, frozenset(needs))
+
+
+OBJECTIVES = Registry(
+    "objective",
+    ObjectiveRow,
+    {
+        "dino": _row(
+            "vitrail.objectives.dino:DINO",
+            "self-distillation over prototypes (Caron et al. 2021)",
+        ),
+        "simdino": _row(
+            "vitrail.objectives.simdino:SimDINO",
+            "self-distillation with a coding rate (Wu et al. 2025)",
+        ),
+        "cotraining": _row(
+            "vitrail.objectives.cotraining:CoTraining",
+            "two classifiers agree on labels nobody gave (McAllester 2024); collapses",
+        ),
+        "clip": _row(
+            "vitrail.objectives.clip:CLIP",
+            "images and captions find each other (Radford et al. 2021)",
+            needs=["captions"],
+        ),
+        "supervised": _row(
+            "vitrail.objectives.supervised:Supervised",
+            "classification with labels",
+            needs=["labels"],
+        ),
+        "deepcluster": _row(
+            "vitrail.objectives.deepcluster:DeepCluster",
+            "classification of k-means clusters (Caron et al. 2018)",
+            needs=["sample_count"],
+        ),
+        "mae": _row(
+            "vitrail.objectives.mae:MAE",
+            "masked autoencoding of visible patches (He et al. 2022)",
+        ),
+        "crate_mae": _row(
+            "vitrail.objectives.crate_mae:CRATEMAE",
+            "white-box masked autoencoding (Pai et al. 2024)",
+        ),
+        "swav": _row(
+            "vitrail.objectives.swav:SwAV",
+            "codes of views predicted from other views (Caron et al. 2020)",
+        ),
+    },
 )
-from vitrail.objectives.contract import DataFacts, ImageObjective, MakeBackbone
 
 
-class Row(NamedTuple):
-    """config: the frozen dataclass that chooses the objective and sets it up."""
-
-    config: type
-    objective: type[ImageObjective]
-    help: str
+def objective_config(name: str) -> type:
+    """Returns the config class of an objective. Raises ValueError, with the nearest name."""
+    return OBJECTIVES.find(name).load()[1]
 
 
-OBJECTIVES: dict[str, Row] = {
-    "dino": Row(dino.Config, dino.DINO, "self-distillation over prototypes (Caron et al. 2021)"),
-    "simdino": Row(
-        simdino.Config, simdino.SimDINO, "self-distillation with a coding rate (Wu et al. 2025)"
-    ),
-    "cotraining": Row(
-        cotraining.Config,
-        cotraining.CoTraining,
-        "two classifiers agree on labels nobody gave (McAllester 2024); collapses",
-    ),
-    "clip": Row(
-        clip.Config, clip.CLIP, "images and captions find each other (Radford et al. 2021)"
-    ),
-    "supervised": Row(supervised.Config, supervised.Supervised, "classification with labels"),
-    "deepcluster": Row(
-        deepcluster.Config,
-        deepcluster.DeepCluster,
-        "classification of k-means clusters (Caron et al. 2018)",
-    ),
-    "mae": Row(mae.Config, mae.MAE, "masked autoencoding of visible patches (He et al. 2022)"),
-    "crate_mae": Row(
-        crate_mae.Config, crate_mae.CRATEMAE, "white-box masked autoencoding (Pai et al. 2024)"
-    ),
-    "swav": Row(
-        swav.Config, swav.SwAV, "codes of views predicted from other views (Caron et al. 2020)"
-    ),
-}
-
-
-def find_objective(name: str) -> Row:
-    """The table's row. Raises ValueError, with the nearest name, if there is none."""
-    if name in OBJECTIVES:
-        return OBJECTIVES[name]
-    near = difflib.get_close_matches(name, OBJECTIVES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OBJECTIVES)}."
-    raise ValueError(f"No objective is called {name!r}; {hint}")
-
-
-def objective_name(config: object) -> str:
-    """What the objective of this config is called."""
-    for name, row in OBJECTIVES.items():
-        if type(config) is row.config:
-            return name
-    known = ", ".join(row.config.__module__ + ".Config" for row in OBJECTIVES.values())
-    raise ValueError(f"{type(config).__name__} is not an objective's config; known: {known}.")
-
-
-def build_objective(
-    config: object,
-    make_backbone: MakeBackbone,
-    horizon: Horizon,
-    n_classes: int | None = None,
-    n_samples: int | None = None,
-    captions: Sequence[str] | None = None,
-) -> ImageObjective:
-    """The objective that `config` is of, with its networks freshly initialised.
-
-    Args:
-        config: an instance of a `Config` of the table.
-        make_backbone: see `contract.MakeBackbone`. Heads are initialised from torch's own
-            generator: seed it first.
-        horizon: how long the run is.
-        n_classes: the source's number of labels, None if it has none.
-        n_samples: of the source; objectives that keep something of each sample need it.
-        captions: the source's, None if it has none. A tokenizer is learned from them.
+def objective_name(config: Any) -> str:
+    """Returns the name of the objective that a config, or a class of configs, belongs to.
 
     Raises:
-        ValueError: labels or captions that the objective needs and the source lacks; a view that
-            the backbone's patches do not tile; a normalisation for another number of channels.
+        ValueError: no objective has such configs.
     """
-    name = objective_name(config)
-    if isinstance(config, supervised.Config) and not n_classes:
-        raise ValueError(
-            "The objective 'supervised' needs labels and the source has none; choose "
-            "another objective or a source with classes."
-        )
-    if isinstance(config, deepcluster.Config):
-        assert n_samples is not None
-    if isinstance(config, clip.Config) and not captions:
-        raise ValueError(
-            "The objective 'clip' needs captions and the source has none; choose another "
-            "objective or a source with captions (pairs:FILE, emoji)."
-        )
-    facts = DataFacts(n_samples, n_classes, captions)
-    objective = OBJECTIVES[name].objective(config, make_backbone, horizon, facts)
-    _refuse_unfit_views(name, objective)
-    return objective
-
-
-def _refuse_unfit_views(name: str, objective: ImageObjective) -> None:
-    backbone, plan = objective.encoder, objective.views()
-    if len(plan.mean) != backbone.in_chans:
-        raise ValueError(
-            f"The views of {name!r} are normalised for {len(plan.mean)} channels and the backbone "
-            f"takes {backbone.in_chans}; set mean and std to {backbone.in_chans} values each, as "
-            "`vitrail stats SPEC` prints them."
-        )
-    if not isinstance(backbone, TokenBackbone):
-        return
-    for size, _ in plan.resolutions:
-        patch = backbone.patch_size
-        if size % patch:
-            below, above = size // patch * patch, (size // patch + 1) * patch
-            near = f"{below} or {above}" if below else f"{above}"
-            raise ValueError(
-                f"The objective {name!r} has views of {size} px, which the backbone's patches of "
-                f"{patch} px do not divide; set that view's size to {near}."
-            )
+    cls = config if isinstance(config, type) else type(config)
+    reference = f"{cls.__module__}:{cls.__qualname__}"
+    for name, row in OBJECTIVES.items():
+        if row.config in (cls, reference):
+            return name
+    raise ValueError(
+        f"{cls.__name__} is not an objective's config; there are those of {', '.join(OBJECTIVES)}"
+    )

@@ -8,7 +8,7 @@ from vitrail.objectives import clip
 from vitrail.optim import Config as Optim
 from vitrail.recipes.recipe import Recipe
 
-MEAN, STD = (0.837, 0.789, 0.734), (0.284, 0.286, 0.350)  # of the training pictures
+EMOJI_MEAN, EMOJI_STD = (0.837, 0.789, 0.734), (0.284, 0.286, 0.350)  # of the training pictures
 
 
 def clip_emoji() -> Recipe:
@@ -24,9 +24,10 @@ def clip_emoji() -> Recipe:
     59.4 and 61.8. With crops from 0.3, drop path 0.1 and weight decay 0.2: 21.1 %, 2.4 %, 12.0 %.
     """
     return Recipe(
-        name="clip_emoji",
         objective=clip.Config(
-            views=RandomResizedCrop(size=64, scale=(0.6, 1.0), flip=0.0, mean=MEAN, std=STD),
+            views=RandomResizedCrop(
+                size=64, scale=(0.6, 1.0), flip=0.0, mean=EMOJI_MEAN, std=EMOJI_STD
+            ),
             embed_dim=64,
             text_width=64,
             text_depth=2,
@@ -58,7 +59,6 @@ def clip_vits16_pairs() -> Recipe:
     of 1,024 instead of 32,768.
     """
     return Recipe(
-        name="clip_vits16_pairs",
         objective=clip.Config(),
         backbone="vit_small_patch16_224",
         data="pairs:pairs.csv",

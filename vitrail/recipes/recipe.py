@@ -1,83 +1,65 @@
-"""A recipe is the whole configuration of a run: what its results depend on, then the rest."""
+"""A recipe is the whole configuration of a run: first what its results depend on, then the rest."""
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import tyro
-
+from vitrail.config import Choice
 from vitrail.data.loading.workers import fair_workers
 from vitrail.data.views.plan import ViewPlan
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.distributed.ranks import Ranks
 from vitrail.nn.schedules import Horizon
-from vitrail.objectives import (
-    clip,
-    cotraining,
-    crate_mae,
-    deepcluster,
-    dino,
-    mae,
-    simdino,
-    supervised,
-    swav,
-)
+from vitrail.objectives.registry import OBJECTIVES, objective_config, objective_name
 from vitrail.optim import Config as OptimConfig
 
-# On the command line a recipe's objective keeps its kind: its fields are options, not a subcommand.
-ObjectiveConfig = Annotated[
-    Annotated[dino.Config, tyro.conf.subcommand("dino")]
-    | Annotated[mae.Config, tyro.conf.subcommand("mae")]
-    | Annotated[crate_mae.Config, tyro.conf.subcommand("crate_mae")]
-    | Annotated[deepcluster.Config, tyro.conf.subcommand("deepcluster")]
-    | Annotated[simdino.Config, tyro.conf.subcommand("simdino")]
-    | Annotated[swav.Config, tyro.conf.subcommand("swav")]
-    | Annotated[cotraining.Config, tyro.conf.subcommand("cotraining")]
-    | Annotated[clip.Config, tyro.conf.subcommand("clip")]
-    | Annotated[supervised.Config, tyro.conf.subcommand("supervised")],
-    tyro.conf.AvoidSubcommands,
-]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything a run depends on, apart from the data themselves.
+    """Everything that a run depends on, apart from the data themselves.
 
     Attributes:
-        name: what the recipe is called.
-        objective: the method and its views.
+        name: the recipe's name in `vitrail list recipes`, which is its function's name; "" for a
+            recipe made in Python.
+        objective: the settings of the method and of its views. On the command line the objective
+            of a recipe stays, and its settings are options.
         backbone: a name of `vitrail list backbones`.
-        backbone_options: of that backbone, as NAME=VALUE: registers=4 decoupled=false.
-        data: a source SPEC of `vitrail list sources`.
-        batch_size: images a step, over all ranks.
+        data: a source SPEC, as `vitrail list sources` shows them.
+        batch_size: images a step, over all ranks and accumulation slices.
         epochs: passes over the data.
-        steps: the length of the run; if given, it wins over epochs.
-        channels: of the images, None for the source's own.
-        img_size: in pixels, None for the largest view.
-        patch_size: in pixels, None for the backbone's own.
-        eval_crop: side of the centre crop over the resized short side, when images are embedded.
+        steps: the length of the run in steps; if given, it wins over epochs.
+        channels: channels of the images; None for the source's own number.
+        img_size: pixels a side on which the backbone's positions are learned; None for the largest
+            view.
+        patch_size: pixels a side of a patch; None for the backbone's own.
+        backbone_options: options of the backbone, each as NAME=VALUE: registers=4 decoupled=false.
+        eval_crop: side of the centre crop as a fraction of the resized short side, when images are
+            embedded, in (0, 1].
         optim: the optimizer and its schedules.
         init_from: weights to start from: a run, an encoder, or an official checkpoint; the backbone
             is then theirs.
         head_warmup_steps: with init_from, steps in which the encoder is frozen while the new head
             warms up; None for an epoch, or a tenth of a short run.
         guard_drop: with init_from, the fall of k-NN accuracy on held-out images that is warned of,
-            as a fraction; None turns the guard off. The images it holds out are not trained on.
-        precision: of the forward pass; weights are fp32.
-        accumulate: slices of a batch, one after the other; not for losses that couple a batch.
-        seed: of weights, sample order and views.
-        device: auto (CUDA where there is one), cpu, cuda or cuda:N.
-        compile: each layer by torch.compile; auto is on with CUDA.
-        workers: decoding processes a rank, None for a fair share of the cores.
-        checkpoint_every: steps between two checkpoints, None for an epoch.
-        health_every: steps between two looks at the features, at least.
-        guard_every: steps between two looks of the guard, None for an epoch.
-        max_bad_fraction: of the files; a run stops when more than that cannot be read.
+            as a fraction in [0, 1]; None turns the guard off. The images that it holds out are not
+            trained on.
+        precision: arithmetic of the forward pass; weights are always fp32.
+        accumulate: slices of a batch that are computed one after the other; refused for losses that
+            couple a batch.
+        seed: of weights, sample order and views; from 0 to 2^63 - 1.
+        device: auto (CUDA if there is one), cpu, cuda or cuda:N.
+        compile: whether torch.compile compiles each layer; auto does with CUDA.
+        workers: processes that decode images on each rank; None for a fair share of the cores.
+        checkpoint_every: steps between two checkpoints; None for an epoch, at least 50 steps.
+        health_every: least number of steps between two measurements of the features' health.
+        guard_every: steps between two measurements of the guard; None for an epoch.
+        max_bad_fraction: fraction of the files, in [0, 1]; a run stops when more than that cannot
+            be read.
         sinks: where the rows of metrics.jsonl go as well: names of `vitrail list sinks`, or none.
     """
 
-    name: str
-    objective: ObjectiveConfig
+    name: str = ""
+    objective: Annotated[Any, Choice(OBJECTIVES, objective_config, objective_name)]
     backbone: str
     data: str
     batch_size: int
@@ -153,16 +135,19 @@ SPEED_FIELDS = (
 
 
 def plan_horizon(recipe: Recipe, n_samples: int) -> Horizon:
-    """The run's length. An epoch may be a fraction of a step when there are few images."""
+    """Returns the length of a run on `n_samples` images.
+
+    An epoch may be a fraction of a step when there are few images.
+    """
     steps_per_epoch = n_samples / recipe.batch_size
     steps = recipe.steps or max(1, round(recipe.epochs * steps_per_epoch))
     return Horizon(steps=steps, steps_per_epoch=steps_per_epoch)
 
 
 def preprocess_of(recipe: Recipe, plan: ViewPlan) -> Preprocess:
-    """How the run's encoder is given images: a centre crop, no augmentation.
+    """Returns how the run's encoder is given images: a centre crop, and no augmentation.
 
-    An encoder that the run only continues may have been built for another size than its views'.
+    An encoder that is only trained further may have been built for another size than its views.
     """
     largest = max(view.size for view in plan.views)
     size = recipe.img_size if recipe.img_size and recipe.init_from is None else largest
@@ -172,5 +157,5 @@ def preprocess_of(recipe: Recipe, plan: ViewPlan) -> Preprocess:
 
 
 def worker_count(recipe: Recipe, ranks: Ranks) -> int:
-    """Decoding processes of this rank: asked for, or a fair share of the machine's cores."""
+    """Returns the number of decoding processes of this rank: the recipe's, or a fair share."""
     return fair_workers(ranks.world) if recipe.workers is None else recipe.workers

@@ -11,8 +11,9 @@ from vitrail.data.sources.registry import open_source
 from vitrail.data.views.plan import ViewPlan
 from vitrail.distributed.ranks import Ranks, on_main
 from vitrail.nn.schedules import Horizon
+from vitrail.objectives.build import build_objective
 from vitrail.objectives.contract import ImageObjective, MakeBackbone
-from vitrail.objectives.registry import build_objective, objective_name
+from vitrail.objectives.registry import objective_name
 from vitrail.optim import build_optimizer
 from vitrail.recipes.recipe import Recipe, plan_horizon, preprocess_of
 from vitrail.train.contract import Parts

@@ -1,13 +1,16 @@
-"""Exports of a run: the encoder, and the text side, that are used after training."""
+"""The files that a run writes beside its checkpoints: the encoder, its text side, and figures."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vitrail import text_encoder
 from vitrail.data.views.preprocess import Preprocess
+from vitrail.distributed.ranks import Ranks
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
-from vitrail.objectives.contract import ImageObjective, Objective
+from vitrail.objectives.contract import ImageObjective, Objective, Pictures
 from vitrail.text_encoder import TextEncoder
 
 
@@ -60,6 +63,31 @@ class ObjectiveExports:
     def are_saved(self, run: Path, step: int) -> bool:
         """Returns False: the files are the objective's own, so they are written again."""
         return False
+
+
+def draw_pictures(run: Path, objective: Objective[Any], batch: Any, ranks: Ranks) -> None:
+    """Writes run/figures/NAME.png for every figure that the objective makes of a batch.
+
+    Called on every rank; rank 0 draws. Objectives of other batches than images make no figures.
+    """
+    if not ranks.is_main or not isinstance(objective, ImageObjective):
+        return
+    with torch.compiler.set_stance("force_eager"):  # a few images are not worth a compilation
+        pictures = objective.pictures(batch)
+    for name, grid in pictures.items():
+        _draw(run / "figures" / f"{name}.png", grid)
+
+
+def _draw(path: Path, pictures: Pictures) -> None:
+    # lazy import: matplotlib takes about a second
+    from vitrail.evals.figures.grid import Cell, cell_side, save_grid
+
+    # [rows, columns, H, W, C]; of other numbers of channels than three, the first is drawn in grey
+    pixels = pictures.pixels.float().movedim(2, -1).cpu().numpy()
+    if pixels.shape[-1] != 3:
+        pixels = pixels[..., :1]
+    rows = [[Cell(picture) for picture in row] for row in pixels]
+    save_grid(rows, path, side=cell_side(pixels.shape[2]), columns=list(pictures.columns))
 
 
 def _step_of(description: Path) -> int | None:

@@ -18,7 +18,7 @@ from vitrail.optim import apply_schedules, clip_gradients, drop_frozen_gradients
 from vitrail.train import epochs
 from vitrail.train.checkpoint import note_saved_state, require_exported, restore, save
 from vitrail.train.contract import Parts, RunSettings
-from vitrail.train.figures import draw_pictures
+from vitrail.train.exports import draw_pictures
 from vitrail.train.health import MEASURED, Monitor, require_finite
 from vitrail.train.log import Log, print_line
 from vitrail.train.parallel import parallel

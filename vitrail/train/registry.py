@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vitrail.registry import Registry
+from vitrail.registry import Registry, Row
 
 
 @dataclass(frozen=True)
-class SinkRow:
+class SinkRow(Row):
     """A sink.
 
     Attributes:

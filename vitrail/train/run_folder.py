@@ -15,7 +15,7 @@ from types import FrameType
 from vitrail.atomic import write_atomically
 from vitrail.config import from_dict, to_dict
 from vitrail.recipes.recipe import Recipe
-from vitrail.recipes.registry import command_of
+from vitrail.recipes.named import command_of
 
 
 def create(out: Path, recipe: Recipe) -> None:

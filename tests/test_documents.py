@@ -1,0 +1,35 @@
+"""The generated tables of the documentation are those of the registries."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def generate():
+    """The script docs/generate.py as a module."""
+    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_are_as_the_registries_say(generate):
+    for page in generate.PAGES:
+        text = (REPOSITORY / page).read_text(encoding="utf-8")
+        assert generate.generated(text) == text, f"{page} is out of date: run `make docs`"
+        assert "<!-- /" in text
+
+
+def test_a_table_that_is_out_of_date_is_written_anew(generate):
+    page = "# Title\n<!-- objectives -->\n| old |\n<!-- /objectives -->\nthe rest\n"
+    new = generate.generated(page)
+    assert "| `simdino` |" in new
+    assert "old" not in new
+    assert new.startswith("# Title\n")
+    assert new.endswith("the rest\n")
+    with pytest.raises(ValueError, match="no block 'objektives'"):
+        generate.generated("<!-- objektives -->\n<!-- /objektives -->")

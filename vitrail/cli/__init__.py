@@ -1,0 +1,5 @@
+"""The command line."""
+
+from vitrail.cli.run import main
+
+__all__ = ["main"]
