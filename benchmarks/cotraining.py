@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.timing import one_line, provenance
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.contract import Source
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine

@@ -41,7 +41,8 @@ from benchmarks.timing import alternate, one_line, provenance, speed_up
 from vitrail.data.contract import Detail
 from vitrail.data.decode.image import decode_bytes, decode_file
 from vitrail.data.views.apply import apply_views
-from vitrail.data.views.plan import View, ViewPlan
+from vitrail.data.views.contract import View
+from vitrail.data.views.plan import ViewPlan
 from vitrail.nn.random import Draws
 
 RESULTS = Path(__file__).parent / "results"

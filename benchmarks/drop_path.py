@@ -19,6 +19,7 @@ from benchmarks.packed import relative_gap
 from benchmarks.timing import alternate, keep_freed_memory, one_line, provenance, speed_up
 from vitrail.backbones.families import FAMILIES
 from vitrail.backbones.layers import Block
+from vitrail.backbones.skeleton import kind_of
 from vitrail.backbones.stochastic_depth import Drop, Kept, Shapes
 
 RESULTS = Path(__file__).parent / "results"
@@ -63,7 +64,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     keep_freed_memory()
     torch.manual_seed(0)
-    layer = Block(FAMILIES["vit"].kind, args.width, args.heads).to(device)
+    layer = Block(kind_of(FAMILIES["vit"]), args.width, args.heads).to(device)
     shapes = [(2 * args.batch, args.tokens)]
     tokens = torch.randn(2 * args.batch * args.tokens, args.width, device=device)
     tokens.requires_grad_()

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import alternate, keep_freed_memory, one_line, provenance, speed_up
-from vitrail.backbones.registry import BACKBONES, create_backbone
+from vitrail.backbones.create import create_backbone
+from vitrail.backbones.registry import BACKBONES
 from vitrail.data.contract import Batch
 from vitrail.data.views.plan import RandomResizedCrop
 from vitrail.nn.masking import hidden_error, lowest_visible

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.timing import alternate, one_line, provenance, speed_up
 from vitrail.backbones.contract import TokenBackbone
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.tools.scenes import Layout, Scene, ideal_features, make_scene, write_scenes
 from vitrail.evals.patches.coco import average_precision, open_coco, predictions
 from vitrail.evals.patches.maskcut import MaskCut, discover, similar, to_image

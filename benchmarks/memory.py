@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import one_line, provenance
+from vitrail.backbones.create import create_backbone, find_row
 from vitrail.backbones.families import Skeleton
-from vitrail.backbones.registry import create_backbone, find_model
 
 RESULTS = Path(__file__).parent / "results"
 BACKBONES = ("vit_tiny_patch16_224", "vit_small_patch16_224", "crate_small_patch16_224")
@@ -76,7 +76,7 @@ def measure(name: str, images: list[Tensor], half: bool) -> list[str]:
     """Rows of the table: ours, and timm's where it has the model."""
     device = images[0].device
     makers = {"ours, packed": (lambda: create_backbone(name), our_forward)}
-    model = find_model(name)
+    model = find_row(name)
     if isinstance(model, Skeleton) and model.family == "vit":
         makers["timm"] = (
             lambda: timm.create_model(name, num_classes=0, dynamic_img_size=True),

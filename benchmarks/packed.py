@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import alternate, keep_freed_memory, one_line, provenance, speed_up
 from vitrail.backbones.contract import Backbone, Features
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 
 Forward = Callable[[], list[Features]]
 

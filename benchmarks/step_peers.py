@@ -27,7 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from benchmarks.step_setting import CLIP, LR, MOMENTUM, WEIGHT_DECAY
-from vitrail.backbones.registry import Model
+from vitrail.backbones.families import Skeleton
 
 
 class Peer(nn.Module):
@@ -157,7 +157,7 @@ def simdino_peer(vit: VisionTransformer, device: str = "cpu", precision: str = "
 
 
 def timm_vit(
-    model: Model, img_size: int, drop_path: float, fused_attention: bool = True
+    model: Skeleton, img_size: int, drop_path: float, fused_attention: bool = True
 ) -> VisionTransformer:
     """timm's ViT of one of our named sizes, for views of any size."""
     set_fused_attn(fused_attention)  # read by the layers as they are built

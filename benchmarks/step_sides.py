@@ -12,7 +12,8 @@ from benchmarks.step_peers import Peer, dino_peer, part, simdino_peer, timm_vit
 from benchmarks.step_setting import CLIP, LR, MOMENTUM, WEIGHT_DECAY, Setting, make_batch, view_list
 from benchmarks.timing import Work, alternate, speed_up
 from vitrail.backbones.contract import Backbone, TokenBackbone
-from vitrail.backbones.registry import BACKBONES, create_backbone
+from vitrail.backbones.create import create_backbone
+from vitrail.backbones.registry import BACKBONES
 from vitrail.data.contract import Batch
 from vitrail.data.views.plan import MultiCrop
 from vitrail.nn.schedules import Horizon

@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
-from vitrail.data.views.plan import View, ViewPlan
+from vitrail.data.views.contract import View
+from vitrail.data.views.plan import ViewPlan
 
 Pipeline = Callable[[list[bytes]], list[Tensor]]  # the views of the files, in any arrangement
 

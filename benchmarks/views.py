@@ -26,7 +26,8 @@ from benchmarks.view_peers import Pipeline, kornia, lightly, torchvision_v1, tor
 from vitrail.data.decode.image import decode_bytes
 from vitrail.data.loading.reader import CHUNK
 from vitrail.data.views.apply import apply_views
-from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, View, ViewPlan
+from vitrail.data.views.contract import View
+from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, ViewPlan
 from vitrail.nn.random import Draws
 
 RESULTS = Path(__file__).parent / "results"

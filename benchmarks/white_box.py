@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail
 from benchmarks.timing import Work, alternate, one_line, provenance
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.sources.registry import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.evaluate import evaluate

@@ -31,6 +31,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "objectives": lambda: table("objective"),
     "objective names": lambda: names("objective"),
     "backbones": lambda: table("backbone"),
+    "operations": lambda: table("operation"),
     "recipes": lambda: table("recipe"),
     "sources": lambda: table("source"),
     "source names": lambda: names("source"),

@@ -1,6 +1,7 @@
 """Files that survive a kill or a power cut: written beside, flushed to the disk, renamed."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +24,12 @@ def sync_path(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     """A path to write a file to, which then replaces `path`: readers see the old one or the new
-    one, never a part. What fails within leaves the old one."""
-    temporary = path.with_name(f".{path.name}.writing")
+    one, never a part. What fails within leaves the old one. shared: other processes may write the
+    same file at once; the last one stays."""
+    own = f".{secrets.token_hex(4)}" if shared else ""
+    temporary = path.with_name(f".{path.name}{own}.writing")
     try:
         yield temporary
         sync_path(temporary)
@@ -37,7 +40,7 @@ def replacing(path: Path) -> Iterator[Path]:
     sync_path(path.parent)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, shared: bool = False) -> None:
     """Replaces a file: readers see the old one or the new one, never a part. Text is UTF-8."""
-    with replacing(path) as temporary:
+    with replacing(path, shared) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)

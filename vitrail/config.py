@@ -95,8 +95,14 @@ def differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> li
 def suggest(name: str, known: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the nearest name, else "; there are: " and all of them."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names)}"
+    near = nearest(name, names)
+    return f"; did you mean {near!r}?" if near else f"; there are: {', '.join(names)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the known name that is most like a given one, None if none is similar."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return near[0] if near else None
 
 
 def _merge(old: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vitrail.atomic import write_atomically
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.decode.inputs import ImagesLike, batches
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.interop.read.load import read_official

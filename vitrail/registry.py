@@ -26,6 +26,7 @@ R = TypeVar("R", bound="Row")
 REGISTRIES = {
     "backbone": "vitrail.backbones.registry:BACKBONES",
     "objective": "vitrail.objectives.registry:OBJECTIVES",
+    "operation": "vitrail.data.views.registry:OPERATIONS",
     "protocol": "vitrail.evals.registry:PROTOCOLS",
     "recipe": "vitrail.recipes.registry:RECIPES",
     "sink": "vitrail.train.registry:SINKS",
@@ -176,7 +177,8 @@ def register(kind: str, name: str, row: object) -> None:
     `vitrail.sources`, ...), and the command line knows them too; see `docs/extending.md`.
 
     Args:
-        kind: "backbone", "objective", "protocol", "recipe", "sink" or "source".
+        kind: "backbone", "objective", "operation" (on views), "protocol", "recipe", "sink" or
+            "source".
         name: what it is called on the command line and in `config.json`.
         row: of the class that the registry of that kind holds, such as `ObjectiveRow`.
 

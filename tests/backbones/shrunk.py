@@ -3,7 +3,8 @@
 from typing import Any
 
 from vitrail.backbones.contract import Backbone, TokenBackbone
-from vitrail.backbones.registry import BACKBONES, create_backbone
+from vitrail.backbones.create import create_backbone
+from vitrail.backbones.registry import BACKBONES
 
 SIZES = {"width": 32, "depth": 2, "heads": 2, "patch_size": 4}
 TOKENS = [name for name, model in BACKBONES.items() if "depth" in model.options()]

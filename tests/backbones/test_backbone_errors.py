@@ -1,11 +1,12 @@
-"""What a user can get wrong about a backbone, and what the error must say."""
+"""Errors of users about backbones, and the messages for them."""
 
 import math
 
 import pytest
 import torch
 
-from vitrail.backbones.registry import BACKBONES, _check, create_backbone, parse_options
+from vitrail.backbones.create import _check, create_backbone, parse_options
+from vitrail.backbones.registry import BACKBONES
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:

@@ -7,8 +7,9 @@ import torch
 
 from tests.backbones.shrunk import AFFORDABLE, TOKENS, shrunk, shrunk_tokens
 from vitrail.backbones.contract import Features
+from vitrail.backbones.create import count_parameters, create_backbone
 from vitrail.backbones.layers import last_projection
-from vitrail.backbones.registry import BACKBONES, count_parameters, create_backbone, describe
+from vitrail.backbones.registry import BACKBONES
 from vitrail.nn.random import Draws
 
 # Facts §4: whole classifiers with a 1000-way linear head, d · 1000 + 1000 parameters. (CRATE's head
@@ -33,7 +34,8 @@ def test_parameters_with_a_1000_way_head_are_the_published_number(
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_listing_says_what_the_model_is(name: str) -> None:
-    model, line = BACKBONES[name], describe(name)
+    model = BACKBONES[name]
+    line = model.summary
     assert f"{count_parameters(name) / 1e6:.2f} M" in line
     assert f"{model.img_size} px" in line
     options = model.options()

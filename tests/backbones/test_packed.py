@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.rounding import EXACT
+from vitrail.backbones.create import create_backbone
 from vitrail.backbones.families import Skeleton
 from vitrail.backbones.layers import Block
-from vitrail.backbones.registry import BACKBONES, create_backbone
+from vitrail.backbones.registry import BACKBONES
 from vitrail.backbones.stochastic_depth import Kept, branch_scales, plan_drops
 from vitrail.nn.random import Draws
 
@@ -165,15 +167,15 @@ def test_registers_and_layer_scale_are_part_of_every_family(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stochastic_depth_is_the_same_however_the_batch_is_split(name: str) -> None:
-    backbone = create_backbone(name, drop_path=0.5).eval()
-    images = views((2 * 6, 32), (3 * 6, 16))
+    backbone = create_backbone(name, drop_path=0.5).double().eval()
+    images = [x.double() for x in views((2 * 6, 32), (3 * 6, 16))]
     whole = backbone.forward_packed(images, all_draws(6))
     for start, count in ((0, 2), (2, 4)):
         part = [x.unflatten(0, (-1, 6))[:, start : start + count].flatten(0, 1) for x in images]
         outputs = backbone.forward_packed(part, all_draws(6).narrow(start, count))
         for mine, every in zip(outputs, whole, strict=True):
             rows = every.pooled.unflatten(0, (-1, 6))[:, start : start + count].flatten(0, 1)
-            torch.testing.assert_close(mine.pooled, rows, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(mine.pooled, rows, **EXACT)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

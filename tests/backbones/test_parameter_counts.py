@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from vitrail.backbones.create import count_parameters
 from vitrail.backbones.decoder import CRATEDecoder, ViTDecoder
 from vitrail.backbones.embedding import ConvPatchEmbed
-from vitrail.backbones.families import FAMILIES
-from vitrail.backbones.registry import BACKBONES, count_parameters
+from vitrail.backbones.families import FAMILIES, ToSTModel
+from vitrail.backbones.registry import BACKBONES
 from vitrail.backbones.skeleton import SkeletonBackbone
 from vitrail.backbones.text import AOT_MHSA, CRATE_ALPHA, LANGUAGE, TextModel, count_text_parameters
-from vitrail.backbones.tost import ToSTModel
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "parameter-counts.md"
 # Facts §4: width, depth, heads, eta.

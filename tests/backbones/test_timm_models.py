@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.rounding import EXACT
+from vitrail.backbones.families import TimmResNet, TimmSwin
 from vitrail.backbones.maps import MapBackbone
-from vitrail.backbones.resnet import TimmResNet
 from vitrail.backbones.stochastic_depth import branch_scales
-from vitrail.backbones.swin import TimmSwin
 from vitrail.data.contract import Batch
 from vitrail.data.views.plan import MultiCrop
 from vitrail.nn.random import Draws
@@ -89,10 +89,12 @@ def test_every_model_keeps_the_contract(name: str) -> None:
 
     one = images[0][:1]
     assert backbone(one).pooled.shape == (1, backbone.embed_dim)  # in training mode
+    backbone, images = backbone.double(), [x.double() for x in images]
+    one = one.double()
     with torch.no_grad():
         together, alone = backbone.eval()(images[0]), backbone(one)
         states = backbone.layer_states(one)
-    torch.testing.assert_close(together.pooled[:1], alone.pooled, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.pooled[:1], alone.pooled, **EXACT)
     assert len(states) == backbone.depth
     assert all((s.half is None) == ("resnet" in name) and s.bases is None for s in states)
     last = backbone.last(states[-1].after.unflatten(1, alone.patches.shape[1:3]))
@@ -167,21 +169,21 @@ def test_weights_and_features_are_timms(name: str, size: tuple[int, int], mode: 
 
 
 def test_the_small_stem_is_a_3x3_convolution_without_pooling() -> None:
-    backbone = lively(build("resnet18_small")).eval()
+    backbone = lively(build("resnet18_small")).double().eval()
     assert backbone.conv1.weight.shape == (64, 3, 3, 3)
     assert build("resnet18_small").conv1.weight.std().item() == pytest.approx(
         (2 / (64 * 9)) ** 0.5, rel=0.1
     )
-    images = noise(2, 3, 32, 24)
+    images = noise(2, 3, 32, 24, dtype=torch.float64)
     x = F.relu(backbone.bn1(F.conv2d(images, backbone.conv1.weight, padding=1)))
-    theirs = timm.create_model("resnet18", num_classes=0).eval()
+    theirs = timm.create_model("resnet18", num_classes=0).double().eval()
     weights = backbone.state_dict()
     del weights["conv1.weight"]
     theirs.load_state_dict(weights, strict=False)
     expected = theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x))))
     found = backbone(images).patches
     assert found.shape == (2, 4, 3, 512)
-    torch.testing.assert_close(found, expected.permute(0, 2, 3, 1))
+    torch.testing.assert_close(found, expected.permute(0, 2, 3, 1), **EXACT)
 
 
 def swin_by_formula(backbone: MapBackbone, images: Tensor, windows: list[list[int]]) -> Tensor:
@@ -282,8 +284,10 @@ def test_swin_exempts_its_tables_of_biases_from_weight_decay() -> None:
 @pytest.mark.parametrize("name", QUICK)
 @torch.no_grad()
 def test_stochastic_depth_does_not_depend_on_the_split_or_on_torchs_generator(name: str) -> None:
-    backbone = lively(build(name, drop_path=0.9)).eval()  # batch norm would see the split
-    views, crops = noise(2, 4, 3, 16, 16), noise(3, 4, 3, 8, 12, seed=1)
+    # In evaluation mode: batch norm would see the split.
+    backbone = lively(build(name, drop_path=0.9)).double().eval()
+    views = noise(2, 4, 3, 16, 16, dtype=torch.float64)
+    crops = noise(3, 4, 3, 8, 12, seed=1, dtype=torch.float64)
     before = torch.random.get_rng_state()
     draws = draws_of(4)
     whole = backbone.forward_packed([views.flatten(0, 1), crops.flatten(0, 1)], draws)
@@ -294,20 +298,20 @@ def test_stochastic_depth_does_not_depend_on_the_split_or_on_torchs_generator(na
         )
         for part, full in zip(parts, whole, strict=True):
             expected = full.pooled.unflatten(0, (-1, 4))[:, own].flatten(0, 1)
-            torch.testing.assert_close(part.pooled, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(part.pooled, expected, **EXACT)
     assert torch.equal(torch.random.get_rng_state(), before)
     undropped = backbone.forward_packed([views[0]])[0].pooled
     assert not torch.allclose(whole[0].pooled[:4], undropped)
-    kept = build(name)
+    kept = build(name).double()
     kept.load_state_dict(backbone.state_dict())
-    torch.testing.assert_close(kept.eval()(views[0], draws).pooled, undropped)
+    torch.testing.assert_close(kept.eval()(views[0], draws).pooled, undropped, **EXACT)
 
 
 @pytest.mark.parametrize("name", QUICK)
 @torch.no_grad()
 def test_a_dropped_branch_leaves_its_shortcut_and_a_kept_one_grows(name: str) -> None:
-    backbone = lively(build(name, drop_path=0.5)).eval()
-    images = noise(8, 3, 16, 16)
+    backbone = lively(build(name, drop_path=0.5)).double().eval()
+    images = noise(8, 3, 16, 16, dtype=torch.float64)
     scales = branch_scales(draws_of(8), 8, 0.5, backbone.depth)
     assert torch.equal(torch.cat(backbone._scales([images[:4], images[4:]], draws_of(8))), scales)
     layer = backbone.depth - 1  # of the same stage as the one before
@@ -324,10 +328,10 @@ def test_a_dropped_branch_leaves_its_shortcut_and_a_kept_one_grows(name: str) ->
         assert torch.equal(after.after[gone], before.after[gone])
         positive = full.after > 0
         grown = before.after + scale[:, 0] * (full.after - before.after)
-        torch.testing.assert_close(after.after[positive], grown.relu()[positive])
+        torch.testing.assert_close(after.after[positive], grown.relu()[positive], **EXACT)
         return
     half = before.after + scale[:, 0] * (full.half - before.after)
-    torch.testing.assert_close(after.half, half)
+    torch.testing.assert_close(after.half, half, **EXACT)
     assert torch.equal(after.after[dropped[:, 1]], after.half[dropped[:, 1]])
 
 

@@ -5,13 +5,14 @@ import timm
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.rounding import EXACT, float64_kept
+from vitrail.backbones.create import create_backbone
 from vitrail.backbones.embedding import resize_matrix, resize_positions
-from vitrail.backbones.registry import create_backbone
 
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[torch.nn.Module, torch.nn.Module]:
-    """timm's ViT-T/16 and ours with its weights; positions are given some structure first."""
+    """timm's ViT-T/16 and ours with its weights, in float64; positions are given some structure."""
     torch.manual_seed(0)
     theirs = timm.create_model(
         "vit_tiny_patch16_224", pretrained=False, num_classes=0, dynamic_img_size=True
@@ -20,41 +21,31 @@ def pair() -> tuple[torch.nn.Module, torch.nn.Module]:
         parameter.data += 0.05 * torch.randn_like(parameter)
     ours = create_backbone("vit_tiny_patch16_224")
     ours.load_state_dict(theirs.state_dict())  # strict: the layouts are one and the same
-    return theirs, ours
+    return theirs.double(), ours.double()
 
 
+def images_of(size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
+
+
+@float64_kept()  # for timm, which resamples positions in float32
 @pytest.mark.parametrize("size", [224, 96])
-def test_features_equal_timms_in_float32(
-    pair: tuple[torch.nn.Module, torch.nn.Module], size: int
-) -> None:
+def test_features_equal_timms(pair: tuple[torch.nn.Module, torch.nn.Module], size: int) -> None:
     theirs, ours = pair
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(size))
+    images = images_of(size)
     with torch.no_grad():
         expected, actual = theirs.forward_features(images), ours(images)
-    torch.testing.assert_close(actual.pooled, expected[:, 0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(actual.patches.flatten(1, 2), expected[:, 1:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.pooled, expected[:, 0], **EXACT)
+    torch.testing.assert_close(actual.patches.flatten(1, 2), expected[:, 1:], **EXACT)
 
 
-def test_features_equal_timms_in_float64(
-    pair: tuple[torch.nn.Module, torch.nn.Module],
-) -> None:
-    theirs, ours = (model.double() for model in pair)
-    images = torch.randn(1, 3, 224, 224, dtype=torch.float64)
-    with torch.no_grad():
-        expected, actual = theirs.forward_features(images), ours(images)
-    for model in pair:
-        model.float()
-    torch.testing.assert_close(actual.pooled, expected[:, 0], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(
-        actual.patches.flatten(1, 2), expected[:, 1:], rtol=1e-10, atol=1e-10
-    )
-
-
+@float64_kept()
 def test_last_layer_maps_and_keys_equal_timms(
     pair: tuple[torch.nn.Module, torch.nn.Module],
 ) -> None:
     theirs, ours = pair
-    images = torch.randn(2, 3, 96, 96)
+    images = images_of(96)
     inputs: list[torch.Tensor] = []
     attention = theirs.blocks[-1].attn
     handle = attention.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
@@ -65,16 +56,18 @@ def test_last_layer_maps_and_keys_equal_timms(
         rows = (q @ k.transpose(-2, -1) / 8).softmax(-1)[:, :, 0, 1:]
         keys = attention.qkv(inputs[0])[:, 1:, 192:384]
         maps, our_keys = ours.token_maps(images), ours.token_keys(images)
-    torch.testing.assert_close(maps, rows.reshape(2, 3, 6, 6), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(our_keys, keys.reshape(2, 6, 6, 192), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(maps, rows.reshape(2, 3, 6, 6), **EXACT)
+    torch.testing.assert_close(our_keys, keys.reshape(2, 6, 6, 192), **EXACT)
 
 
+@float64_kept()
 @pytest.mark.parametrize("new", [(6, 6), (5, 9), (20, 17), (14, 3), (14, 14), (1, 1)])
 def test_positions_are_resampled_as_timm_does(new: tuple[int, int]) -> None:
-    positions = torch.randn(1, 1 + 14 * 14, 24, generator=torch.Generator().manual_seed(4))
+    generator = torch.Generator().manual_seed(4)
+    positions = torch.randn(1, 1 + 14 * 14, 24, generator=generator, dtype=torch.float64)
     expected = timm.layers.resample_abs_pos_embed(positions, list(new), [14, 14])
     actual = resize_positions(positions, 14, new)
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual, expected, **EXACT)
     torch.testing.assert_close(actual[:, 0], positions[:, 0], rtol=0, atol=0)
 
 

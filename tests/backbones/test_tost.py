@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
+from vitrail.backbones.families import ToSTModel
 from vitrail.backbones.stochastic_depth import branch_scales
-from vitrail.backbones.tost import ToST, ToSTModel
+from vitrail.backbones.tost import ToST
 from vitrail.nn.random import Draws
 
 TINY = ToSTModel(16, 16, 2, 2, 4, 1.0)

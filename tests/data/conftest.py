@@ -1,4 +1,4 @@
-"""Tiny images: threads would cost more than they give."""
+"""Runs tests of data on one thread: their images are tiny, and threads cost more than they give."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""16 bits and any channel count all the way: 8 bits x 257 give what the 8 bits give."""
+"""Tests of 16 bits and any number of channels: 8 bits x 257 give the results of 8 bits."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tests.cli.shell import pretrain, vitrail
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.sources.memory import MemorySource
@@ -20,7 +20,7 @@ from vitrail.evals.patches.maskcut import MaskCut, image_keys
 from vitrail.evals.patches.saliency import token_backbone
 
 RNG = np.random.default_rng(2)
-# Far enough from black and white that no filter overshoots: 8 bits would be clipped between passes.
+# far enough from black and white for no filter to overshoot: 8 bits are clipped between passes
 SMALL_NHWC = RNG.integers(64, 192, (3, 33, 21, 4), dtype=np.uint8)
 DEEP_NHWC = SMALL_NHWC.astype(np.uint16) * 257
 

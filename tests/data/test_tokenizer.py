@@ -1,4 +1,4 @@
-"""The tokenizer: any text has numbers, ends are ends, and equal captions train equal tokenizers."""
+"""Tests of the tokenizer: any text, start and end tokens, and equal results of equal captions."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def test_any_text_has_numbers_within_the_vocabulary(tokenizer, text):
     (ids,) = tokenizer.encode([text], 12)
     assert 2 <= len(ids) <= 12
     assert (ids[0], ids[-1]) == (START, END)
-    # The names of the ends, spelled in a caption, are letters.
+    # the names of the end tokens in a caption are letters
     assert all(END < i < tokenizer.vocabulary for i in ids[1:-1])
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.rounding import EXACT, float64_kept
 from vitrail.distributed.collectives import (
     all_gather,
     all_mean,
@@ -23,6 +24,7 @@ def inputs() -> torch.Tensor:
     return torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
+@float64_kept()
 def losses(x: torch.Tensor, me: int) -> dict[str, torch.Tensor]:
     """A loss a name; each rank's is a different function of what all ranks hold."""
     weight = 1.0 + me
@@ -49,6 +51,7 @@ def work(me: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@float64_kept()
 def test_values_and_gradients_are_those_of_one_process(tmp_path: Path) -> None:
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)]
@@ -67,8 +70,8 @@ def test_values_and_gradients_are_those_of_one_process(tmp_path: Path) -> None:
         gradient = 3 * torch.autograd.grad(loss, x, retain_graph=True)[0]
         for r in range(2):
             value, mine = ranks[r][name]
-            torch.testing.assert_close(value, (1 + r) * loss.detach(), rtol=1e-6, atol=0)
-            torch.testing.assert_close(mine, gradient[r], rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(value, (1 + r) * loss.detach(), **EXACT)
+            torch.testing.assert_close(mine, gradient[r], **EXACT)
     for r in range(2):
         torch.testing.assert_close(ranks[r]["plain sum"], x.detach().sum(0))
         torch.testing.assert_close(ranks[r]["plain mean"], x.detach().mean(0))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from tests.evals.synthetic_runs import image_folder, tiny_encoder
 from vitrail.backbones.contract import Backbone, Features, LayerState
-from vitrail.backbones.registry import BACKBONES, create_backbone
+from vitrail.backbones.create import create_backbone
+from vitrail.backbones.registry import BACKBONES
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
 from vitrail.evals.evaluate import evaluate

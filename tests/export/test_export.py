@@ -1,4 +1,4 @@
-"""`vitrail export`: what is written loads elsewhere and gives the same features."""
+"""`vitrail export`: exports load in other libraries and give the same features."""
 
 import contextlib
 import io
@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitrail.backbones.registry import BACKBONES, create_backbone
-from vitrail.backbones.tost import ToSTModel
+from vitrail.backbones.create import create_backbone
+from vitrail.backbones.families import ToSTModel
+from vitrail.backbones.registry import BACKBONES
 from vitrail.cli import main
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder

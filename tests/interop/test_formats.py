@@ -11,12 +11,13 @@ from torch import Tensor
 
 from tests.interop import layouts
 from tests.interop.layouts import DEPTH, GRID, PATCH, WIDTH, Weights, prefixed
-from vitrail.backbones import registry
-from vitrail.backbones.families import Skeleton
+from vitrail.backbones.create import create_backbone
+from vitrail.backbones.families import Skeleton, ToSTModel
 from vitrail.backbones.layers import Block
 from vitrail.backbones.operators.tokenwise import ODL
+from vitrail.backbones.registry import BACKBONES
 from vitrail.backbones.skeleton import SkeletonBackbone
-from vitrail.backbones.tost import ToST, ToSTModel
+from vitrail.backbones.tost import ToST
 from vitrail.interop.read.formats import FORMATS
 from vitrail.interop.read.load import Official, load_official, read_official
 
@@ -89,7 +90,7 @@ def test_a_layout_is_recognised_and_becomes_a_backbone(tmp_path: Path, name: str
     content, family, antialias = CASES[name]
     official = read_official(saved(tmp_path, content))
     assert official.format == name
-    row = registry.BACKBONES[official.backbone]
+    row = BACKBONES[official.backbone]
     assert isinstance(row, Skeleton)
     assert row.family == family
     backbone = built(official)
@@ -98,7 +99,7 @@ def test_a_layout_is_recognised_and_becomes_a_backbone(tmp_path: Path, name: str
     assert backbone.antialias is antialias
     features = backbone(torch.randn(2, 3, SIDE, SIDE))
     assert features.pooled.isfinite().all()
-    again = registry.create_backbone(**backbone.config)
+    again = create_backbone(**backbone.config)
     assert again.state_dict().keys() == backbone.state_dict().keys()
     assert official.preprocess["size"] == SIDE
 
@@ -267,7 +268,7 @@ def test_tost(tmp_path: Path) -> None:
     content = {"model": theirs, "model_ema": layouts.tost(), "optimizer": {}, "epoch": 1}
     official = read_official(saved(tmp_path, content))
     assert official.format == "ToST"
-    row = registry.BACKBONES[official.backbone]
+    row = BACKBONES[official.backbone]
     assert isinstance(row, ToSTModel)
     backbone = official.build()
     assert isinstance(backbone, ToST)
@@ -307,7 +308,7 @@ def test_a_backbone_of_another_size_gets_resampled_positions(
 ) -> None:
     path = saved(tmp_path, layouts.dino_backbone())
     small = read_official(path)
-    large = registry.create_backbone(small.backbone, **small.kwargs | {"img_size": 6 * PATCH})
+    large = create_backbone(small.backbone, **small.kwargs | {"img_size": 6 * PATCH})
     with caplog.at_level("INFO"):
         load_official(large, path)
     assert "4 × 4 patches resampled to 6 × 6" in caplog.text
@@ -317,7 +318,7 @@ def test_a_backbone_of_another_size_gets_resampled_positions(
 
 def test_our_own_keys_load_into_a_given_backbone(tmp_path: Path) -> None:
     for name in ("crate_nano_patch4_28", "crate_alpha_nano_patch4_28", "aot_mssa_nano_patch4_28"):
-        theirs, ours = (registry.create_backbone(name, seed=seed) for seed in (1, 2))
+        theirs, ours = (create_backbone(name, seed=seed) for seed in (1, 2))
         path = saved(tmp_path, theirs.state_dict())
         load_official(ours, path)
         assert torch.equal(ours.state_dict()["norm.bias"], theirs.state_dict()["norm.bias"])
@@ -389,9 +390,9 @@ def test_other_models_are_in_no_known_format(tmp_path: Path, keys: tuple[str, ..
 
 
 def test_a_family_without_a_row_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(registry.BACKBONES, "tost_tiny_patch16_224")
-    others = [n for n, row in registry.BACKBONES.items() if isinstance(row, ToSTModel)]
+    monkeypatch.delitem(BACKBONES.own, "tost_tiny_patch16_224")
+    others = [n for n, row in BACKBONES.items() if isinstance(row, ToSTModel)]
     for name in others:
-        monkeypatch.delitem(registry.BACKBONES, name)
+        monkeypatch.delitem(BACKBONES.own, name)
     with pytest.raises(ValueError, match="no backbone for weights of the format ToST"):
         read_official(saved(tmp_path, layouts.tost()))

@@ -1,4 +1,4 @@
-"""What config.json says is honoured: our own exports come back as they were, timm's as timm's."""
+"""config.json is followed: our exports are read back unchanged, timm's as timm's."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
 from vitrail.export.export import Format, export

@@ -31,9 +31,8 @@ from transformers import (
     ViTModel,
 )
 
-from vitrail.backbones import registry
-from vitrail.backbones.resnet import TimmResNet
-from vitrail.backbones.swin import TimmSwin
+from vitrail.backbones.families import TimmResNet, TimmSwin
+from vitrail.backbones.registry import BACKBONES
 from vitrail.interop.read.load import Official, read_official
 
 SIDE = 32
@@ -292,11 +291,11 @@ def test_a_timm_vit_without_a_head_is_taken_for_dinos(tmp_path: Path, no_embed_c
 @pytest.fixture
 def maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small rows of the families made of timm's modules."""
-    monkeypatch.setitem(registry.BACKBONES, "swin_a", TimmSwin(56, 8, (1, 1), (1, 2), 4, 7))
-    monkeypatch.setitem(registry.BACKBONES, "swin_b", TimmSwin(56, 16, (2, 2), (2, 4), 4, 7))
-    monkeypatch.setitem(registry.BACKBONES, "swin_c", TimmSwin(112, 16, (2, 2), (2, 4), 4, 7))
+    monkeypatch.setitem(BACKBONES.own, "swin_a", TimmSwin(56, 8, (1, 1), (1, 2), 4, 7))
+    monkeypatch.setitem(BACKBONES.own, "swin_b", TimmSwin(56, 16, (2, 2), (2, 4), 4, 7))
+    monkeypatch.setitem(BACKBONES.own, "swin_c", TimmSwin(112, 16, (2, 2), (2, 4), 4, 7))
     for name in ("resnet18", "resnet26"):
-        monkeypatch.setitem(registry.BACKBONES, f"{name}_", TimmResNet(224, name))
+        monkeypatch.setitem(BACKBONES.own, f"{name}_", TimmResNet(224, name))
 
 
 SWIN = {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
@@ -358,7 +357,7 @@ def test_transformers_swin(tmp_path: Path, headed: bool, side: int, row: str) ->
 def test_a_swin_of_a_size_that_no_row_has_is_shifted_as_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(registry.BACKBONES, "swin_c")
+    monkeypatch.delitem(BACKBONES.own, "swin_c")
     model = hf_swin(112)
     official = read_official(hub_folder(tmp_path, model))
     assert (official.backbone, official.kwargs["img_size"]) == ("swin_b", 112)
@@ -379,7 +378,7 @@ def test_resnets(tmp_path: Path, counted: bool) -> None:
     torch.save(weights, tmp_path / "resnet.pth")
     official = read_official(tmp_path / "resnet.pth")
     assert official.format == "ResNet (torchvision, timm)"
-    assert registry.BACKBONES[official.backbone].timm_name == "resnet18"  # type: ignore[attr-defined]
+    assert BACKBONES[official.backbone].timm_name == "resnet18"  # type: ignore[attr-defined]
     ours = features(official, images(64))
     model.fc = nn.Identity()
     with torch.no_grad():

@@ -12,7 +12,8 @@ from timm.models import get_pretrained_cfg, group_parameters
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
-from vitrail.backbones.registry import BACKBONES, create_backbone
+from vitrail.backbones.create import create_backbone
+from vitrail.backbones.registry import BACKBONES
 from vitrail.interop.timm_model import TimmModel
 from vitrail.interop.timm_zoo import NAMES
 

@@ -1,4 +1,4 @@
-"""Other people's checkpoints: what loads, what is refused, and that nothing is ever executed."""
+"""Other people's checkpoints: some load, some are refused, and nothing is ever executed."""
 
 import argparse
 import pickle
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.interop import layouts
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.backbones.skeleton import SkeletonBackbone
 from vitrail.interop.read.load import load_official
 from vitrail.interop.read.weights_file import read_checkpoint

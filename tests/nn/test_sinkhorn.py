@@ -7,6 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightly.loss.swav_loss import sinkhorn as lightlys
 
+from tests.rounding import EXACT, rounding_bound
 from vitrail.nn import sinkhorn as module
 from vitrail.nn.sinkhorn import sinkhorn
 
@@ -73,12 +74,24 @@ def test_codes_are_the_published_loops(
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
         single = sinkhorn(scores.float(), epsilon, iterations)
         assert single.dtype == torch.float32
-        torch.testing.assert_close(single.double(), expected, rtol=1e-5, atol=1e-7)
+        rtol = of_float32(shape, epsilon, iterations)
+        torch.testing.assert_close(single.double(), expected, rtol=rtol, atol=1e-30)
+
+
+def of_float32(shape: tuple[int, int], epsilon: float, iterations: int) -> float:
+    """The relative error of codes, whose every sum is of positive numbers.
+
+    Cosines over ε, less the column's largest and the row's largest, are at most 4 / ε, and rounded
+    with the cosine, the quotient and the two differences; a tenth of a unit in an exponent is a
+    tenth of the number. Each iteration then sums over rows and over prototypes.
+    """
+    exponent = rounding_bound(4, scale=4 / epsilon)
+    return exponent + rounding_bound((iterations + 1) * (sum(shape) + 4))
 
 
 def test_codes_are_lightlys() -> None:
-    scores = cosines(48, 30).float()
-    torch.testing.assert_close(sinkhorn(scores, 0.05), lightlys(scores), rtol=1e-5, atol=1e-7)
+    scores = cosines(48, 30)
+    torch.testing.assert_close(sinkhorn(scores, 0.05), lightlys(scores), **EXACT)
 
 
 def test_every_prototype_gets_its_share() -> None:
@@ -113,7 +126,8 @@ def test_half_scores_are_summed_in_float32_under_autocast() -> None:
         codes = sinkhorn(scores, 0.05)
     assert codes.dtype == torch.float32
     expected = torch.from_numpy(published(scores, 0.05, 3))
-    torch.testing.assert_close(codes.double(), expected, rtol=1e-5, atol=1e-7)
+    rtol = of_float32((64, 30), 0.05, 3)
+    torch.testing.assert_close(codes.double(), expected, rtol=rtol, atol=1e-30)
 
 
 def test_scores_are_left_alone_and_codes_carry_no_gradient() -> None:

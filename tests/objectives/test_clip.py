@@ -13,10 +13,12 @@ from tests.objectives.tiny import (
     CONFIGS,
     HORIZON,
     build,
+    in_float64,
     make_backbone,
     make_batch,
     narrow,
 )
+from tests.rounding import EXACT, float64_kept
 from vitrail.backbones.joint import KINDS, JointSpace
 from vitrail.objectives import clip
 from vitrail.objectives.build import build_objective
@@ -40,24 +42,26 @@ def paper(image: np.ndarray, text: np.ndarray, scale: float) -> float:
 @pytest.mark.parametrize("scale", [1.0, 1 / 0.07, 100.0])
 def test_the_loss_is_the_papers(scale):
     image, text = unit_rows(9, 0), unit_rows(9, 1)
-    loss, _ = clip.info_nce(image.float(), text.float(), torch.tensor(scale), torch.arange(9))
-    assert loss.item() == pytest.approx(paper(image.numpy(), text.numpy(), scale), rel=1e-5)
+    factor = torch.tensor(scale, dtype=torch.float64)
+    loss, _ = clip.info_nce(image, text, factor, torch.arange(9))
+    expected = paper(image.numpy(), text.numpy(), scale)
+    assert loss.item() == pytest.approx(expected, rel=EXACT["rtol"])
 
 
 def test_the_loss_is_that_of_transformers():
     from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
-    image, text = unit_rows(7, 2).float(), unit_rows(7, 3).float()
+    image, text = unit_rows(7, 2), unit_rows(7, 3)
     loss, found = clip.info_nce(image, text, torch.tensor(20.0), torch.arange(7))
     assert loss.item() == pytest.approx(
-        image_text_contrastive_loss(20.0 * text @ image.T).item(), abs=1e-5
+        image_text_contrastive_loss(20.0 * text @ image.T).item(), rel=EXACT["rtol"]
     )
     nearest = (image @ text.T).argmax(1) == torch.arange(7)
     assert found.item() == pytest.approx(nearest.float().mean().item())
 
 
 def test_a_pair_that_comes_twice_is_no_negative_of_itself():
-    image, text = unit_rows(5, 4).float(), unit_rows(5, 5).float()
+    image, text = unit_rows(5, 4), unit_rows(5, 5)
     image[3], text[3] = image[0], text[0]
     index = torch.tensor([7, 1, 2, 7, 4])
     loss, _ = clip.info_nce(image, text, torch.tensor(10.0), index)
@@ -66,7 +70,7 @@ def test_a_pair_that_comes_twice_is_no_negative_of_itself():
         others = [c for c in range(5) if c == row or index[c] != index[row]]
         for logits in (10 * image[row] @ text.T, 10 * text[row] @ image.T):
             terms.append(logits[others].logsumexp(0) - logits[row])
-    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-5)
+    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), rel=EXACT["rtol"])
 
 
 def test_another_vocabulary_than_the_checkpoints_is_told():
@@ -76,19 +80,21 @@ def test_another_vocabulary_than_the_checkpoints_is_told():
         other.load_state_dict(first.state_dict())
 
 
+@float64_kept()
 def test_forward_is_towers_then_loss():
-    objective = build(CONFIGS["clip"])
-    batch = make_batch(objective.views(), 6)
+    objective = build(CONFIGS["clip"]).double()
+    batch = in_float64(make_batch(objective.views(), 6))
     out = objective(batch, 0)
     pooled = objective.backbone(batch.views[0]).pooled
     ids = objective.tokenizer.encode(CAPTIONS[:6], 12)
     with torch.no_grad():
-        image = normalize(pooled.double() @ objective.space.image_projection.weight.double().T)
+        image = normalize(pooled @ objective.space.image_projection.weight.T)
         # One caption at a time: none may know what it is in a batch with.
         last = torch.cat([objective.space.text(torch.tensor([i]))[:, -1] for i in ids])
-        text = normalize(last.double() @ objective.space.text_projection.weight.double().T)
-    expected = paper(image.numpy(), text.numpy(), 1 / 0.07)
-    assert out["loss"].item() == pytest.approx(expected, rel=1e-5)
+        text = normalize(last @ objective.space.text_projection.weight.T)
+    # The temperature was written down in float32.
+    expected = paper(image.numpy(), text.numpy(), objective.log_scale.exp().item())
+    assert out["loss"].item() == pytest.approx(expected, rel=EXACT["rtol"])
     assert out["temperature"].item() == pytest.approx(0.07)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.objectives.tiny import CONFIGS, build, make_batch
+from tests.objectives.tiny import CONFIGS, build, in_float64, make_batch
+from tests.rounding import EXACT, float64_kept
 from vitrail import api
 from vitrail.data.views.plan import MultiCrop
 from vitrail.objectives.cotraining import Config, CoTraining, entropy
@@ -35,53 +36,57 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
+@float64_kept()
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.5])
 def test_loss_is_the_lectures(beta: float) -> None:
-    objective = apart(beta)
-    batch = make_batch(objective.views(), 6)
+    objective = apart(beta).double()
+    batch = in_float64(make_batch(objective.views(), 6))
     out = objective(batch, 0)
     x, y = batch.views[0].split(6)
     with torch.no_grad():
         pooled, phi = objective.phi([x])
         _, psi = objective.psi([y])
-    p, q = (softmax(logits.double().numpy()) for logits in (phi, psi))
+    p, q = (softmax(logits.numpy()) for logits in (phi, psi))
     labels = [m.mean(0) for m in (p, q)]
     diversity = sum(float(cross_entropy(m, m)) for m in labels)
     expected = (cross_entropy(p, q) + cross_entropy(q, p)).mean() - beta * diversity
-    assert math.isclose(out["loss"].item(), expected, rel_tol=1e-5, abs_tol=1e-6)
+    close = {"rel_tol": EXACT["rtol"], "abs_tol": EXACT["atol"]}
+    assert math.isclose(out["loss"].item(), expected, **close)
     confidence = (cross_entropy(p, p) + cross_entropy(q, q)).mean() / 2
-    assert math.isclose(out["entropy"].item(), confidence, rel_tol=1e-5)
-    assert math.isclose(out["label_entropy"].item(), diversity / 2, rel_tol=1e-5)
+    assert math.isclose(out["entropy"].item(), confidence, **close)
+    assert math.isclose(out["label_entropy"].item(), diversity / 2, **close)
     divergence = ((p * np.log(p / q)).sum(-1) + (q * np.log(q / p)).sum(-1)).mean() / 2
-    assert math.isclose(out["kl"].item(), divergence, rel_tol=1e-4)
-    torch.testing.assert_close(out["features"], pooled)
+    assert math.isclose(out["kl"].item(), divergence, **close)
+    torch.testing.assert_close(out["features"], pooled, **EXACT)
     assert not any(v.requires_grad for k, v in out.items() if k != "loss")
 
 
+@float64_kept()
 def test_gradients_flow_into_both_arguments_of_each_cross_entropy() -> None:
-    objective = apart(0.0)
-    batch = make_batch(objective.views(), 6)
+    objective = apart(0.0).double()
+    batch = in_float64(make_batch(objective.views(), 6))
     objective(batch, 0)["loss"].backward()
     found = [net.head.bias.grad for net in (objective.phi, objective.psi)]
     x, y = batch.views[0].split(6)
     with torch.no_grad():
-        logits = [objective.phi([x])[1].double(), objective.psi([y])[1].double()]
+        logits = [objective.phi([x])[1], objective.psi([y])[1]]
     leaves = [z.requires_grad_() for z in logits]
     p, q = (z.softmax(-1) for z in leaves)
     (-(p * q.log() + q * p.log()).sum(-1).mean()).backward()
     for grad, leaf in zip(found, leaves, strict=True):
-        torch.testing.assert_close(grad, leaf.grad.sum(0).float(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(grad, leaf.grad.sum(0), **EXACT)
 
 
+@float64_kept()
 def test_agreement_at_the_uniform_distribution_is_a_stationary_point() -> None:
-    objective = build(CONFIG)
+    objective = build(CONFIG).double()
     for network in (objective.phi, objective.psi):
         torch.nn.init.zeros_(network.head.weight)
-    out = objective(make_batch(objective.views(), 8), 0)
+    out = objective(in_float64(make_batch(objective.views(), 8)), 0)
     out["loss"].backward()
     uniform = 2 * (1 - CONFIG.beta) * math.log(CONFIG.n_labels)
-    assert math.isclose(out["loss"].item(), uniform, rel_tol=1e-5)
-    assert all(p.grad.abs().max() < 1e-6 for p in objective.parameters())
+    assert math.isclose(out["loss"].item(), uniform, rel_tol=EXACT["rtol"])
+    assert all(p.grad.abs().max() < EXACT["atol"] for p in objective.parameters())
 
 
 @pytest.mark.parametrize(("correlation", "falls"), [(1.0, True), (0.6, True), (0.4, False)])

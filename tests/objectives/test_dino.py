@@ -6,20 +6,22 @@ import pytest
 import torch
 from lightly.loss import DINOLoss
 
-from tests.objectives.tiny import CONFIGS, HORIZON, build, make_batch, narrow
+from tests.objectives.tiny import CONFIGS, HORIZON, build, in_float64, make_batch, narrow
+from tests.rounding import EXACT, float64_kept, rounding_bound
 from vitrail.data.contract import Batch
 from vitrail.nn.schedules import Horizon
 from vitrail.objectives.dino import DINO, Config, cross_view_entropy, prototypes
 
-TAU_S, TAU_T = 0.1, 0.05
+TAU_S, TAU_T = 0.125, 0.0625  # exact in float32, in which lightly keeps one of them
 
 
 # Of the logits' size, so that features are logits.
-PROTOTYPES = torch.eye(40)
+PROTOTYPES = torch.eye(40, dtype=torch.float64)
 
 
 def logits(views: int, scale: float = 1.0) -> torch.Tensor:
-    return scale * torch.randn(views, 6, 40, generator=torch.Generator().manual_seed(views))
+    generator = torch.Generator().manual_seed(views)
+    return scale * torch.randn(views, 6, 40, generator=generator, dtype=torch.float64)
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -40,44 +42,52 @@ def oracle(student: torch.Tensor, teacher: torch.Tensor, center: torch.Tensor) -
     return float(np.mean(terms))
 
 
+@float64_kept()
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
 @pytest.mark.parametrize("views", [2, 3, 12])
 def test_loss_is_the_formula(views: int, scale: float) -> None:
     student, teacher, center = logits(views, scale), logits(2, scale), logits(1)[0, 0]
     loss, entropy = cross_view_entropy(student, PROTOTYPES, teacher, center, TAU_S, TAU_T)
-    assert math.isclose(loss.item(), oracle(student, teacher, center), rel_tol=1e-5)
+    exact = oracle(student, teacher, center)
+    assert math.isclose(loss.item(), exact, rel_tol=EXACT["rtol"])
     log_q = log_softmax((teacher - center).double().numpy() / TAU_T)
     expected = -(np.exp(log_q) * log_q).sum(-1).mean()
-    assert math.isclose(entropy.item(), expected, rel_tol=1e-4, abs_tol=1e-6)
+    assert math.isclose(entropy.item(), expected, rel_tol=EXACT["rtol"], abs_tol=EXACT["atol"])
 
 
+@float64_kept()
 @pytest.mark.parametrize("views", [2, 12])
 def test_loss_gradient_and_centre_equal_lightlys(views: int) -> None:
-    peer = DINOLoss(40, teacher_temp=TAU_T, student_temp=TAU_S, center_momentum=0.9)
+    peer = DINOLoss(40, teacher_temp=TAU_T, student_temp=TAU_S, center_momentum=0.9).double()
     peer.center.copy_(logits(1)[0, 0])
     center = peer.center.flatten().clone()
     ours, theirs = (logits(views).requires_grad_() for _ in range(2))
     loss, _ = cross_view_entropy(ours, PROTOTYPES, logits(2), center, TAU_S, TAU_T)
     expected = peer(list(logits(2)), list(theirs), teacher_temp=TAU_T)
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(loss, expected, **EXACT)
     loss.backward()
     expected.backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(ours.grad, theirs.grad, **EXACT)
 
-    objective = build(replace(CONFIGS["dino"], out_dim=40))
+    objective = build(replace(CONFIGS["dino"], out_dim=40)).double()
     objective.center.copy_(center)
     objective.after_step({"teacher_mean": logits(2).mean((0, 1))}, 0)
-    torch.testing.assert_close(objective.center, peer.center.flatten(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(objective.center, peer.center.flatten(), **EXACT)
 
 
 def test_products_and_sums_are_float32_under_autocast() -> None:
-    student, teacher = logits(4).requires_grad_(), logits(2)
+    student, teacher = logits(4).float().requires_grad_(), logits(2).float()
     weight = torch.randn(40, 40, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         loss, _ = cross_view_entropy(student, weight, teacher, torch.zeros(40), TAU_S, TAU_T)
     assert loss.dtype == torch.float32
-    expected = oracle(student.detach() @ weight.T, teacher, torch.zeros(40))
-    assert math.isclose(loss.item(), expected, rel_tol=1e-5)
+    s, w = student.detach().double() / TAU_S, weight.double()
+    expected = oracle(TAU_S * s @ w.T, teacher, torch.zeros(40))
+    # A logit is a product of 40 terms; the loss, a sum over 40 prototypes, is off by as much as the
+    # largest of them, and by what the sum and its exponentials add. (bfloat16 would be off by 0.1.)
+    off = rounding_bound(2 * 40 + 4, scale=(s.abs() @ w.T.abs()).max().item())
+    assert off < 0.02
+    assert math.isclose(loss.item(), expected, rel_tol=0, abs_tol=off)
     loss.backward()
     found, student.grad = student.grad, None
     cross_view_entropy(student, weight, teacher, torch.zeros(40), TAU_S, TAU_T)[0].backward()
@@ -100,28 +110,29 @@ def plain_gradients(objective: DINO, batch: Batch) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in objective.student.named_parameters() if p.requires_grad}
 
 
+@float64_kept()
 @pytest.mark.parametrize("norm_last_layer", [True, False])
 def test_gradients_of_all_parameters_are_those_of_the_plain_loss(norm_last_layer: bool) -> None:
     config = replace(CONFIGS["dino"], norm_last_layer=norm_last_layer, drop_path=0.0)
-    objective = build(config)
+    objective = build(config).double()
     with torch.no_grad():
         layer = prototypes(objective.student)
         layer.weight_g.uniform_(0.5, 2, generator=torch.Generator().manual_seed(0))
         objective.center.normal_(0, 0.1, generator=torch.Generator().manual_seed(1))
-    batch = make_batch(objective.views(), 6)
+    batch = in_float64(make_batch(objective.views(), 6))
     expected = plain_gradients(objective, batch)
     assert ("head.last_layer.weight_g" in expected) != norm_last_layer
     objective.zero_grad()
     objective(batch, 0)["loss"].backward()
     for name, p in objective.student.named_parameters():
         if p.requires_grad:
-            atol = 2e-6 * expected[name].abs().max().item()
-            torch.testing.assert_close(p.grad, expected[name], rtol=1e-5, atol=atol)
+            torch.testing.assert_close(p.grad, expected[name], **EXACT)
 
 
+@float64_kept()
 def test_forward_is_the_loss_of_the_two_networks_and_kl_is_what_entropy_leaves() -> None:
-    objective = build(replace(CONFIGS["dino"], drop_path=0.0))
-    batch = make_batch(objective.views(), 4)
+    objective = build(replace(CONFIGS["dino"], drop_path=0.0)).double()
+    batch = in_float64(make_batch(objective.views(), 4))
     out = objective(batch, 0)
     with torch.no_grad():
         images = [*batch.views[0].split(4), *batch.views[1].split(4)]
@@ -132,26 +143,27 @@ def test_forward_is_the_loss_of_the_two_networks_and_kl_is_what_entropy_leaves()
         w, w_t = (prototypes(net).weight() for net in (objective.student, objective.teacher))
         teacher = torch.stack([objective.teacher.head(f) for f in features]) @ w_t.T
     loss, entropy = cross_view_entropy(student, w, teacher, objective.center, 0.1, 0.04)
-    torch.testing.assert_close(out["loss"].detach(), loss, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(out["teacher_entropy"], entropy, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(out["kl"], loss - entropy, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(out["teacher_mean"], teacher.mean((0, 1)), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(out["features"], torch.cat(features), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out["loss"].detach(), loss, **EXACT)
+    torch.testing.assert_close(out["teacher_entropy"], entropy, **EXACT)
+    torch.testing.assert_close(out["kl"], loss - entropy, **EXACT)
+    torch.testing.assert_close(out["teacher_mean"], teacher.mean((0, 1)), **EXACT)
+    torch.testing.assert_close(out["features"], torch.cat(features), **EXACT)
     assert not any(v.requires_grad for k, v in out.items() if k != "loss")
 
 
+@float64_kept()
 def test_accumulated_slices_give_the_gradient_and_centre_of_the_whole_batch() -> None:
-    whole, sliced = build(CONFIGS["dino"]), build(CONFIGS["dino"])
-    batch = make_batch(whole.views(), 8)
+    whole, sliced = build(CONFIGS["dino"]).double(), build(CONFIGS["dino"]).double()
+    batch = in_float64(make_batch(whole.views(), 8))
     out = whole(batch, 0)
     out["loss"].backward()
     outs = [sliced(narrow(batch, start, 4), 0) for start in (0, 4)]
     (sum(o["loss"] for o in outs) / 2).backward()
     for p, q in zip(whole.student.parameters(), sliced.student.parameters(), strict=True):
         if p.requires_grad:
-            torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(p.grad, q.grad, **EXACT)
     mean = (outs[0]["teacher_mean"] + outs[1]["teacher_mean"]) / 2
-    torch.testing.assert_close(mean, out["teacher_mean"], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(mean, out["teacher_mean"], **EXACT)
 
 
 @pytest.mark.parametrize(("final", "warmup"), [(0.04, 0), (0.07, 30), (0.07, 1), (0.06, 5)])

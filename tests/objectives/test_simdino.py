@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.objectives.tiny import CONFIGS, HORIZON, build, make_batch
+from tests.objectives.tiny import CONFIGS, HORIZON, build, in_float64, make_batch
+from tests.rounding import EXACT, float64_kept
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.simdino import Config, cross_view_cosine
 
@@ -49,32 +50,35 @@ def apart(objective: Objective) -> Objective:
     return objective
 
 
+@float64_kept()
 @pytest.mark.parametrize("expand", ["student", "mean"])
 @pytest.mark.parametrize("count", [2, 8, 40])  # below and above p = 16
 @pytest.mark.parametrize("changes", [{}, {"gamma": 0.3, "coeff": 2.0, "eps": 0.05}])
 def test_loss_is_the_books(expand: str, count: int, changes: dict[str, float]) -> None:
     config = replace(CONFIGS["simdino"], expand=expand, drop_path=0.0, **changes)
-    objective = apart(build(config))
-    batch = make_batch(objective.views(), count)
+    objective = apart(build(config)).double()
+    batch = in_float64(make_batch(objective.views(), count))
     expected = book_loss(*outputs(objective, batch), config)
     out = objective(batch, 0)
-    assert math.isclose(out["loss"].item(), expected, rel_tol=1e-5, abs_tol=2e-6)
+    assert math.isclose(out["loss"].item(), expected, rel_tol=0, abs_tol=EXACT["atol"])
     assert out["features"].shape == (2 * count, 32)
     assert not any(v.requires_grad for k, v in out.items() if k != "loss")
 
 
 def test_similarity_leaves_equal_views_out() -> None:
-    rows = torch.nn.functional.normalize(torch.randn(5, 7, 6), dim=-1)
+    rows = torch.nn.functional.normalize(torch.randn(5, 7, 6, dtype=torch.float64), dim=-1)
     expected = [(rows[i] * rows[j]).sum(-1).mean() for i in range(2) for j in range(5) if i != j]
-    torch.testing.assert_close(cross_view_cosine(rows, rows[:2]), torch.stack(expected).mean())
+    found = cross_view_cosine(rows, rows[:2])
+    torch.testing.assert_close(found, torch.stack(expected).mean(), **EXACT)
 
 
+@float64_kept()
 def test_official_loss_is_coeff_less() -> None:
-    objective = build(replace(CONFIGS["simdino"], coeff=1.5, drop_path=0.0))
-    out = objective(make_batch(objective.views(), 8), 0)
+    objective = build(replace(CONFIGS["simdino"], coeff=1.5, drop_path=0.0)).double()
+    out = objective(in_float64(make_batch(objective.views(), 8)), 0)
     gamma = (16 + 8) / (16 * 8)
     official = -1.5 * out["similarity"] - gamma * out["coding_rate"]
-    torch.testing.assert_close(out["loss"].detach(), official + 1.5)
+    torch.testing.assert_close(out["loss"].detach(), official + 1.5, **EXACT)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -1,4 +1,8 @@
-"""Two gloo processes with half the batch each against one with all of it: real DDP, two steps."""
+"""Two gloo processes with half the batch each against one with all of it: real DDP, two steps.
+
+In float64: the ranks add up in another order than one process, and in float32 the difference is the
+processor's.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -10,7 +14,8 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.objectives.tiny import CONFIGS, build, make_batch, narrow
+from tests.objectives.tiny import CONFIGS, build, in_float64, make_batch, narrow
+from tests.rounding import EXACT, float64_kept
 from vitrail.data.contract import Batch
 from vitrail.objectives.contract import Objective
 
@@ -35,14 +40,15 @@ CASES = {
 
 
 def batch_of(objective: Objective, step: int) -> Batch:
-    batch = make_batch(objective.views(), BATCH, step)
+    batch = in_float64(make_batch(objective.views(), BATCH, step))
     batch.label[:3] = -1  # so that the ranks' numbers of labels differ
     return batch
 
 
+@float64_kept()
 def train(case: str, rank: int, world: int) -> dict[str, Any]:
     """Two SGD steps; what came of them."""
-    objective = build(CASES[case])
+    objective = build(CASES[case]).double()
     model = objective if world == 1 else DistributedDataParallel(objective, broadcast_buffers=False)
     params = {n: p for n, p in objective.named_parameters() if p.requires_grad}
     losses, grads = [], {}
@@ -77,12 +83,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert list(found) == list(expected)
     for name, value in expected.items():
-        # An entry is a sum over the batch of terms as large as the tensor's largest entries, and
-        # its float32 rounding is in proportion to those.
-        atol = 1e-6 * max(1.0, value.abs().max().item())
-        torch.testing.assert_close(
-            found[name], value, atol=atol, rtol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(found[name], value, **EXACT, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -91,7 +92,8 @@ def test_losses_gradients_and_state_are_those_of_one_process(
 ) -> None:
     one, ranks = train(case, 0, 1), [r[case] for r in two_ranks]
     mean = (ranks[0]["losses"] + ranks[1]["losses"]) / 2
-    torch.testing.assert_close(mean, one["losses"], atol=1e-6, rtol=1e-6)
+    assert mean.dtype == torch.float64
+    torch.testing.assert_close(mean, one["losses"], **EXACT)
     for found in ranks:
         assert_same(found["grads"], one["grads"])
         assert_same(found["state"], one["state"])

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import BACKBONES, create_backbone
+from vitrail.backbones.create import create_backbone
+from vitrail.backbones.registry import BACKBONES
 from vitrail.data.contract import Batch
 from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, ViewPlan
 from vitrail.nn.random import Draws
@@ -91,6 +92,11 @@ def make_batch(plan: ViewPlan, count: int, step: int = 0) -> Batch:
         draws=Draws(seed=3, step=step, batch_size=count, start=0, count=count),
         text=CAPTIONS[:count],
     )
+
+
+def in_float64(batch: Batch) -> Batch:
+    """For an objective that is made `.double()`; with `rounding.float64_kept` it stays so."""
+    return replace(batch, views=[v.double() for v in batch.views])
 
 
 def narrow(batch: Batch, start: int, count: int) -> Batch:

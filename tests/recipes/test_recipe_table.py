@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from vitrail import api
-from vitrail.backbones.registry import BACKBONES, count_parameters
+from vitrail.backbones.create import count_parameters
+from vitrail.backbones.registry import BACKBONES
 from vitrail.config import from_dict, override, to_dict
 from vitrail.recipes.named import get_recipe
 from vitrail.recipes.recipe import Recipe

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.train.runs import STEPS, assert_equal_bits, final_state, tiny_recipe
 from vitrail import api
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.distributed.ranks import Ranks
 from vitrail.encoder import Encoder

@@ -1,1 +1,1 @@
-"""Views in, `Features` out: one skeleton, swappable operators, a table of named models."""
+"""Backbones: networks from images or tokens to features, and the table of their names."""

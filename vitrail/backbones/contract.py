@@ -1,10 +1,10 @@
-"""The contract of a backbone: views in, `Features` out.
+"""The contract of a backbone: from views to `Features`.
 
 Shape legend: B images · C channels · S, s height, width in pixels · D features · H×W patches ·
 N tokens of an image · h heads · p features of a head · G×G the grid of learned positions.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +16,12 @@ from vitrail.nn.random import Draws
 
 @dataclass(frozen=True)
 class Features:
-    """pooled: one vector an image; patches: the feature grid, None where there is none."""
+    """The output of a backbone.
+
+    Attributes:
+        pooled: one vector for each image, [B, D].
+        patches: the grid of features, [B, H, W, D]; None for a backbone without one.
+    """
 
     pooled: Float[Tensor, "B D"]
     patches: Float[Tensor, "B H W D"] | None
@@ -24,11 +29,15 @@ class Features:
 
 @dataclass(frozen=True)
 class LayerState:
-    """A layer, seen from outside.
+    """The state of one layer for given images.
 
-    name: the layer's module. half: its tokens after the attention half-step, None for a layer that
-    is not made of two halves. after: its tokens. bases: the subspaces on which its attention
-    projects tokens, None where it has none.
+    Attributes:
+        name: name of the layer's module.
+        half: tokens after the attention half-step, [B, N, D]; None for a layer that is not made of
+            two halves.
+        after: tokens after the layer, [B, N, D].
+        bases: subspaces on which the layer's attention projects tokens, [h, D, p]; None for an
+            attention without subspaces.
     """
 
     name: str
@@ -38,25 +47,31 @@ class LayerState:
 
 
 class Backbone(nn.Module):
-    """Abstract. `embed_dim` is D; `in_chans` is C; `img_size` the pixels it was built for."""
+    """Abstract. A network from images to features.
+
+    Attributes:
+        embed_dim: features of an image, D.
+        in_chans: channels of the images, C.
+        img_size: side of the images that it was built for, in pixels.
+        config: arguments with which `create_backbone` builds the same architecture again.
+        batch_coupled: in training, features of an image depend on the rest of its batch (batch
+            norm); such a batch cannot be cut into accumulation slices.
+    """
 
     embed_dim: int
     in_chans: int
     img_size: int
-    config: dict[str, Any]  # the arguments with which `create_backbone` builds it again
-
-    # In training, an image's features depend on the others of its batch (batch norm): then a batch
-    # cannot be cut into accumulation slices.
+    config: dict[str, Any]
     batch_coupled: ClassVar[bool] = False
 
     @abstractmethod
     def forward_packed(
         self, images: list[Float[Tensor, "_ C _ _"]], draws: Draws | None = None
     ) -> list[Features]:
-        """Features of several batches of different resolutions, in one pass over the layers.
+        """Returns features of several batches of different resolutions.
 
         Args:
-            images: one normalised batch per resolution.
+            images: one normalised batch for each resolution.
             draws: randomness for stochastic depth; None turns it off (teacher, evaluation).
 
         Raises:
@@ -67,109 +82,91 @@ class Backbone(nn.Module):
         return self.forward_packed([images], draws)[0]
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay, besides biases and other 1-D ones."""
+        """Returns names of parameters without weight decay, besides biases and other 1-D ones."""
         return set()
 
     @abstractmethod
     def layer_states(self, images: Float[Tensor, "B C S s"]) -> list[LayerState]:
-        """The tokens (a convolutional layer's: the cells of its map) after every layer."""
+        """Returns the tokens after every layer; for a convolutional layer, the cells of its map."""
 
 
 class TokenBackbone(Backbone):
-    """Abstract. A backbone that is an embedding and L layers over tokens."""
+    """Abstract. A backbone of an embedding and L layers over tokens.
+
+    Attributes:
+        patch_size: side of a patch in pixels, P.
+        n_prefix: number of tokens before the patches (class token, registers).
+        blocks: the layers, which are compiled one by one on CUDA.
+        norm: the final norm.
+        compiled: set by `compile_blocks`; shapes must then not depend on the draws.
+    """
 
     patch_size: int
-    n_prefix: int  # tokens before the patches: class token, registers
-    blocks: nn.ModuleList  # the layers: compiled one by one on CUDA
+    n_prefix: int
+    blocks: nn.ModuleList
     norm: nn.Module
-    compiled: bool = False  # set by `compile_blocks`: shapes must not depend on the draws
+    compiled: bool = False
 
     @abstractmethod
     def embed(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B N D"]:
-        """Tokens with positions, `n_prefix` others before the patches."""
+        """Returns tokens with positions: `n_prefix` tokens, then the patches."""
 
     @abstractmethod
     def encode(
         self, tokens: list[Float[Tensor, "_ _ D"]], draws: Draws | None = None
     ) -> list[Float[Tensor, "_ _ D"]]:
-        """The layers and the final norm, over packed batches of any numbers of tokens.
+        """Runs the layers and the final norm over packed batches of any numbers of tokens.
 
-        `forward_packed` is embed, encode and a reading of the tokens. Objectives that hide patches
-        call the two themselves.
+        `forward_packed` is `embed`, `encode`, and a split of the tokens into `Features`. Objectives
+        that hide patches call `embed` and `encode` themselves.
         """
 
     @abstractmethod
     def token_maps(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B h H W"]:
-        """How much each patch gives to the class token in the last layer, per head, >= 0.
+        """Returns each patch's weight for the class token in the last layer, per head, >= 0.
 
-        Operators without such weights (TSSA) give what their `maps` say.
+        For operators without such weights (TSSA), see their `maps`.
         """
 
     @abstractmethod
     def token_keys(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B H W D"]:
-        """The last layer's keys of the patches, heads concatenated (MSSA: its projection)."""
+        """Returns the last layer's keys of the patches, heads concatenated (MSSA: projections)."""
 
 
 class MaskableBackbone(TokenBackbone):
-    """Abstract. One in which a patch can be hidden: before the layers, a token is of one patch.
+    """Abstract. A backbone in which a patch can be hidden: each token is embedded from one patch.
 
-    So a token that is taken away, or replaced, leaves no trace of its pixels in the others; behind
-    a convolutional stem it would.
+    A token that is left out or replaced leaves no trace of its pixels in the other tokens. Behind a
+    convolutional stem it would.
+
+    Attributes:
+        heads: heads of every layer, h.
+        grid: patches along each side for which positions are learned, G.
+        pos_embed: learned positions, [1, 1 + G², D], the class token's first.
     """
 
-    heads: int  # h, of every layer
-    grid: int  # G, patches a side for which positions are learned
-    pos_embed: nn.Parameter  # [1, 1 + G², D], the class token's first
+    heads: int
+    grid: int
+    pos_embed: nn.Parameter
 
     @abstractmethod
     def embed_patches(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B H W D"]:
-        """What each patch is embedded as, before it gets its position."""
+        """Returns the embedded patches, without positions."""
 
     @abstractmethod
     def assemble(self, patches: Float[Tensor, "B H W D"]) -> Float[Tensor, "B N D"]:
-        """The tokens that `embed` makes of embedded patches: prefix and positions added."""
+        """Returns the tokens of embedded patches, with prefix and positions added."""
 
     def embed(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B N D"]:
         return self.assemble(self.embed_patches(images))
 
 
-@dataclass(frozen=True)
-class Model(ABC):
-    """Abstract. img_size: pixels a side that the model is built for, where nothing else is said."""
-
-    img_size: int
-
-    @abstractmethod
-    def options(self) -> dict[str, Any]:
-        """What `create_backbone` may override by name, with the row's own values."""
-
-    @abstractmethod
-    def build(
-        self,
-        name: str,
-        *,
-        img_size: int | None,
-        in_chans: int,
-        drop_path: float,
-        overrides: dict[str, Any],
-    ) -> Backbone:
-        """The backbone with weights drawn from torch's generator.
-
-        Args:
-            name: of the row, for errors and for the backbone's `config`.
-            overrides: some of `options`, of the same types.
-
-        Raises:
-            ValueError: sizes that do not fit together.
-        """
-
-    @abstractmethod
-    def summary(self) -> str:
-        """Sizes and operators, for a listing."""
-
-
 def check_sizes(name: str, sizes: dict[str, int]) -> None:
-    """Raises ValueError where a size is below 1, or the heads do not divide the width."""
+    """Checks that sizes are at least 1 and that the heads divide the width.
+
+    Raises:
+        ValueError: they are not, or do not.
+    """
     for key, size in sizes.items():
         if size < 1:
             raise ValueError(f"backbone {name}: {key} is {size}; it must be at least 1")

@@ -1,6 +1,6 @@
 """Decoders of masked autoencoders: from encoded tokens back to pixels.
 
-Parts only. Which patches are hidden, and the loss, are the objective's.
+The choice of hidden patches, and the loss, are in the objectives.
 
 Shape legend: B images · C channels · S, s height, width in pixels · P patch size in pixels · H×W
 patches, row by row · N = H W · n tokens of an image · M hidden patches · K = P² C values of a
@@ -23,7 +23,7 @@ from vitrail.backbones.stochastic_depth import Shapes
 
 
 def patchify(images: Float[Tensor, "B C S s"], patch_size: int) -> Float[Tensor, "B N K"]:
-    """The pixels of each patch, in order (row, column, channel) as in MAE.
+    """Returns the pixels of each patch, in order (row, column, channel) as in MAE.
 
     Raises:
         ValueError: the patch size does not divide a side.
@@ -37,10 +37,12 @@ def patchify(images: Float[Tensor, "B C S s"], patch_size: int) -> Float[Tensor,
 def unpatchify(
     patches: Float[Tensor, "B N K"], grid: tuple[int, int], patch_size: int
 ) -> Float[Tensor, "B C S s"]:
-    """The images of which `patchify` makes these patches.
+    """Returns the images from which `patchify` makes these patches.
 
     Args:
-        grid: (H, W).
+        patches: pixels of each patch, in `patchify`'s order.
+        grid: (H, W), patches down and across.
+        patch_size: side of a patch in pixels.
 
     Raises:
         ValueError: the patches do not fill the grid, or are not P × P pixels.
@@ -58,15 +60,16 @@ def unpatchify(
 def sincos_positions(
     dim: int, grid: tuple[int, int], class_token: bool = True
 ) -> Float[Tensor, "1 n D"]:
-    """MAE's fixed positions (facebookresearch/mae efb2a80), float64 on the CPU.
+    """Returns MAE's fixed positions (facebookresearch/mae efb2a80), float64 on the CPU.
 
     The first half of the features is a function of the column x, the second half of the row y. Each
     is sin(x ω) and then cos(x ω), for the D/4 frequencies ω_k = 10000^(−4k/D). The class token's is
     zero.
 
     Args:
-        dim: D.
-        grid: (H, W).
+        dim: features of a position, D.
+        grid: (H, W), patches down and across.
+        class_token: begin with a position of zeros.
 
     Raises:
         ValueError: D is not a multiple of 4.
@@ -78,7 +81,10 @@ def sincos_positions(
 
 @functools.lru_cache(maxsize=64)
 def _sincos(dim: int, grid: tuple[int, int], class_token: bool) -> np.ndarray:
-    """[n, D]. NumPy's: a tensor would outlive the mode (inference, tracing) it was made in."""
+    """Returns the positions [n, D].
+
+    The cached array is NumPy's: a tensor would outlive the mode (inference, tracing) of its making.
+    """
     height, width = grid
     frequency = 10_000.0 ** (-4 * np.arange(dim // 4) / dim)
     columns, rows = (np.outer(np.arange(count), frequency) for count in (width, height))
@@ -88,10 +94,10 @@ def _sincos(dim: int, grid: tuple[int, int], class_token: bool) -> np.ndarray:
 
 
 class CRATEDecoderBlock(nn.Module):
-    """A CRATE layer undone: h = D LN x, then h − MSSA(LN h) (CRATE-MAE, Pai et al. 2024).
+    """The inverse of a CRATE layer: h = D LN x, then h − MSSA(LN h) (CRATE-MAE, Pai et al. 2024).
 
-    As in the official code (Ma-Lab/CRATE 674408f): D is a square matrix of the decoder's own, tied
-    to none of the encoder's, with no residual around it and no nonlinearity after it.
+    As in the official code (Ma-Lab/CRATE 674408f): D is a square matrix of the decoder, not tied to
+    the encoder's, with no residual around it and no nonlinearity after it.
     """
 
     def __init__(self, dim: int, heads: int):
@@ -103,7 +109,12 @@ class CRATEDecoderBlock(nn.Module):
         nn.init.kaiming_uniform_(self.weight)
 
     def forward(self, tokens: Float[Tensor, "T D"], shapes: Shapes) -> Float[Tensor, "T D"]:
-        """Args: shapes: (B, n) of each resolution, in the order in which the tokens are packed."""
+        """Runs the layer over packed tokens.
+
+        Args:
+            tokens: packed tokens.
+            shapes: (B, n) of each resolution, in the order in which the tokens are packed.
+        """
         decoded_TD = F.linear(self.norm1(tokens), self.weight)
         return decoded_TD - self.attn(self.norm2(decoded_TD), shapes)
 
@@ -115,9 +126,12 @@ class CRATEDecoder(nn.Module):
     adds no positions. Its block norms have eps 1e-5 and the last one 1e-6, as in the official code.
 
     Args:
-        dim: D, the encoder's. heads: h.
-        patch_size: P.
-        n_prefix: tokens before the patches.
+        dim: features of the encoder, D.
+        heads: heads of the attention.
+        patch_size: side of a patch in pixels, P.
+        depth: number of layers.
+        in_chans: channels of the images, C.
+        n_prefix: number of tokens before the patches.
     """
 
     def __init__(
@@ -138,7 +152,7 @@ class CRATEDecoder(nn.Module):
         xavier_linear(self)
 
     def forward(self, tokens: Float[Tensor, "B n D"]) -> Float[Tensor, "B N K"]:
-        """Pixels of the patches in `patchify`'s order, n = n_prefix + N."""
+        """Returns pixels of the patches in `patchify`'s order; n = n_prefix + N."""
         tokens_TD, shapes = pack([tokens])
         for block in self.blocks:
             tokens_TD = block(tokens_TD, shapes)
@@ -149,14 +163,17 @@ class CRATEDecoder(nn.Module):
 class ViTDecoder(nn.Module):
     """MAE's decoder (He et al. 2022; facebookresearch/mae efb2a80): a small ViT over all patches.
 
-    A linear map to its width, a mask token where the encoder saw nothing, fixed positions, layers,
+    A linear map to its width, a mask token in place of each hidden patch, fixed positions, layers,
     LayerNorm, linear map to pixels. Its keys are MAE's without `decoder_`; the positions are no
-    parameter, and follow the grid.
+    parameter, and are computed for the grid at hand.
 
     Args:
-        dim: D, the encoder's.
-        patch_size: P.
-        width: E, a multiple of 4 and of `heads`.
+        dim: features of the encoder, D.
+        patch_size: side of a patch in pixels, P.
+        width: features of the decoder, E, a multiple of 4 and of `heads`.
+        depth: number of layers.
+        heads: heads of the attention.
+        in_chans: channels of the images, C.
 
     Raises:
         ValueError: the width does not fit.
@@ -192,7 +209,7 @@ class ViTDecoder(nn.Module):
         ids_restore: Int[Tensor, "B N"],
         grid: tuple[int, int],
     ) -> Float[Tensor, "B N K"]:
-        """Pixels of all patches, in `patchify`'s order.
+        """Returns pixels of all patches, in `patchify`'s order.
 
         Args:
             tokens: encoded: the class token, then the n - 1 visible patches in any order.
@@ -217,7 +234,7 @@ class ViTDecoder(nn.Module):
         return self.pred(self.norm(tokens_TE).unflatten(0, shapes[0])[:, 1:])
 
     def _restored(self, tokens_BnE: Tensor, ids_restore_BN: Tensor, hidden: int) -> Tensor:
-        """Class token, then every patch or the mask token at its place."""
+        """Returns the class token, then every patch or the mask token in its place."""
         masks_BME = self.mask_token.expand(len(tokens_BnE), hidden, -1)
         shuffled_BNE = torch.cat([tokens_BnE[:, 1:], masks_BME], dim=1)
         patches_BNE = shuffled_BNE.take_along_dim(ids_restore_BN.unsqueeze(-1), dim=1)

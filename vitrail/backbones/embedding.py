@@ -5,15 +5,18 @@ patches · D features · G×G the grid for which positions were learned.
 """
 
 import functools
+from itertools import pairwise
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitrail.nn.batch_norm import convert_batch_norms
+
 
 class ConvPatchEmbed(nn.Module):
-    """ViT's linear map of patches, held as a convolution (timm's and DINO's keys)."""
+    """ViT's patch embedding: a linear map, as a convolution with timm's and DINO's keys."""
 
     def __init__(self, patch_size: int, in_chans: int, dim: int):
         super().__init__()
@@ -41,8 +44,36 @@ class NormPatchEmbed(nn.Module):
         return self.norm_out(self.proj(self.norm_in(patches_BHWK)))
 
 
+class ConvStem(nn.Module):
+    """XCiT's embedding (El-Nouby et al. 2021): log2 P convolutions 3×3 of stride 2 with batch norm.
+
+    GELU is between them. The last has D channels, each other half of the next. Published for P = 8
+    and 16. Batch norm's statistics are of one resolution, over all ranks. As in ToST's code
+    (RobinWu218/ToST 071ea98, tost_vision/tost.py), with its names.
+
+    Args:
+        patch_size: side of a patch in pixels, P, a power of two.
+        in_chans: channels of the images, C.
+        dim: features of a token, D, a multiple of P / 2.
+    """
+
+    def __init__(self, patch_size: int, in_chans: int, dim: int):
+        super().__init__()
+        halvings = patch_size.bit_length() - 1
+        widths = [in_chans] + [dim >> k for k in reversed(range(halvings))]
+        layers: list[nn.Module] = []
+        for narrow, wide in pairwise(widths):
+            conv = nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1, bias=False)
+            layers += [nn.Sequential(conv, nn.BatchNorm2d(wide)), nn.GELU()]
+        self.proj = nn.Sequential(*layers[:-1])
+        convert_batch_norms(self)
+
+    def forward(self, images: Float[Tensor, "B C S s"]) -> Float[Tensor, "B H W D"]:
+        return self.proj(images).permute(0, 2, 3, 1)
+
+
 def check_images(images: Float[Tensor, "B C S s"], patch_size: int, in_chans: int) -> None:
-    """Raises ValueError where the channels or a side do not fit the backbone."""
+    """Raises ValueError if the channels or a side do not fit the backbone."""
     channels, *sides = images.shape[1:]
     if channels != in_chans:
         raise ValueError(
@@ -55,7 +86,7 @@ def check_images(images: Float[Tensor, "B C S s"], patch_size: int, in_chans: in
 
 
 def check_divides(size: int, patch_size: int, what: str) -> None:
-    """Raises ValueError, with the sizes that would do, where the patch does not divide the size."""
+    """Raises ValueError, with sizes that fit, if the patch does not divide the size."""
     if size > 0 and size % patch_size == 0:
         return
     below = size // patch_size * patch_size
@@ -74,17 +105,19 @@ def resize_positions(
     new_grid: tuple[int, int],
     antialias: bool = True,
 ) -> Float[Tensor, "1 m D"]:
-    """Positions learned on a grid × grid of patches, resampled to H × W; the class token's is kept.
+    """Resamples positions learned on a grid × grid of patches to H × W.
 
-    Bicubic with half-pixel centres, written as two products with the filters' matrices, whose
-    gradient is deterministic on CUDA, unlike that of `F.interpolate`.
+    The class token's position is unchanged. Bicubic with half-pixel centres, written as two
+    products with the filters' matrices, whose gradient is deterministic on CUDA, unlike that of
+    `F.interpolate`.
 
     Args:
         positions: n = 1 + grid², class token first, then row by row.
-        new_grid: (H, W), m = 1 + H W.
+        grid: patches along each side, G.
+        new_grid: (H, W); the result has m = 1 + H W positions.
         antialias: over the whole grid, as `timm.layers.resample_abs_pos_embed` and DINOv2 with
-            registers. Otherwise as DINO and DINOv2 without: no antialiasing, and a step between
-            samples of grid / (H + 0.1) (their offset against rounding).
+            registers. Otherwise as DINO and DINOv2 without registers: no antialiasing, and a step
+            between samples of grid / (H + 0.1) (their offset against rounding).
     """
     if new_grid == (grid, grid):
         return positions
@@ -103,10 +136,10 @@ def resize_positions(
 
 @functools.lru_cache(maxsize=64)
 def resize_matrix(old: int, new: int, antialias: bool = True) -> np.ndarray:
-    """The bicubic filter from `old` to `new` samples as a float64 matrix [new, old].
+    """Returns the bicubic filter from `old` to `new` samples as a float64 matrix [new, old].
 
-    Made of NumPy numbers and kept: a tensor would outlive the mode in which it was made (inference,
-    tracing), and spoil what comes after.
+    The cached matrix is NumPy's: a tensor would outlive the mode in which it was made (inference,
+    tracing), and break later passes in another mode.
     """
     weights = np.zeros((new, old))
     scale = old / new if antialias else old / (new + 0.1)
@@ -130,7 +163,7 @@ def resize_matrix(old: int, new: int, antialias: bool = True) -> np.ndarray:
 
 
 def _cubic(x: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel (1981)."""
+    """Returns Keys' cubic convolution kernel (1981)."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)

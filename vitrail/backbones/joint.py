@@ -1,10 +1,10 @@
-"""The space where images and captions meet: a text tower, and a linear map from either side.
+"""The joint space of images and captions: a text tower, and a linear map from either side.
 
 Radford et al. 2021 (CLIP), section 2.4 and Figure 3:
 
     x = W_i f_image / |W_i f_image|        t = W_t f_text / |W_t f_text|        similarity = x · t
 
-f_text are the features of a caption's last token, which has seen all others.
+f_text are the features of a caption's last token, which attends to all others.
 
 Shape legend: B images or captions · D features of an image · Z dimensions of the space.
 """
@@ -34,9 +34,14 @@ class JointSpace(nn.Module):
     """The text tower `text`, and the maps `image_projection` and `text_projection`.
 
     Args:
-        image_dim: D. dim: Z.
-        kind: of the text's layers, a key of KINDS. width, depth, heads: theirs.
-        vocabulary: number of tokens. context: the longest caption, in tokens.
+        image_dim: features of an image, D.
+        dim: dimensions of the space, Z.
+        kind: kind of the text's layers, a key of KINDS.
+        width: features of a text token.
+        depth: number of the text's layers.
+        heads: heads of the text's attention.
+        vocabulary: number of tokens.
+        context: length of the longest caption, in tokens.
     """
 
     def __init__(
@@ -75,11 +80,11 @@ class JointSpace(nn.Module):
         self.image_projection = _projection(image_dim, dim)
 
     def images(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B Z"]:
-        """Unit vectors of images, float32, from their pooled features."""
+        """Returns unit vectors of images, float32, from their pooled features."""
         return unit_norm(self.image_projection(features))
 
     def captions(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "B Z"]:
-        """Unit vectors of captions, float32, from their token numbers.
+        """Returns unit vectors of captions, float32, from their token numbers.
 
         Raises:
             ValueError: as `TextBackbone.last`.

@@ -1,7 +1,7 @@
-"""A layer, and a stack of layers over packed tokens: what every backbone of tokens is made of.
+"""Layers over packed tokens, and stacks of them: the parts of every backbone of tokens.
 
-Packed: the tokens of all images of all resolutions are one [T, D] matrix, on which everything that
-acts on a token alone runs once; the attention runs once per resolution.
+Packed: the tokens of all images of all resolutions are one [T, D] matrix. Maps that act on each
+token alone run once on it; the attention runs once for each resolution.
 
 Shape legend: T tokens of all images of all resolutions · B images of one resolution · N tokens of
 an image · D features · h heads · L layers.
@@ -23,10 +23,10 @@ from vitrail.backbones.stochastic_depth import Drop, Shapes, add_branch
 
 
 def truncated_normal_linear(module: nn.Module, width: int) -> None:
-    """ViT's: truncated normal 0.02 for linear maps, zero biases.
+    """Draws ViT's initial linear maps: truncated normal with deviation 0.02, zero biases.
 
-    Below width 192, where nothing is published, 0.8 / sqrt(width): with 0.02, branches would all
-    but vanish beside their residual.
+    Below width 192, where nothing is published, the deviation is 0.8 / sqrt(width): with 0.02,
+    branches would be negligible beside their residual.
     """
     std = 0.02 if width >= 192 else 0.8 * width**-0.5
     for linear in (m for m in module.modules() if isinstance(m, nn.Linear)):
@@ -36,7 +36,7 @@ def truncated_normal_linear(module: nn.Module, width: int) -> None:
 
 
 def xavier_linear(module: nn.Module) -> None:
-    """MAE's and CRATE-MAE's: Xavier-uniform linear maps, zero biases."""
+    """Draws MAE's and CRATE-MAE's initial linear maps: Xavier-uniform, zero biases."""
     for linear in (m for m in module.modules() if isinstance(m, nn.Linear)):
         nn.init.xavier_uniform_(linear.weight)
         if linear.bias is not None:
@@ -45,15 +45,21 @@ def xavier_linear(module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a layer is made of.
+    """The operators and norms of a layer.
 
-    tokenwise: None for a layer that is attention only. residual: around the token-wise operator.
-    layer_scale: the initial value of a learned factor for every feature of a branch (Touvron et al.
-    2021), None for none. arguments: keyword arguments of the operators that know them.
+    Attributes:
+        attention: attention operator, built with (D, h).
+        tokenwise: token-wise operator, built with (D); None for a layer of attention only.
+        residual: add the token-wise operator's input to its output.
+        norm_eps: epsilon of the LayerNorms.
+        norm_bias: give the LayerNorms biases.
+        layer_scale: initial value of a learned factor for every feature of a branch (Touvron et al.
+            2021); None for no such factor.
+        arguments: keyword arguments; each operator gets those that its constructor has.
     """
 
-    attention: type[Attention]  # built with (D, h)
-    tokenwise: type[nn.Module] | None  # built with (D)
+    attention: type[Attention]
+    tokenwise: type[nn.Module] | None
     residual: bool = True
     norm_eps: float = 1e-6
     norm_bias: bool = True
@@ -77,7 +83,7 @@ class Kind:
         return [self.attention] + ([] if self.tokenwise is None else [self.tokenwise])
 
     def defaults(self) -> dict[str, Any]:
-        """The keyword arguments of its operators, with the values they have here."""
+        """Returns the keyword arguments of its operators, with this kind's values."""
         known = {k: v for operator in self.operators() for k, v in keywords(operator).items()}
         return known | self.arguments
 
@@ -86,13 +92,13 @@ class Kind:
 
 
 def keywords(operator: type[nn.Module]) -> dict[str, Any]:
-    """The keyword-only arguments of an operator's constructor, with their defaults."""
+    """Returns the keyword-only arguments of an operator's constructor, with their defaults."""
     parameters = inspect.signature(operator).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 class LayerScale(nn.Module):
-    """A learned factor for every feature (key `gamma`, as in DINOv2 and timm)."""
+    """LayerScale: a learned factor for every feature (key `gamma`, as in DINOv2 and timm)."""
 
     def __init__(self, dim: int, value: float):
         super().__init__()
@@ -103,11 +109,11 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """y = x + a·γ₁·Attention(LN x); then y + b·γ₂·TokenWise(LN y), or TokenWise(LN y).
+    """A layer: y = x + a·γ₁·Attention(LN x); then y + b·γ₂·TokenWise(LN y), or TokenWise(LN y).
 
-    The token-wise operator is called `mlp` in every family, so that a ViT's keys are timm's. a and
-    b are the scales of stochastic depth, γ those of LayerScale, where there is one. Without a
-    residual around its token-wise operator (CRATE), a layer has them around the attention only.
+    The token-wise operator is called `mlp` in every family: the keys of a ViT are timm's. a and b
+    are the scales of stochastic depth, γ those of LayerScale, if any. Without a residual around its
+    token-wise operator (CRATE), a layer has a and γ₁ only.
     """
 
     def __init__(self, kind: Kind, dim: int, heads: int):
@@ -145,7 +151,7 @@ class Block(nn.Module):
         return add_branch(tokens, self._tokenwise, shapes, drop)
 
     def project(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T K"]:
-        """What the attention makes of each token before it mixes them."""
+        """Returns the attention's projection of each token, which it mixes next."""
         return self.attn.project(self.norm1(tokens))
 
     def _attend(self, tokens_TD: Tensor, shapes: Shapes) -> Tensor:
@@ -158,18 +164,19 @@ class Block(nn.Module):
 
 
 def stack(kind: Kind, dim: int, heads: int, depth: int) -> nn.ModuleList:
-    """`depth` layers of a kind."""
+    """Builds `depth` layers of a kind."""
     return nn.ModuleList(Block(kind, dim, heads) for _ in range(depth))
 
 
 def pack(tokens: list[Float[Tensor, "_ _ D"]]) -> tuple[Float[Tensor, "T D"], Shapes]:
-    """Batches of tokens as one matrix, and what is needed to take it apart."""
+    """Packs batches of tokens into one matrix; also returns their shapes, for `unpack`."""
     shapes = [(batch.shape[0], batch.shape[1]) for batch in tokens]
     flat = [batch.flatten(0, 1) for batch in tokens]
     return (flat[0] if len(flat) == 1 else torch.cat(flat)), shapes
 
 
 def unpack(tokens: Float[Tensor, "T D"], shapes: Shapes) -> list[Float[Tensor, "_ _ D"]]:
+    """Splits a packed matrix into the batches that `pack` was given."""
     parts = tokens.split([b * n for b, n in shapes])
     return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -181,15 +188,19 @@ def run_blocks(
     drops: list[tuple[Drop, Drop]],
     checkpointing: bool = False,
 ) -> Float[Tensor, "T D"]:
-    """The layers one after the other.
+    """Runs the layers one after the other.
 
     Args:
+        blocks: the layers.
+        tokens: packed tokens.
+        shapes: (B, N) of each resolution, in the order in which the tokens are packed.
+        drops: stochastic depth of the two branches of each layer; see `plan_drops`.
         checkpointing: keep only the layers' inputs for the backward pass, and compute each layer
             again there.
     """
     for block, drop in zip(blocks, drops, strict=True):
         if checkpointing and torch.is_grad_enabled():
-            # Nothing in a layer draws random numbers: there is no state to keep for the second run.
+            # no layer draws random numbers: there is no state to restore
             tokens = checkpoint(
                 block, tokens, shapes, drop, use_reentrant=False, preserve_rng_state=False
             )
@@ -201,7 +212,7 @@ def run_blocks(
 def block_states(
     blocks: nn.ModuleList, tokens: Float[Tensor, "B N D"], name: str = "blocks"
 ) -> list[LayerState]:
-    """The tokens of every layer, after its attention and after its token-wise operator."""
+    """Returns the tokens of every layer, after its attention and after its token-wise operator."""
     tokens_TD, shapes = pack([tokens])
     states = []
     for i, block in enumerate(blocks):
@@ -217,7 +228,7 @@ def block_states(
 def last_projection(
     blocks: nn.ModuleList, tokens: Float[Tensor, "B N D"]
 ) -> tuple[Attention, Float[Tensor, "B N K"]]:
-    """The last layer's attention operator, and what it is about to mix."""
+    """Returns the last layer's attention operator and its projected tokens."""
     tokens_TD, shapes = pack([tokens])
     *before, last = blocks
     for block in before:
@@ -227,7 +238,7 @@ def last_projection(
 
 
 def undecayed(blocks: nn.ModuleList, name: str = "blocks") -> set[str]:
-    """Names of the layers' parameters that their operators want without weight decay."""
+    """Returns names of the layers' parameters that their operators exempt from weight decay."""
     return {
         f"{name}.{path}.{parameter}"
         for path, module in blocks.named_modules()

@@ -1,8 +1,7 @@
 """Backbones made of timm's modules: chains of residual layers over feature maps.
 
 Their modules, and so the keys of their weights, are timm's. The passes are written here, because
-timm's stochastic depth draws from torch's generator, which would make a run depend on what else
-has drawn from it.
+timm's stochastic depth draws from torch's generator: a run would depend on all other draws from it.
 
 Shape legend: B images · C channels · S, s height, width in pixels · H×W cells of a map · N = H W ·
 D features of that map · L layers · 2 branches of a layer.
@@ -23,7 +22,13 @@ from vitrail.nn.random import Draws
 
 @dataclass(frozen=True)
 class LayerMaps:
-    """A layer's maps; the fields are those of `LayerState`."""
+    """A layer's maps.
+
+    Attributes:
+        name: name of the layer's module.
+        half: cells after the attention half-step, [B, H, W, D]; None for a layer without halves.
+        after: cells after the layer, [B, H, W, D].
+    """
 
     name: str
     half: Float[Tensor, "B H W D"] | None
@@ -34,15 +39,16 @@ class MapBackbone(Backbone):
     """Abstract. `pooled` is the mean of the last map's cells, `patches` are its cells.
 
     Resolutions run one after the other, as in DINO's multi-crop wrapper (facebookresearch/dino
-    7c446df). `img_size` is what the backbone is meant for; its weights do not depend on it.
-
-    Stochastic depth is `branch_scales`' of all packed batches, the rate growing linearly over the
-    L layers (timm's rule).
+    7c446df). Stochastic depth is `branch_scales`' of all packed batches, the rate growing linearly
+    over the L layers (timm's rule).
 
     Args:
-        depth: L.
-        drop_path: rate in the last layer.
-        config: what `create_backbone` needs to build the same architecture again.
+        embed_dim: features of the last map, D.
+        in_chans: channels of the images, C.
+        img_size: side of the images in pixels; the weights do not depend on it.
+        depth: number of layers, L.
+        drop_path: rate of stochastic depth in the last layer, in [0, 1).
+        config: arguments with which `create_backbone` builds the same architecture again.
     """
 
     def __init__(
@@ -65,7 +71,7 @@ class MapBackbone(Backbone):
 
     @abstractmethod
     def check(self, images: Float[Tensor, "B C S s"]) -> None:
-        """Raises ValueError where the images do not fit the backbone."""
+        """Raises ValueError if the images do not fit the backbone."""
 
     @abstractmethod
     def walk(
@@ -73,11 +79,16 @@ class MapBackbone(Backbone):
         images: Float[Tensor, "B C S s"],
         scales: Float[Tensor, "B L branches"] | None = None,
     ) -> Iterator[LayerMaps]:
-        """The layers, one by one. scales: of stochastic depth, None where nothing is dropped."""
+        """Runs the layers, and yields the maps of each.
+
+        Args:
+            images: one normalised batch.
+            scales: factors of stochastic depth; None to drop nothing.
+        """
 
     @abstractmethod
     def last(self, cells: Float[Tensor, "B H W D"]) -> Float[Tensor, "B H W D"]:
-        """What follows the last layer: a norm, or nothing."""
+        """Applies the final norm, if any, to the last layer's cells."""
 
     def forward_packed(
         self, images: list[Float[Tensor, "_ C _ _"]], draws: Draws | None = None
@@ -88,7 +99,9 @@ class MapBackbone(Backbone):
         return [self._features(*pair) for pair in zip(images, scales, strict=True)]
 
     def layer_states(self, images: Float[Tensor, "B C S s"]) -> list[LayerState]:
-        """Maps row by row; their sizes differ between stages. `half` is None in ResNets.
+        """Returns the maps of every layer, row by row; their sizes differ between stages.
+
+        `half` is None in ResNets.
 
         In training mode this is a pass like any other: it moves batch norm's running statistics.
         """
@@ -122,7 +135,13 @@ def scaled(
     scales: Float[Tensor, "B L branches"] | None,
     at: tuple[int, int],
 ) -> Float[Tensor, "B *map"]:
-    """A branch with stochastic depth. at: (layer, branch of the layer)."""
+    """Applies stochastic depth to a branch.
+
+    Args:
+        branch: output of the branch.
+        scales: factors of all branches; None to drop nothing.
+        at: (layer, branch of the layer).
+    """
     if scales is None:
         return branch
     return branch * scales[:, at[0], at[1]].view(-1, *[1] * (branch.dim() - 1))

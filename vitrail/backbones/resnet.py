@@ -5,7 +5,6 @@ D features of it · L residual blocks.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import timm
@@ -14,8 +13,8 @@ from jaxtyping import Float
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
-from vitrail.backbones.contract import Model
 from vitrail.backbones.embedding import check_images
+from vitrail.backbones.families import TimmResNet
 from vitrail.backbones.maps import LayerMaps, MapBackbone, scaled
 from vitrail.nn.batch_norm import convert_batch_norms
 
@@ -23,13 +22,13 @@ from vitrail.nn.batch_norm import convert_batch_norms
 class ResNet(MapBackbone):
     """timm's ResNet without its classifier: the same keys, initial weights and function.
 
-    A residual block's last batch norm starts with weight 0 (Goyal et al. 2017; timm's default), so
-    that a block starts as its shortcut. torchvision's starts with 1.
+    A residual block's last batch norm starts with weight 0 (Goyal et al. 2017; timm's default): a
+    block starts as its shortcut. torchvision's starts with 1.
 
     Images of any size are accepted: S pixels leave ⌈S/32⌉ cells, or ⌈S/8⌉ with the small stem.
 
     Args:
-        net: timm's model, whose modules are taken over.
+        net: timm's model, whose modules become this one's.
         sizes: `in_chans`, `img_size`, `drop_path` and `config` of `MapBackbone`.
     """
 
@@ -73,46 +72,27 @@ class ResNet(MapBackbone):
 
 
 def residual(block: Any, x: Float[Tensor, "B D H W"]) -> Float[Tensor, "B E h w"]:
-    """What a block of timm's adds to its shortcut, before stochastic depth."""
+    """Returns the residual branch of a block of timm's, before stochastic depth."""
     x = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
     return block.bn3(block.conv3(F.relu(x))) if isinstance(block, Bottleneck) else x
 
 
-@dataclass(frozen=True)
-class TimmResNet(Model):
-    """timm_name: of the ResNet in timm. small: with the stem for small images.
-
-    That stem is SimCLR's for CIFAR-10 (Chen et al. 2020, App. B.9): the first convolution is 3×3
-    with stride 1 instead of 7×7 with stride 2, and nothing is max-pooled.
-    """
-
-    timm_name: str
-    small: bool = False
-
-    def options(self) -> dict[str, Any]:
-        return {}
-
-    def build(
-        self,
-        name: str,
-        *,
-        img_size: int | None,
-        in_chans: int,
-        drop_path: float,
-        overrides: dict[str, Any],
-    ) -> ResNet:
-        assert not overrides, overrides
-        net: Any = timm.create_model(
-            self.timm_name, pretrained=False, num_classes=0, in_chans=in_chans
-        )
-        if self.small:
-            net.conv1 = nn.Conv2d(in_chans, 64, kernel_size=3, padding=1, bias=False)
-            nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-            net.maxpool = nn.Identity()
-        size = self.img_size if img_size is None else img_size
-        config = {"name": name, "img_size": size, "in_chans": in_chans}
-        return ResNet(net, in_chans=in_chans, img_size=size, drop_path=drop_path, config=config)
-
-    def summary(self) -> str:
-        stem = "3×3 stem without pooling" if self.small else "7×7 stem"
-        return f"timm's {self.timm_name}, batch norm over all ranks, {stem}, {self.img_size} px"
+def build(
+    row: TimmResNet,
+    name: str,
+    *,
+    img_size: int | None,
+    in_chans: int,
+    drop_path: float,
+    overrides: dict[str, Any],
+) -> ResNet:
+    """Builds the backbone of a row. See `BackboneRow.build`."""
+    assert not overrides, overrides
+    net: Any = timm.create_model(row.timm_name, pretrained=False, num_classes=0, in_chans=in_chans)
+    if row.small:
+        net.conv1 = nn.Conv2d(in_chans, 64, kernel_size=3, padding=1, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+        net.maxpool = nn.Identity()
+    size = row.img_size if img_size is None else img_size
+    config = {"name": name, "img_size": size, "in_chans": in_chans}
+    return ResNet(net, in_chans=in_chans, img_size=size, drop_path=drop_path, config=config)

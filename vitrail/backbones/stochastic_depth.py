@@ -17,28 +17,34 @@ from vitrail.nn.random import Draws
 Shapes = list[tuple[int, int]]  # (B, N) of each resolution, in the order of the packed tokens
 Branch = Callable[[Tensor, Shapes], Tensor]
 
-# From this rate on, a branch is computed for the samples that keep it and no others. Below it, the
-# gather and the scatter cost what they save (benchmarks/drop_path.py); DINOv2 uses the same 0.1.
+# From this rate on, a branch is computed only for the samples that keep it. Below it, gather and
+# scatter cost as much as they save (benchmarks/drop_path.py); DINOv2 uses the same 0.1.
 SKIP_FROM = 0.1
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The samples that keep a branch: where their tokens are, their shapes, and 1/(1 − rate)."""
+    """The samples that keep a branch.
+
+    Attributes:
+        tokens: places of their tokens in the packed matrix, int64 [t].
+        shapes: (B, N) of each resolution, for these samples only.
+        scale: factor of the branch, 1/(1 − rate).
+    """
 
     tokens: Int[Tensor, "t"]
     shapes: Shapes
     scale: float
 
 
-# What happens to a branch: nothing, a factor for every token [T, 1], or a choice of samples.
+# Stochastic depth of a branch: none, a factor for every token [T, 1], or a choice of samples.
 Drop = Tensor | Kept | None
 
 
 def add_branch(
     tokens: Float[Tensor, "T D"], branch: Branch, shapes: Shapes, drop: Drop = None
 ) -> Float[Tensor, "T D"]:
-    """tokens + branch(tokens), with stochastic depth on the branch."""
+    """Returns tokens + branch(tokens), with stochastic depth on the branch."""
     if isinstance(drop, Kept):
         branch_tD = branch(tokens[drop.tokens], drop.shapes) * drop.scale
         return tokens.index_add(0, drop.tokens, branch_tD.to(tokens.dtype))
@@ -54,14 +60,16 @@ def plan_drops(
     like: Float[Tensor, "T D"],
     skip: bool = True,
 ) -> list[tuple[Drop, Drop]]:
-    """What happens to the two branches of each layer.
+    """Returns the stochastic depth of the two branches of each layer.
 
     Args:
-        draws: None keeps everything.
-        drop_path: rate of the last layer.
+        draws: randomness of this slice; None drops nothing.
+        shapes: (B, N) of each resolution, in the order in which the tokens are packed.
+        drop_path: rate in the last layer, in [0, 1).
+        depth: number of layers, L.
         like: the tokens, for their device and dtype.
-        skip: leave out the work for dropped samples where that pays. Shapes then depend on the
-            draws, which a compiled layer cannot have.
+        skip: leave out the work for dropped samples from rate SKIP_FROM on. Shapes then depend on
+            the draws, which a compiled layer does not allow.
     """
     if draws is None or drop_path == 0:
         return [(None, None)] * depth
@@ -74,8 +82,8 @@ def plan_drops(
         for layer, rate in enumerate(_rates(drop_path, depth)):
             for branch in range(2):
                 kept_R = scales_RL2[:, layer, branch] > 0
-                # With nobody left the branch is computed and multiplied by 0: its parameters must
-                # have a gradient in every step, or ranks would disagree about which to exchange.
+                # If no sample keeps it, the branch is computed and multiplied by 0: its parameters
+                # need a gradient in every step, or ranks would disagree about which to exchange.
                 if rate >= SKIP_FROM and kept_R.any():
                     tokens_t = dense_TL2[:, layer, branch].nonzero().squeeze(1)
                     scale = scales_RL2[:, layer, branch].max().item()
@@ -87,13 +95,16 @@ def plan_drops(
 def branch_scales(
     draws: Draws, rows: int, drop_path: float, depth: int
 ) -> Float[Tensor, "R L branches"]:
-    """What to multiply each residual branch with: 0 where dropped, 1/(1 − rate) where kept.
+    """Returns the factor of each residual branch: 0 if dropped, else 1/(1 − rate).
 
     The rate grows linearly from 0 in the first layer to `drop_path` in the last (timm, DINO). All
-    resolutions share one table of draws, so that no two views of a step have the same numbers.
+    resolutions share one table of draws: no two views of a step have the same numbers.
 
     Args:
-        rows: of all packed batches together, a multiple of the slice's sample count.
+        draws: randomness of this slice.
+        rows: number of images of all packed batches, R, a multiple of the slice's sample count.
+        drop_path: rate in the last layer, in [0, 1).
+        depth: number of layers, L.
 
     Returns:
         float32 on the CPU; branch 0 is the attention's, branch 1 the token-wise operator's.

@@ -6,7 +6,6 @@ of it · w cells a side of a window, n = w² · V windows of a map · h heads ·
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,31 +14,33 @@ from jaxtyping import Float
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
-from vitrail.backbones.contract import Model
 from vitrail.backbones.embedding import check_divides, check_images
+from vitrail.backbones.families import TimmSwin
 from vitrail.backbones.maps import LayerMaps, MapBackbone, scaled
 
-MASKED = -100.0  # added to the scores of cells that are not neighbours, as in the official code
+MASKED = -100.0  # added to scores between cells that are not neighbours, as in the official code
 
 
 class Swin(MapBackbone):
-    """timm's Swin without its classifier: the same keys, initial weights and, at its own size,
-    the same function to the bit.
+    """timm's Swin without its classifier: the same keys and initial weights.
 
-    At other sizes the layers stay what they are: windows of w × w cells, shifted by ⌊w/2⌋ in every
+    At the size it was built for it is timm's function to the bit.
+
+    At other sizes the layers stay the same: windows of w × w cells, shifted by ⌊w/2⌋ in every
     second layer unless one window covers the stage's map at the size it was built for. A map that
     windows do not divide is padded at the bottom and right with zeros, after the norm, and the
     padding is attended to, as in EsViT (microsoft/esvit 2b99c4f). Masks are of the map at hand;
-    EsViT's are of the size it was built for, whatever the map. timm differs in more: for smaller
-    images it builds smaller windows, with smaller tables of biases; and it pads after the cyclic
-    shift, not before it, so that cells at the bottom of an image see those at its top.
+    EsViT's are of the size it was built for, whatever the map. timm differs in two more points: for
+    smaller images it builds smaller windows, with smaller tables of biases; and it pads after the
+    cyclic shift, not before it, so cells at the bottom of an image attend to those at its top.
 
     Args:
-        net: timm's model, whose modules are taken over.
+        net: timm's model, whose modules become this one's.
+        patch_size: side of a patch in pixels, P.
         sizes: `in_chans`, `img_size`, `drop_path` and `config` of `MapBackbone`.
     """
 
-    # Submodules of theirs are read by name, which torch's types do not know.
+    # Any: their submodules are read by name, which torch's types do not allow.
     patch_embed: Any
     layers: Any
     norm: Any
@@ -54,12 +55,12 @@ class Swin(MapBackbone):
         for i, stage in enumerate(net.layers):
             side = math.ceil(self.img_size / (patch_size * 2**i))  # of the stage's map
             for j, block in enumerate(stage.blocks):
-                block.attn_mask = None  # timm's, for one size
+                block.attn_mask = None  # timm's mask is for one size only
                 shifts = [w // 2 if j % 2 and side > w else 0 for w in block.window_size]
                 block.shift_size = tuple(shifts)
 
     def no_weight_decay(self) -> set[str]:
-        """The tables of position biases, as in the official code and timm."""
+        """Returns names of the tables of position biases, as in the official code and timm."""
         return {name for name, _ in self.named_parameters() if "relative_position_bias" in name}
 
     def check(self, images: Float[Tensor, "B C S s"]) -> None:
@@ -87,7 +88,7 @@ class Swin(MapBackbone):
 
 
 def window_branch(block: Any, x: Float[Tensor, "B H W D"]) -> Float[Tensor, "B H W D"]:
-    """What a block's attention half-step adds, before stochastic depth.
+    """Returns the attention branch of a block, before stochastic depth.
 
     The map is padded, shifted, cut into windows, and put together again.
     """
@@ -111,13 +112,15 @@ def window_branch(block: Any, x: Float[Tensor, "B H W D"]) -> Float[Tensor, "B H
 def shift_mask(
     grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], like: Tensor
 ) -> Float[Tensor, "V n n"]:
-    """0 between cells that are neighbours in the image, `MASKED` between those that are not.
+    """Returns 0 between cells that are neighbours in the image, `MASKED` between all others.
 
     After the cyclic shift, the last windows hold cells from both ends of the image.
 
     Args:
-        grid: windows down and across.
-        like: the tokens, for their device and dtype.
+        grid: number of windows down and across.
+        window: cells of a window, down and across.
+        shift: cells of the cyclic shift, down and across.
+        like: a tensor of the result's device and dtype.
     """
     down, across = grid[0] * window[0], grid[1] * window[1]
     wrapped_H = torch.arange(down, device=like.device) >= down - shift[0]
@@ -129,76 +132,47 @@ def shift_mask(
 
 
 def _to_windows(x_BHWD: Tensor, window: tuple[int, int]) -> Tensor:
-    """[B, H, W, D] -> [B V, n, D], windows row by row."""
+    """Cuts a map [B, H, W, D] into windows [B V, n, D], row by row."""
     rows, columns = window
     split_BGwgwD = x_BHWD.unflatten(2, (-1, columns)).unflatten(1, (-1, rows))
     return split_BGwgwD.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
 def _padded(x_BHWD: Tensor, multiple: tuple[int, int]) -> Tensor:
-    """With zeros at the bottom and right, up to sides that `multiple` divides."""
+    """Pads with zeros at the bottom and right, up to sides that `multiple` divides."""
     height, width = x_BHWD.shape[1:3]
     return F.pad(x_BHWD, (0, 0, 0, -width % multiple[1], 0, -height % multiple[0]))
 
 
-@dataclass(frozen=True)
-class TimmSwin(Model):
-    """width: D of the first stage, doubled by each next one; depths, heads: of the stages;
-    patch_size, window_size: pixels and cells a side.
-
-    Options are `patch_size` and `window_size`.
-    """
-
-    width: int
-    depths: tuple[int, ...]
-    heads: tuple[int, ...]
-    patch_size: int
-    window_size: int
-
-    def options(self) -> dict[str, Any]:
-        return {"patch_size": self.patch_size, "window_size": self.window_size}
-
-    def build(
-        self,
-        name: str,
-        *,
-        img_size: int | None,
-        in_chans: int,
-        drop_path: float,
-        overrides: dict[str, Any],
-    ) -> Swin:
-        chosen = self.options() | overrides
-        for key, value in chosen.items():
-            if value < 1:
-                raise ValueError(f"backbone {name}: {key} is {value}; it must be at least 1")
-        patch_size = chosen["patch_size"]
-        size = self.img_size if img_size is None else img_size
-        check_divides(size, patch_size, f"img_size of backbone {name},")
-        net = SwinTransformer(
-            # Not the size asked for: it would change windows, and so the tables of biases.
-            img_size=max(1, self.img_size // patch_size) * patch_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            num_classes=0,
-            embed_dim=self.width,
-            depths=self.depths,
-            num_heads=self.heads,
-            window_size=chosen["window_size"],
-        )
-        config = {"name": name, "img_size": size, "in_chans": in_chans, **chosen}
-        return Swin(
-            net,
-            patch_size,
-            in_chans=in_chans,
-            img_size=size,
-            drop_path=drop_path,
-            config=config,
-        )
-
-    def summary(self) -> str:
-        depths = "+".join(map(str, self.depths))
-        return (
-            f"width {self.width} to {self.width * 2 ** (len(self.depths) - 1)}, {depths} layers of "
-            f"window attention × MLP, {'+'.join(map(str, self.heads))} heads, window "
-            f"{self.window_size}, patch {self.patch_size}, {self.img_size} px"
-        )
+def build(
+    row: TimmSwin,
+    name: str,
+    *,
+    img_size: int | None,
+    in_chans: int,
+    drop_path: float,
+    overrides: dict[str, Any],
+) -> Swin:
+    """Builds the backbone of a row. See `BackboneRow.build`."""
+    chosen = row.options() | overrides
+    for key, value in chosen.items():
+        if value < 1:
+            raise ValueError(f"backbone {name}: {key} is {value}; it must be at least 1")
+    patch_size = chosen["patch_size"]
+    size = row.img_size if img_size is None else img_size
+    check_divides(size, patch_size, f"img_size of backbone {name},")
+    net = SwinTransformer(
+        # The row's size: another one would change windows, and so the tables of biases.
+        img_size=max(1, row.img_size // patch_size) * patch_size,
+        patch_size=patch_size,
+        in_chans=in_chans,
+        num_classes=0,
+        embed_dim=row.width,
+        depths=row.depths,
+        num_heads=row.heads,
+        window_size=chosen["window_size"],
+    )
+    config = {"name": name, "img_size": size, "in_chans": in_chans, **chosen}
+    return Swin(
+        net, patch_size, in_chans=in_chans, img_size=size, drop_path=drop_path, config=config
+    )

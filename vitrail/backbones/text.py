@@ -26,15 +26,19 @@ CONTEXT = 1024
 
 
 class TextBackbone(nn.Module):
-    """Features of every token of a sequence, after the final norm `norm`.
+    """A backbone of text: features of every token of a sequence, after the final norm `norm`.
 
-    Initial weights are nanoGPT's: N(0, 0.02) for embeddings, positions and linear maps, the maps
-    that end a branch 0.02/√(2L), zero biases. Dictionaries (`ISTA`, `ODL`) keep their own: no code
-    was published for CRATE's language models.
+    Initial weights are nanoGPT's: N(0, 0.02) for embeddings, positions and linear maps, deviation
+    0.02/√(2L) for the maps that end a branch, zero biases. Dictionaries (`ISTA`, `ODL`) keep their
+    operators' initial weights: no code was published for CRATE's language models.
 
     Args:
-        kind: of the layers. Causal or not is the attention's.
-        vocabulary: V. context: the largest N.
+        kind: kind of the layers; its attention is causal or not.
+        width: features of a token, D.
+        depth: number of layers, L.
+        heads: heads of the attention, h.
+        vocabulary: number of tokens, V.
+        context: length of the longest sequence, in tokens.
     """
 
     def __init__(
@@ -47,14 +51,18 @@ class TextBackbone(nn.Module):
         self.checkpointing = False  # see `run_blocks`
         self.wte = nn.Embedding(vocabulary, width)
         self.wpe = nn.Embedding(context, width)
-        # Causal TSSA learns a bias for every position; others do not know the argument.
+        # for causal TSSA, which learns a bias for every position; other operators ignore it
         kind = replace(kind, arguments=kind.arguments | {"context": context})
         self.blocks = stack(kind, width, heads, depth)
         self.norm = kind.build_norm(width)
         self._init_weights()
 
     def forward(self, ids: Int[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-        """Args: ids: in [0, V), 1 <= N <= context. On CUDA, the check of their range synchronises.
+        """Returns features of all tokens.
+
+        Args:
+            ids: token numbers in [0, V), 1 <= N <= context. On CUDA, the check of their range
+                synchronises.
 
         Raises:
             ValueError: a token outside the vocabulary, or a sequence longer than the context.
@@ -65,13 +73,16 @@ class TextBackbone(nn.Module):
         return tokens_TD.unflatten(0, ids.shape)
 
     def last(self, sequences: Sequence[Sequence[int]]) -> Float[Tensor, "B D"]:
-        """Features of the last token of each sequence. They may be of any lengths.
+        """Returns features of the last token of each sequence.
 
-        Nothing is padded, so that no sequence knows what it is in a batch with: those of one length
-        are a resolution of their own to the attention, and all tokens are one matrix to the rest.
+        Nothing is padded: features of a sequence do not depend on the others. Sequences of one
+        length are one resolution to the attention, and all tokens are one matrix to other maps.
+
+        Args:
+            sequences: token numbers of each sequence, of any lengths from 1 to the context.
 
         Raises:
-            ValueError: as `forward`. The check is the host's, and does not synchronise.
+            ValueError: as `forward`. The check runs on the CPU, and does not synchronise.
         """
         lengths = torch.tensor([len(ids) for ids in sequences])
         order = lengths.argsort(stable=True)
@@ -87,7 +98,7 @@ class TextBackbone(nn.Module):
         return tokens_TD[ends[order.argsort()].to(device)]
 
     def _run(self, ids_T: Int[Tensor, " T"], shapes: Shapes) -> Float[Tensor, "T D"]:
-        """The layers over packed sequences: for every shape (B, N), B of N tokens."""
+        """Runs the layers over packed sequences: B sequences of N tokens for every shape."""
         steps = torch.arange(max(length for _, length in shapes), device=ids_T.device)
         positions_T = torch.cat([steps[:length].repeat(count) for count, length in shapes])
         tokens_TD = self.wte(ids_T) + self.wpe(positions_T)
@@ -95,11 +106,11 @@ class TextBackbone(nn.Module):
         return self.norm(run_blocks(self.blocks, tokens_TD, shapes, drops, self.checkpointing))
 
     def logits(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B V"]:
-        """Scores of the vocabulary, by the embedding itself; of any of `forward`'s features."""
+        """Returns scores of the vocabulary for `forward`'s features, by the tied embedding."""
         return F.linear(features, self.wte.weight)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay, besides biases and other 1-D ones."""
+        """Returns names of parameters without weight decay, besides biases and other 1-D ones."""
         return undecayed(self.blocks)
 
     def _check_length(self, length: int) -> None:
@@ -156,7 +167,14 @@ AOT_MHSA = _bias_free(CausalMHSA, None)
 
 @dataclass(frozen=True)
 class TextModel:
-    """A row of LANGUAGE. width: D; depth: L; heads: h."""
+    """A row of LANGUAGE.
+
+    Attributes:
+        kind: kind of the layers.
+        width: features of a token, D.
+        depth: number of layers, L.
+        heads: heads of the attention, h.
+    """
 
     kind: Kind
     width: int
@@ -164,7 +182,7 @@ class TextModel:
     heads: int
 
     def build(self, vocabulary: int = VOCABULARY, context: int = CONTEXT) -> TextBackbone:
-        """The model with weights drawn from torch's generator."""
+        """Builds the model with weights drawn from torch's generator."""
         return TextBackbone(
             self.kind,
             width=self.width,
@@ -176,8 +194,8 @@ class TextModel:
 
 
 # The book's language models: kind, width, depth, heads. For CRATE, CRATE-α and AoT no code is
-# published: their layers are those that reproduce the book's counts, where any do. Heads that the
-# book does not state have 64 features, as GPT-2's.
+# published: their layers are chosen to reproduce the book's counts, if any choice does. Heads that
+# the book does not state have 64 features, as GPT-2's.
 LANGUAGE: dict[str, TextModel] = {
     "gpt2_small": TextModel(GPT, 512, 12, 8),
     "causal_crate_base": TextModel(CRATE, 768, 12, 12),
@@ -195,13 +213,15 @@ LANGUAGE: dict[str, TextModel] = {
 def create_text_backbone(
     name: str, *, vocabulary: int = VOCABULARY, context: int = CONTEXT, seed: int = 0
 ) -> TextBackbone:
-    """A freshly initialised language model on the CPU; equal arguments give equal weights.
+    """Creates a freshly initialised language model on the CPU; equal arguments give equal weights.
 
-    torch's global random state is left as it was.
+    torch's global random state is left unchanged.
 
     Args:
         name: a key of LANGUAGE.
-        vocabulary: number of tokens. context: longest sequence, in tokens.
+        vocabulary: number of tokens.
+        context: length of the longest sequence, in tokens.
+        seed: of the weights.
 
     Raises:
         ValueError: an unknown name, or a size below 1.
@@ -218,9 +238,10 @@ def create_text_backbone(
 
 
 def count_text_parameters(name: str, positions: bool = True) -> int:
-    """Of a row of LANGUAGE. Nothing is allocated.
+    """Counts the parameters of a row of LANGUAGE, without memory for them.
 
     Args:
+        name: a key of LANGUAGE.
         positions: count the learned positions (`wpe`). nanoGPT's printed numbers leave them out.
     """
     with torch.device("meta"):

@@ -245,11 +245,11 @@ def stats(
 def list_(
     kinds: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="KIND")] = (),
 ) -> None:
-    """Lists names: [recipes|backbones|objectives|sources|protocols|sinks]
+    """Lists names: [recipes|backbones|objectives|operations|sources|protocols|sinks]
 
     Args:
-        kinds: one or several of recipes, backbones, objectives, sources, protocols and sinks; by
-            default all of them.
+        kinds: one or several of recipes, backbones, objectives, operations (on views), sources,
+            protocols and sinks; by default all of them.
     """
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Sources that live in memory as one tensor, and subsets of any source."""
+"""Subsets of a source, and deterministic splits into two."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,12 +8,17 @@ import torch
 from jaxtyping import UInt8, UInt16
 from torch import Tensor
 
-from vitrail.data.contract import Detail, Mask, Sample, Source
+from vitrail.data.contract import Detail, Mask, Sample, Source, number_of
 from vitrail.nn.random import philox
 
 
 class Subset(Source):
-    """The samples `indices` of another source, in that order."""
+    """Some samples of another source.
+
+    Args:
+        source: the other source.
+        indices: of the samples, in the order of the subset.
+    """
 
     def __init__(self, source: Source, indices: Sequence[int]):
         self.spec = source.spec
@@ -56,7 +61,7 @@ class Subset(Source):
         return None if pixels is None else pixels[torch.tensor(self._indices, dtype=torch.long)]
 
     def blocks(self) -> Sequence[range] | None:
-        """Those of the source, where the indices are in their order; else nothing lies together."""
+        """Returns the blocks of the source if the indices are in order, else None."""
         blocks = self._source.blocks()
         indices = np.array(self._indices)
         if blocks is None or (np.diff(indices) < 0).any():
@@ -69,13 +74,19 @@ class Subset(Source):
 def stratified_split(
     labels: Sequence[int | None], fraction: float, seed: int, stream: str
 ) -> tuple[list[int], list[int]]:
-    """Positions split in two, the second with about `fraction` of each label; each in order.
+    """Splits positions in two, the second with about `fraction` of each label; each is in order.
 
-    Counter-based: a pure function of the arguments. Samples of no label are a class of their own.
+    Counter-based: a pure function of the arguments. Samples without a label are one more class.
+
+    Args:
+        labels: of the samples, None for no label.
+        fraction: share of each class in the second part, in [0, 1].
+        seed: of the random order.
+        stream: name of the random stream.
     """
     groups: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
-        groups.setdefault(-1 if label is None else label, []).append(position)
+        groups.setdefault(number_of(label), []).append(position)
     second: set[int] = set()
     for label, members in groups.items():
         order = philox(seed, stream, label + 1).permutation(len(members))
@@ -84,15 +95,17 @@ def stratified_split(
 
 
 def hold_out(source: Source, fraction: float = 0.2, seed: int = 0) -> tuple[Subset, Subset]:
-    """(train, test): a deterministic split of any source, stratified where it is labelled.
+    """Splits any source into (train, test), deterministically and stratified by label.
 
     Samples of one image with several captions stay together.
 
     Args:
+        source: to split.
         fraction: share of the samples (of each class) held out, rounded, in (0, 1).
+        seed: of the random order.
 
     Raises:
-        ValueError: if the fraction is out of range, or leaves one side empty.
+        ValueError: the fraction is out of range, or leaves one side empty.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"hold_out: fraction is {fraction}; it must be between 0 and 1")

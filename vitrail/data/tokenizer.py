@@ -1,10 +1,11 @@
 """Text as token numbers: a byte-pair encoding learned from a run's own captions.
 
 Sennrich et al. 2016, Algorithm 1, over bytes (Radford et al. 2019, section 2.2), of lower-cased
-text, with a token at either end (Radford et al. 2021, section 2.4). The work is `tokenizers`'.
+text, with a token at either end (Radford et al. 2021, section 2.4). The package `tokenizers` does
+the work.
 
-Departures from CLIP: a word's end is not marked, its beginning is (by its space), and the merges
-are learned from the captions at hand instead of a fixed 49,152.
+Departures from CLIP: the beginning of a word is marked (by its space) and not its end, and the
+merges are learned from the captions at hand instead of a fixed 49,152.
 """
 
 import os
@@ -16,32 +17,42 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
-# Its threads would not survive the fork of a worker that decodes images, and it says so each time.
+# its threads would not survive the fork of a worker process, and it would warn each time
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 START, END = "<start>", "<end>"
-SMALLEST = 258  # 256 bytes and the two ends: any text can be written
+SMALLEST = 258  # 256 bytes and the two ends, enough for any text
 
 
 class Tokenizer:
-    """Text -> token numbers. Equal captions train equal tokenizers, in every process."""
+    """Turns text into token numbers. Equal captions train equal tokenizers, in every process.
+
+    Args:
+        json: of `to_json`.
+
+    Raises:
+        ValueError: it is not such a text.
+    """
 
     def __init__(self, json: str):
-        """Args: json: what `to_json` gave. ValueError where it is not."""
         self._json = json
         try:
             self._model = Model.from_str(json)
-        except Exception as error:  # the library's own are of no narrower class
+        except Exception as error:  # the library raises no narrower class
             raise ValueError(f"this is no tokenizer: {error}") from error
-        # A caption that spells <end> is spelled out: nobody ends a caption from within.
+        # "<end>" in a caption is encoded as its letters and does not end it
         self._model.encode_special_tokens = True
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> "Tokenizer":
-        """Learns at most so many tokens; few texts have fewer pairs worth a token.
+        """Learns a vocabulary from texts.
+
+        Args:
+            texts: to learn from.
+            vocabulary: largest number of tokens, at least 258; few texts give fewer.
 
         Raises:
-            ValueError: fewer than 258 tokens asked for.
+            ValueError: the vocabulary is smaller than 258.
         """
         if vocabulary < SMALLEST:
             raise ValueError(
@@ -73,17 +84,20 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> int:
-        """V: token numbers are in [0, V)."""
+        """Number of tokens V; token numbers are in [0, V)."""
         return self._model.get_vocab_size()
 
     def encode(self, texts: Sequence[str], context: int) -> list[list[int]]:
-        """Token numbers of each text, between start and end, at most `context` of them.
+        """Returns the token numbers of each text, with start and end.
 
-        Longer texts lose their last words, and keep their end.
+        Args:
+            texts: to encode.
+            context: largest number of tokens of a text. Longer texts lose their last words, not
+                the end token.
         """
         self._model.enable_truncation(context)
         return [found.ids for found in self._model.encode_batch_fast(list(texts))]
 
     def to_json(self) -> str:
-        """All of it, to build an equal one."""
+        """Returns the tokenizer as JSON, from which an equal one can be built."""
         return self._json

@@ -1,17 +1,17 @@
-"""Sums, means and gathers over ranks that gradients flow through.
+"""Sums, means and gathers over ranks, with gradients.
 
 A loss with a global term is computed on every rank from the same reduced numbers. The backward of
-a sum over ranks is the sum over ranks of the gradients: what rank r contributed moved the loss of
-every rank. DDP then *averages* the parameter gradients over ranks, so that they are the gradient of
+a sum over ranks is the sum over ranks of the gradients: the input of rank r is part of the loss of
+every rank. DDP then *averages* the parameter gradients over ranks: they become the gradient of
 the mean of the ranks' losses:
 
     d/dθ (1/N) Σ_q loss_q(Σ_r x_r)  =  (1/N) Σ_r (Σ_q dloss_q/dsum) · dx_r/dθ
                                         ^DDP      ^backward of all_sum
 
 which is the one-process gradient if the mean of the ranks' losses is the one-process loss. (With a
-backward that passes the local gradient alone, the result is N times too small.)
+backward that passes only the local gradient, the result is N times too small.)
 
-`all_*` carry gradients, `*_over_ranks` do not. Without an initialised process group there is one
+`all_*` have gradients, `*_over_ranks` do not. Without an initialised process group there is one
 rank, and all of them are the identity. All ranks must call in the same order with equal shapes.
 
 Shape legend: N ranks.
@@ -26,45 +26,45 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """N, the number of ranks; 1 without a process group."""
+    """Returns N, the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's rank; 0 without a process group."""
+    """Returns this process's rank; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def all_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """The sum of `x` over ranks, bit-identical on all of them. A new tensor if N > 1."""
+    """Returns the sum of `x` over ranks, bit-identical on all of them. A new tensor if N > 1."""
     return x if world_size() == 1 else _AllSum.apply(x)
 
 
 def all_mean(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """The mean of `x` over ranks."""
+    """Returns the mean of `x` over ranks."""
     return x if world_size() == 1 else _AllSum.apply(x) / world_size()
 
 
 def all_gather(x: Shaped[Tensor, "rows *shape"]) -> Shaped[Tensor, "all_rows *shape"]:
-    """The rows of all ranks, in rank order: [N * rows, *shape]. Every rank has as many rows."""
+    """Returns the rows of all ranks, in rank order. Every rank has the same number of rows."""
     return x if world_size() == 1 else _AllGather.apply(x)
 
 
 @torch.no_grad()
 def sum_over_ranks(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """`all_sum` without a gradient: for counts, centres and what is logged."""
+    """Returns `all_sum` without a gradient: for counts, centres and logged values."""
     return all_sum(x.detach())
 
 
 @torch.no_grad()
 def mean_over_ranks(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """`all_mean` without a gradient."""
+    """Returns `all_mean` without a gradient."""
     return all_mean(x.detach())
 
 
 @torch.no_grad()
 def of_first_rank(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Rank 0's `x` on every rank, for what is computed once. The others' has its shape and dtype.
+    """Returns rank 0's `x` on every rank. The others' `x` must have its shape and dtype.
 
     A new tensor if N > 1.
     """
@@ -98,5 +98,5 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        # Gloo has no reduce-scatter: sum everything, keep this rank's rows.
+        # all rows are summed and this rank's taken: Gloo has no reduce-scatter
         return _AllSum.apply(grad).narrow(0, rank() * ctx.rows, ctx.rows)

@@ -1,6 +1,6 @@
-"""The process group of a torchrun launch, and the few things the loop asks of it.
+"""The process group of a torchrun launch, and the functions of it that training needs.
 
-One process (no torchrun) needs no process group: every function here is then a no-op.
+One process (no torchrun) needs no process group: the functions then do nothing beyond their result.
 """
 
 import os
@@ -14,7 +14,14 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is. rank and local_rank count from 0; world is the number of processes."""
+    """The place of this process among those of a run.
+
+    Attributes:
+        rank: number of the process, from 0.
+        local_rank: number of the process on its machine, from 0.
+        world: number of processes.
+        device: the process's device.
+    """
 
     rank: int
     local_rank: int
@@ -27,10 +34,14 @@ class Ranks:
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device meant by "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+    """Returns the device for "auto" (CUDA if available), "cpu", "cuda" or "cuda:N".
+
+    Args:
+        device: the name.
+        local_rank: number of the CUDA device for a name without one.
 
     Raises:
-        ValueError: CUDA asked for where there is none, or not a device.
+        ValueError: CUDA where there is none, or not a device.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,7 +65,7 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
 
 
 def join(device: str = "auto") -> Ranks:
-    """Joins torchrun's process group, if there is one. `device` as for `choose_device`."""
+    """Joins torchrun's process group, if any. `device` is as for `choose_device`."""
     rank, local_rank, world = (
         int(os.environ.get(name, default))
         for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
@@ -62,7 +73,7 @@ def join(device: str = "auto") -> Ranks:
     place = choose_device(device, local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-        # "fp32" means it: torch would run convolutions (the patch embedding) in TF32.
+        # otherwise torch would run convolutions (the patch embedding) of "fp32" runs in TF32
         torch.backends.cudnn.allow_tf32 = False
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
@@ -71,7 +82,7 @@ def join(device: str = "auto") -> Ranks:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Ranks]:
-    """`join`, and at the end leaves the process group that it joined."""
+    """Joins as `join`, and at the end leaves the process group that it joined."""
     was_member = dist.is_initialized()
     ranks = join(device)
     try:
@@ -82,7 +93,7 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` holds on any rank. A sync point over the CPU group."""
+    """Returns True if `flag` is True on any rank. A sync point over the CPU group."""
     if not dist.is_initialized():
         return flag
     votes = torch.tensor(int(flag))
@@ -91,10 +102,10 @@ def any_rank(flag: bool) -> bool:
 
 
 def on_main(ranks: Ranks, action: Callable[[], object]) -> None:
-    """Does something on rank 0 only, while the others wait. A sync point.
+    """Runs an action on rank 0 only, while the others wait. A sync point.
 
     Raises:
-        ValueError: on every rank, what the action raised on rank 0.
+        ValueError: on every rank, with the message of the action's error on rank 0.
     """
     if not dist.is_initialized():
         action()

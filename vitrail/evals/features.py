@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vitrail.backbones.contract import Backbone, TokenBackbone
 from vitrail.backbones.skeleton import SkeletonBackbone
-from vitrail.data.contract import Source
+from vitrail.data.contract import Source, number_of
 from vitrail.data.loading.loader import read_images
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.views.preprocess import Preprocess
@@ -66,7 +66,7 @@ def collect(
     if not kept:
         raise ValueError(f"{source.spec}: none of its {len(source)} images can be read")
     labels = [source.label(i) for i in kept]
-    numbers = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+    numbers = np.array([number_of(label) for label in labels], dtype=np.int64)
     table = {name: np.concatenate(part) for name, part in parts.items()}
     return table, numbers, np.array(kept, dtype=np.int64)
 

@@ -1,0 +1,1 @@
+"""Writers of trained encoders in the formats of other libraries: timm, Hugging Face, ONNX."""

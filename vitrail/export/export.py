@@ -1,7 +1,7 @@
-"""A trained encoder in other people's formats: `vitrail export`.
+"""Writes a trained encoder in other people's formats: `vitrail export`.
 
-What is written is whole or not there: it is made in a hidden folder beside its place, checked,
-flushed to the disk, and then renamed.
+An export is complete or absent: it is made in a hidden folder beside its place, checked, flushed to
+the disk, and then renamed.
 """
 
 import json
@@ -37,13 +37,14 @@ def export(
     folder that is vitrail's own. See docs/interop.md.
 
     Args:
-        path: whatever `vitrail.load` reads.
+        path: a run, an encoder or weights, as for `vitrail.load`.
+        format: format to write.
         out: where to write; by default RUN/export/timm, .../hf, .../encoder.onnx, .../safetensors.
-        img_size: pixels a side of the images to come, instead of those of the encoder's
-            preprocessing. Learned positions are resampled.
+        img_size: side of the images in pixels, instead of that of the encoder's preprocessing.
+            Learned positions are resampled.
 
     Returns:
-        One line: the path, and how to load it.
+        One line: the path, and code that loads it.
 
     Raises:
         ValueError: an unknown format, something at `out`, an architecture that the format cannot
@@ -64,7 +65,7 @@ def export(
 
 
 def at_size(encoder: Encoder, img_size: int) -> Encoder:
-    """The encoder, made for images of another size; its backbone is changed in place.
+    """Returns the encoder for images of another size; its backbone is changed in place.
 
     Raises:
         ValueError: a size that the patch does not divide.
@@ -80,9 +81,9 @@ def at_size(encoder: Encoder, img_size: int) -> Encoder:
 
 @contextmanager
 def beside(out: Path) -> Iterator[Path]:
-    """A hidden place beside `out` for a file or a folder, which then becomes `out`.
+    """Gives a hidden place beside `out` for a file or a folder, which then becomes `out`.
 
-    What else is written in the hidden folder goes along (ONNX's .data).
+    Other files in the hidden folder (ONNX's .data) are moved along.
     """
     hidden = out.parent / f".{out.name}.writing"
     shutil.rmtree(hidden, ignore_errors=True)  # of an export that was killed
@@ -94,7 +95,7 @@ def beside(out: Path) -> Iterator[Path]:
         for written in hidden.rglob("*"):
             sync_path(written)
         others = [file for file in hidden.iterdir() if file != staged]
-        for file in [*others, staged]:  # what `out` needs is there before it
+        for file in [*others, staged]:  # `out` last: it needs the others
             os.rename(file, out.parent / file.name)
         sync_path(out.parent)
     finally:
@@ -190,7 +191,7 @@ def _default_out(path: Path, format: str) -> Path:
 def _write_folder(folder: Path, weights: dict[str, Tensor], files: dict[str, Any]) -> None:
     folder.mkdir()
     whole = {key: value.detach().contiguous() for key, value in weights.items()}
-    # save_file would make the file readable by its owner alone.
+    # not save_file, which makes the file readable by its owner alone
     (folder / "model.safetensors").write_bytes(save(whole, metadata={"format": "pt"}))
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

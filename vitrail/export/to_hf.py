@@ -1,7 +1,7 @@
-"""Our ViTs in the layout of Hugging Face `transformers`: ViT, DINOv2, DINOv2 with registers.
+"""Converts ViTs to the layout of Hugging Face `transformers`: ViT, DINOv2, with registers too.
 
-The keys are those that transformers writes to disk in versions 4 and 5 (4's attribute names).
-transformers itself is not needed to write them.
+The keys are those of transformers' files in versions 4 and 5 (4's attribute names). transformers
+itself is not needed.
 
 Shape legend: D features.
 """
@@ -18,7 +18,13 @@ from vitrail.interop.vit_shape import NORM_EPS, ViTShape, vit_shape
 
 @dataclass(frozen=True)
 class HFForm:
-    """model: the class in transformers that reads it; config: of config.json."""
+    """A backbone in transformers' layout.
+
+    Attributes:
+        model: name of the class of transformers that loads it.
+        config: content of config.json.
+        weights: by transformers' keys.
+    """
 
     model: str
     config: dict[str, Any]
@@ -53,10 +59,10 @@ DINOV2_LAYER = {
 
 
 def hf_form(backbone: Backbone) -> HFForm:
-    """A ViT in transformers' layout.
+    """Converts a ViT to transformers' layout.
 
     Plain ones become ViTModel. Those with LayerScale, registers or SwiGLU become Dinov2Model or
-    Dinov2WithRegistersModel; where ours has no LayerScale, theirs is 1.
+    Dinov2WithRegistersModel; for a backbone without LayerScale, theirs is 1.
 
     Raises:
         ValueError: an architecture that transformers does not have.
@@ -74,7 +80,7 @@ def hf_form(backbone: Backbone) -> HFForm:
     if not shape.bias:
         weights |= _zero_biases(weights)
     if is_dinov2:
-        # For pictures that hide patches, which need it; ours never do.
+        # needed by transformers to load; only masked images use it
         weights["embeddings.mask_token"] = torch.zeros(1, shape.width)
     if is_dinov2 and not shape.layer_scale:
         for i in range(shape.depth):
@@ -122,7 +128,7 @@ def _dinov2(shape: ViTShape) -> dict[str, Any]:
 
 
 def _renamed(weights: dict[str, Tensor], layer: dict[str, str]) -> dict[str, Tensor]:
-    """Weights by transformers' names, queries, keys and values apart."""
+    """Renames weights to transformers' keys, with separate queries, keys and values."""
     renamed: dict[str, Tensor] = {}
     for key, value in weights.items():
         if not key.startswith("blocks."):
@@ -145,7 +151,7 @@ def _replaced(key: str, names: dict[str, str]) -> str:
 
 
 def _zero_biases(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of linear maps that transformers always gives one."""
+    """Returns zero biases for linear maps that always have one in transformers."""
     return {
         key.removesuffix("weight") + "bias": torch.zeros(len(value))
         for key, value in weights.items()

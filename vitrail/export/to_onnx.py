@@ -1,4 +1,4 @@
-"""Any backbone as an ONNX graph for images of one size, in batches of any number.
+"""Exports a backbone as an ONNX graph for images of one size, in batches of any number.
 
 Shape legend: B images · C channels · S height and width in pixels · H×W patches · D features.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
 
-# Protobuf's limit is 2 GB for a file: above this the weights lie beside it, in FILE.data.
+# Protobuf's limit is 2 GB for a file: above this, weights are in FILE.data beside it.
 LIMIT = 1_900_000_000
 
 # Features differ by rounding only: more than this, relative to the largest, is an error.
@@ -25,7 +25,7 @@ TOLERANCE = 1e-3
 
 
 class Graph(nn.Module):
-    """What is exported: images to (features [B, D], patches [B, H, W, D]), or to features alone."""
+    """The exported map: images to (features [B, D], patches [B, H, W, D]), or features only."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
@@ -39,16 +39,16 @@ class Graph(nn.Module):
 def write_onnx(backbone: Backbone, path: Path, about: dict[str, str]) -> float:
     """Writes a graph for images [B, C, S, S] of the backbone's `img_size`, and runs it.
 
-    Input "images": float32, prepared as the encoder's description says. Outputs: "features" [B, D]
-    and, where there are patches, "patches" [B, H, W, D].
+    Input "images": float32, prepared as in the encoder's description. Outputs: "features" [B, D]
+    and, if the backbone has them, "patches" [B, H, W, D].
 
     Args:
         backbone: in evaluation mode, on the CPU.
-        path: of the file; a model above 2 GB has its weights beside it in PATH.data.
-        about: stored in the file as its metadata.
+        path: the file; a model above 2 GB has its weights beside it in PATH.data.
+        about: metadata to store in the file.
 
     Returns:
-        the largest absolute difference between onnxruntime's outputs and the backbone's.
+        The largest absolute difference between onnxruntime's outputs and the backbone's.
 
     Raises:
         ValueError: the packages of the extra "onnx" are missing, or the outputs differ.
@@ -75,7 +75,7 @@ def write_onnx(backbone: Backbone, path: Path, about: dict[str, str]) -> float:
 
 
 def run_onnx(path: Path, images: Float[Tensor, "B C S S"]) -> list[Tensor]:
-    """The outputs of a graph in onnxruntime, on the CPU."""
+    """Returns the outputs of a graph in onnxruntime, on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -84,7 +84,7 @@ def run_onnx(path: Path, images: Float[Tensor, "B C S S"]) -> list[Tensor]:
 
 def _export(graph: Graph, images: Tensor) -> Any:
     with quiet():
-        # Strict: the other way of tracing makes a constant of len(images).
+        # strict: otherwise tracing makes a constant of len(images)
         traced = torch.export.export(
             graph, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=True
         )
@@ -101,7 +101,7 @@ def _export(graph: Graph, images: Tensor) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings that the exporter gives of its own internals."""
+    """Suppresses the exporter's warnings about its own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

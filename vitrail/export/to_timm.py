@@ -1,7 +1,7 @@
-"""Our backbones in timm's layout: a name, arguments of `timm.create_model`, and weights.
+"""Converts backbones to timm's layout: a name, arguments of `timm.create_model`, and weights.
 
-ViTs, ResNets and Swins become timm's own models, for which vitrail is not needed any more. The
-others keep our names, which timm knows after `import vitrail.interop.timm_zoo`.
+ViTs, ResNets and Swins become timm's own models, which load without vitrail. The others keep our
+names, which are in timm's table after `import vitrail.interop.timm_zoo`.
 
 Shape legend: B images · D features.
 """
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import find_model
-from vitrail.backbones.resnet import TimmResNet
-from vitrail.backbones.swin import TimmSwin
-from vitrail.interop import timm_zoo
+from vitrail.backbones.create import find_row, outline
+from vitrail.backbones.families import TimmResNet, TimmSwin
+from vitrail.interop.timm_zoo import NAMES
 from vitrail.interop.vit_shape import ViTShape, vit_shape
 
-# What a ViT of a size that has no name in timm is made from, by arguments.
+# timm's models from which sizes without a name in timm are built, by arguments.
 ANY_VIT, ANY_SWIGLU = "vit_tiny_patch16_224", "vit_giant_patch14_dinov2"
 ANY_SWIN = "swin_tiny_patch4_window7_224"
 
@@ -31,7 +30,13 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class TimmForm:
-    """arguments: of create_model, besides the name, num_classes and the weights."""
+    """A backbone in timm's layout.
+
+    Attributes:
+        name: name of the model in timm.
+        arguments: further arguments of `timm.create_model`, but num_classes and the weights.
+        weights: by timm's keys.
+    """
 
     name: str
     arguments: dict[str, Any]
@@ -39,12 +44,12 @@ class TimmForm:
 
     @property
     def is_ours(self) -> bool:
-        """Whether timm knows the name from us only."""
-        return self.name in timm_zoo.NAMES
+        """True if timm has the name from `timm_zoo` only."""
+        return self.name in NAMES
 
     @property
     def about(self) -> dict[str, Any]:
-        """What timm must know of the architecture to fit the weights to other uses."""
+        """The parts of timm's description with which it fits the weights to other uses."""
         described = timm.models.get_pretrained_cfg(self.name)
         assert described is not None
         cfg = described.to_dict()
@@ -52,20 +57,20 @@ class TimmForm:
         return {key: cfg[key] for key in known if key in cfg}
 
     def call(self, **more: Any) -> str:
-        """The call that builds the model, as Python."""
+        """Returns the call that builds the model, as Python."""
         arguments = {"num_classes": 0, **self.arguments, **more}
         listed = "".join(f", {key}={value!r}" for key, value in arguments.items())
         return f"timm.create_model({self.name!r}{listed})"
 
     def build(self) -> nn.Module:
-        """timm's model with these weights, in evaluation mode."""
+        """Builds timm's model with these weights, in evaluation mode."""
         model = timm.create_model(self.name, num_classes=0, **self.arguments)
         model.load_state_dict(self.weights)
         return model.eval()
 
 
 def timm_form(backbone: Backbone) -> TimmForm:
-    """A backbone, in evaluation mode, in timm's layout.
+    """Converts a backbone, in evaluation mode, to timm's layout.
 
     The model is built, and its features of random images compared with the backbone's.
 
@@ -78,7 +83,7 @@ def timm_form(backbone: Backbone) -> TimmForm:
 
 
 def timm_arguments(shape: ViTShape) -> dict[str, Any]:
-    """A ViT's shape as arguments of timm's VisionTransformer."""
+    """Returns a ViT's shape as arguments of timm's VisionTransformer."""
     # timm's SwiGLU counts the gates too, and rounds the product down.
     hidden = 2 * shape.hidden + 0.5 if shape.swiglu else shape.hidden
     return {
@@ -98,9 +103,9 @@ def timm_arguments(shape: ViTShape) -> dict[str, Any]:
 
 
 def timm_vit_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A ViT's weights by timm's names.
+    """Renames a ViT's weights to timm's keys.
 
-    With registers, timm's class token has no position of its own: here it is added to the token.
+    With registers, timm's class token has no position: ours is added to the token.
     """
     names = {".mlp.w12.": ".mlp.fc1.", ".mlp.w3.": ".mlp.fc2."}
     renamed = {}
@@ -122,9 +127,7 @@ def _vit(backbone: Backbone) -> TimmForm | None:
     name = backbone.config["name"]
     if not _timm_has(name):
         name = ANY_SWIGLU if shape.swiglu else ANY_VIT
-    with torch.device("meta"):
-        row = find_model(name).build(name, img_size=None, in_chans=3, drop_path=0.0, overrides={})
-    named = vit_shape(row)
+    named = vit_shape(outline(name))
     assert named is not None
     usual = timm_arguments(named)
     differing = {k: v for k, v in timm_arguments(shape).items() if v != usual[k]}
@@ -132,10 +135,10 @@ def _vit(backbone: Backbone) -> TimmForm | None:
 
 
 def _of_timm(backbone: Backbone) -> TimmForm | None:
-    """A ResNet's or a Swin's: its modules are timm's already."""
+    """Converts a ResNet or a Swin, whose modules are timm's already; None for others."""
     config = dict(backbone.config)
     name = config.pop("name")
-    row = find_model(name)
+    row = find_row(name)
     usual: dict[str, Any] = {"in_chans": 3, "img_size": row.img_size, **row.options()}
     if isinstance(row, TimmResNet):
         if row.small:
@@ -159,20 +162,20 @@ def _of_timm(backbone: Backbone) -> TimmForm | None:
 def _ours(backbone: Backbone) -> TimmForm:
     config = dict(backbone.config)
     name = config.pop("name")
-    if name not in timm_zoo.NAMES:
+    if name not in NAMES:
         raise ValueError(
             f"{name} has no counterpart in timm; export it with --format onnx or "
             "--format safetensors"
         )
-    row = find_model(name)
+    row = find_row(name)
     usual = {"img_size": row.img_size, "in_chans": 3, **row.options()}
     differing = {k: v for k, v in config.items() if v != usual[k]}
     return TimmForm(name, differing, backbone.state_dict())
 
 
 def _timm_has(name: str) -> bool:
-    """Whether timm has the name without us."""
-    return timm.is_model(name) and name not in timm_zoo.NAMES
+    """Checks that timm itself has the name."""
+    return timm.is_model(name) and name not in NAMES
 
 
 def _check(backbone: Backbone, form: TimmForm) -> None:

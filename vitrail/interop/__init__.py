@@ -1,1 +1,1 @@
-"""Other people's formats: official checkpoints, timm, Hugging Face, ONNX, in and out."""
+"""Readers of weights of other libraries and papers, and our backbones as timm's models."""

@@ -1,7 +1,7 @@
-"""Our backbones of tokens as timm's models: a classifier, and the calls that timm's tools make.
+"""Our backbones of tokens as timm's models, with a classifier and the methods of timm's models.
 
 Shape legend: B images · C channels · S, s height, width in pixels · H×W patches · N tokens of an
-image, others before the patches · D features · K classes.
+image, prefix tokens before the patches · D features · K classes.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from timm.models.vision_transformer import global_pool_nlc
 from torch import Tensor, nn
 
 from vitrail.backbones.contract import TokenBackbone
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.backbones.skeleton import SkeletonBackbone, change_size
 from vitrail.backbones.tost import ToST
 from vitrail.nn.random import Draws
@@ -28,18 +28,20 @@ class TimmModel(nn.Module):
     """A named backbone and a linear classifier, with timm's conventions.
 
     Keys of the weights are the backbone's and `head.weight`, `head.bias`. Initial weights and
-    stochastic depth draw from torch's generator, as timm's users expect. Images of any size that
+    stochastic depth draw from torch's generator, as in timm. Images of any size that
     the patch divides are accepted.
 
     Args:
         name: of a backbone of tokens in our table.
-        num_classes: K; 0 for none.
-        global_pool: what the classifier sees: the class token ("token"), or the patches' mean
-            ("avg"), maximum ("max") or the half sum of both ("avgmax"), or every token ("").
-        img_size: pixels a side for which positions are learned; a pair must be a square.
-        drop_rate: of dropout before the classifier.
-        drop_path_rate: of stochastic depth in the last layer.
-        overrides: of `create_backbone`: depth, width, patch_size, registers, ...
+        num_classes: number of classes, K; 0 for no classifier.
+        global_pool: input of the classifier: the class token ("token"), the patches' mean ("avg"),
+            maximum ("max") or the half sum of both ("avgmax"), or every token ("").
+        img_size: side in pixels of the images for which positions are learned; a pair must be a
+            square.
+        in_chans: channels of the images, C.
+        drop_rate: rate of dropout before the classifier.
+        drop_path_rate: rate of stochastic depth in the last layer.
+        overrides: options of `create_backbone`: depth, width, patch_size, registers, ...
 
     Raises:
         ValueError: what `create_backbone` raises, an unknown pooling, or a size that is no square.
@@ -67,8 +69,8 @@ class TimmModel(nn.Module):
             **overrides,
         )
         assert isinstance(backbone, TokenBackbone)
-        # The same dictionaries and not copies: keys have no prefix, and what is replaced on one
-        # side (a shorter stack of layers, parameters on another device) is replaced on both.
+        # shared dictionaries, not copies: keys have no prefix, and a replaced module or parameter
+        # (a shorter stack of layers, another device) is replaced in both
         self._parameters = backbone._parameters
         self._buffers = backbone._buffers
         self._modules = backbone._modules
@@ -88,7 +90,7 @@ class TimmModel(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Float[Tensor, "B C S s"]) -> Float[Tensor, "B N D"]:
-        """All tokens, after the final norm."""
+        """Returns all tokens, after the final norm."""
         draws = None
         if self.training and self.drop_path_rate > 0:
             seed = int(torch.randint(2**31 - 1, (), device="cpu"))
@@ -112,15 +114,16 @@ class TimmModel(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The patches after some layers, and the tokens after all of them.
+        """Returns the patches after some layers, and the tokens after all of them.
 
         Args:
-            indices: of layers, or how many of the last ones, or None for all.
-            return_prefix_tokens: give pairs (patches, other tokens).
+            x: normalised images.
+            indices: indices of layers, or a number of last layers, or None for all.
+            return_prefix_tokens: return pairs (patches, other tokens).
             norm: apply the final norm to each.
             stop_early: accepted, without effect; `prune_intermediate_layers` saves the work.
             output_fmt: "NCHW" for maps [B, D, H, W], "NLC" for tokens [B, H W, D].
-            intermediates_only: give the list alone.
+            intermediates_only: return the list alone.
 
         Returns:
             (tokens [B, N, D], list), or the list.
@@ -147,7 +150,7 @@ class TimmModel(nn.Module):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Drops the layers after the last one asked for; gives the indices counted from 0."""
+        """Removes the layers after the last index; returns the indices, counted from 0."""
         chosen, last = self._chosen(indices)
         self.backbone.blocks = self.backbone.blocks[: last + 1]
         if prune_norm:
@@ -160,7 +163,7 @@ class TimmModel(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier, truncated normal 0.02 with zero biases; none for 0 classes."""
+        """Replaces the classifier: truncated normal 0.02 with zero biases; none for 0 classes."""
         if global_pool is not None:
             if global_pool not in POOLS:
                 raise ValueError(
@@ -177,7 +180,7 @@ class TimmModel(nn.Module):
             self.head = linear.train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the layers' inputs for the backward pass."""
+        """Saves only the layers' inputs for the backward pass, or all activations again."""
         assert isinstance(self.backbone, SkeletonBackbone | ToST)
         self.backbone.checkpointing = enable
 
@@ -205,7 +208,7 @@ class TimmModel(nn.Module):
         return self.backbone.no_weight_decay() | (WITHOUT_DECAY & names)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of names for learning rates by layer."""
+        """Returns patterns of names for learning rates by layer."""
         stem = r"^cls_token|register_tokens|pos_embed|patch_embed"
         layers, norm = r"^blocks\.(\d+)", (r"^norm", (99999,))  # timm's: with the group before
         if isinstance(self.backbone, ToST):
@@ -214,14 +217,14 @@ class TimmModel(nn.Module):
         return {"stem": stem, "blocks": [(layers, None), norm]}
 
     def _chosen(self, indices: int | list[int] | tuple[int, ...] | None) -> tuple[list[int], int]:
-        """Indices of layers counted from 0, and the last of them."""
+        """Returns indices of layers counted from 0, and the last of them."""
         listed = list(indices) if isinstance(indices, tuple) else indices
         return feature_take_indices(len(self.backbone.blocks), listed)
 
 
 @contextmanager
 def outputs_of(layers: nn.ModuleList) -> Iterator[list[Float[Tensor, "T D"]]]:
-    """What layers return while they run within, in their order."""
+    """Collects the outputs of layers that run within the context, in their order."""
     outputs: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))

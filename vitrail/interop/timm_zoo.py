@@ -1,4 +1,4 @@
-"""timm knows our backbones by name once this module is imported.
+"""Registers our backbones with timm by name, when this module is imported.
 
 >>> import timm, vitrail.interop.timm_zoo
 >>> model = timm.create_model("crate_base_patch16_224", num_classes=10)
@@ -23,22 +23,21 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, r
 from timm.models import resolve_pretrained_cfg as resolve_cfg
 from torch import Tensor, nn
 
-from vitrail.backbones.contract import Model
+from vitrail.backbones.create import loadable_rows
 from vitrail.backbones.embedding import ConvPatchEmbed, resize_positions
-from vitrail.backbones.families import FAMILIES, Skeleton
+from vitrail.backbones.families import CONV, BackboneRow, Skeleton, ToSTModel
 from vitrail.backbones.registry import BACKBONES
 from vitrail.backbones.skeleton import SkeletonBackbone
-from vitrail.backbones.tost import ToSTModel
 from vitrail.interop.timm_model import TimmModel
 
-# The backbones of tokens that timm would not know without us.
+# The backbones of tokens whose names timm does not have itself.
 NAMES = [
     name
-    for name, row in BACKBONES.items()
+    for name, row in loadable_rows().items()
     if isinstance(row, Skeleton | ToSTModel) and not is_model(name)
 ]
 
-# timm looks for what it should know of a model's weights under this name.
+# timm reads descriptions of weights under this name.
 default_cfgs: dict[str, Any] = {}
 
 
@@ -57,14 +56,18 @@ def create(
     out_indices: int | list[int] | tuple[int, ...] = 3,
     **arguments: Any,
 ) -> nn.Module:
-    """What `timm.create_model` calls.
+    """Builds a model for `timm.create_model`.
 
     Args:
+        name: a name of NAMES.
+        pretrained: load weights, which the arguments below must then give.
+        pretrained_cfg: timm's description of weights.
+        pretrained_cfg_overlay: changes to that description.
         out_indices: of the layers for features_only=True; a number means the last ones.
         arguments: of TimmModel, and timm's features_only.
 
     Raises:
-        ValueError: what TimmModel raises; pretrained weights where the name is all that is given.
+        ValueError: what TimmModel raises; pretrained weights by name alone.
     """
     cfg = resolve_cfg(name, pretrained_cfg, pretrained_cfg_overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
@@ -87,7 +90,7 @@ def create(
 def fit_positions(
     weights: dict[str, Float[Tensor, "..."]], model: TimmModel
 ) -> dict[str, Float[Tensor, "..."]]:
-    """Weights with their positions resampled for a model built for another size of images."""
+    """Resamples the positions of weights for a model that is built for another size of images."""
     backbone = model.backbone
     if not isinstance(backbone, SkeletonBackbone) or "pos_embed" not in weights:
         return weights
@@ -98,7 +101,7 @@ def fit_positions(
 
 
 def _entry(name: str) -> Callable[..., nn.Module]:
-    """A function by the model's name in this module, which is what timm registers."""
+    """Returns a function of the model's name in this module, as timm registers them."""
 
     def create_named(pretrained: bool = False, **arguments: Any) -> nn.Module:
         return create(name, pretrained, **arguments)
@@ -112,7 +115,7 @@ def _describe(name: str) -> dict[str, Any]:
     return {
         "url": "",
         "input_size": (3, size, size),
-        "fixed_input_size": True,  # so that timm's --img-size sets the model's
+        "fixed_input_size": True,  # timm's --img-size then sets the model's
         "crop_pct": 0.9,
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
@@ -123,12 +126,12 @@ def _describe(name: str) -> dict[str, Any]:
     }
 
 
-def _first_conv(row: Model) -> str | tuple[()]:
-    """What timm fits to other channels. CRATE's embedding is no convolution."""
+def _first_conv(row: BackboneRow) -> str | tuple[()]:
+    """Returns the layer that timm fits to other channels; CRATE's embedding is no convolution."""
     if isinstance(row, ToSTModel):
         return "patch_embed.proj.0.0"
     assert isinstance(row, Skeleton)
-    is_conv = FAMILIES[row.family].patch_embed is ConvPatchEmbed
+    is_conv = row.parts.patch_embed in (CONV, ConvPatchEmbed)
     return "patch_embed.proj" if is_conv else ()
 
 
@@ -142,7 +145,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # This file runs under the name __main__, which the script is about to take.
+    # imported under its own name: the script to run becomes __main__
     from vitrail.interop import timm_zoo
 
     timm_zoo.main()

@@ -1,4 +1,4 @@
-"""Which of our backbones is a plain vision transformer, one that other libraries have too.
+"""The shape of a plain vision transformer, which other libraries have too.
 
 Shape legend: D features · h heads.
 """
@@ -17,7 +17,21 @@ NORM_EPS = 1e-6  # of timm's and Hugging Face's ViTs, and of ours
 
 @dataclass(frozen=True)
 class ViTShape:
-    """What other libraries must be told of a ViT. hidden: features within its MLP or SwiGLU."""
+    """The sizes of a ViT, for other libraries.
+
+    Attributes:
+        width: features of a token, D.
+        depth: number of layers.
+        heads: heads of the attention, h.
+        hidden: features within its MLP or SwiGLU.
+        patch_size: side of a patch in pixels.
+        img_size: side of the images in pixels.
+        in_chans: channels of the images.
+        registers: number of register tokens.
+        swiglu: has SwiGLU instead of an MLP.
+        layer_scale: has LayerScale.
+        bias: linear maps have biases.
+    """
 
     width: int
     depth: int
@@ -33,13 +47,13 @@ class ViTShape:
 
 
 def vit_shape(backbone: Backbone) -> ViTShape | None:
-    """The shape of a ViT; None if the backbone is something else."""
+    """Returns the shape of a ViT; None if the backbone is something else."""
     if not isinstance(backbone, SkeletonBackbone):
         return None
     block = backbone.blocks[0]
     assert isinstance(block, Block)
     attention, tokenwise = block.attn, block.mlp
-    # Not their subclasses: a causal form is another function.
+    # not subclasses: a causal form is another function
     known = type(attention) is MHSA and isinstance(tokenwise, MLP | SwiGLU)
     shell = isinstance(backbone.patch_embed, ConvPatchEmbed) and block.norm1.eps == NORM_EPS
     if not (known and shell and block.residual):

@@ -1,1 +1,1 @@
-"""What two or more methods share: randomness, heads, coding rate, EMA, collectives."""
+"""Mathematics shared by two or more methods: randomness, heads, losses, EMA, schedules."""

@@ -1,6 +1,6 @@
 """Batch norm whose training statistics are those of the global batch, over all ranks.
 
-torch's `SyncBatchNorm` does so on CUDA only. With statistics of a rank's own share, the loss would
+torch's `SyncBatchNorm` works on CUDA only. With statistics of a rank's own share, the loss would
 depend on how the batch was split.
 
 Shape legend: B samples of this rank · C channels · N ranks · n values of a channel, over all ranks.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitrail.distributed.collectives import all_gather, sum_over_ranks, world_size
 
-MOMENTUM = 0.1  # torch's, timm's: the share of a new batch in the running statistics
+MOMENTUM = 0.1  # torch's and timm's: share of a new batch in the running statistics
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -27,7 +27,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
     All ranks must call in the same order, in training mode, and in backward too.
 
     Raises:
-        ValueError: in training, a channel has one value only, whose variance says nothing.
+        ValueError: in training, a channel has one value only, and so no variance.
     """
 
     def forward(self, x: Float[Tensor, "B C *rest"]) -> Float[Tensor, "B C *rest"]:
@@ -47,7 +47,7 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean_C: Tensor, unbiased_C: Tensor) -> None:
-        """torch's update of the running statistics: old + momentum · (new - old)."""
+        """Updates the running statistics as torch does: old + momentum · (new - old)."""
         if self.running_mean is None or self.running_var is None:
             return
         assert self.num_batches_tracked is not None
@@ -57,12 +57,12 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased_C.to(self.running_var), share)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """nn.BatchNorm2d's hook, which refuses [B, C]."""
+        """Replaces the check of nn.BatchNorm2d, which refuses [B, C]."""
         assert input.dim() >= 2, tuple(input.shape)
 
 
 def convert_batch_norms(module: nn.Module) -> nn.Module:
-    """Replaces torch's batch norms within `module` by `GlobalBatchNorm`, parameters and all.
+    """Replaces torch's batch norms within `module` by `GlobalBatchNorm` with the same parameters.
 
     Returns:
         `module`, changed in place, or its replacement if it is itself a batch norm.
@@ -92,7 +92,7 @@ def _converted(norm: Any) -> GlobalBatchNorm:
 def global_moments(
     x: Float[Tensor, "B C *rest"],
 ) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"], Float[Tensor, ""]]:
-    """Mean, biased variance and number n of the values of each channel, over all ranks.
+    """Returns mean, biased variance and number n of the values of each channel, over all ranks.
 
     Two passes on each rank, then the ranks' (count, mean, sum of squared deviations) are merged by
     Chan, Golub & LeVeque 1979: no difference of large sums is formed. One collective.
@@ -111,9 +111,9 @@ def global_moments(
 
 
 class _Normalise(torch.autograd.Function):
-    """w (x - μ)/σ + b, where μ and σ are functions of the x of all ranks.
+    """Computes w (x - μ)/σ + b, where μ and σ are functions of the x of all ranks.
 
-    Written out rather than composed, so that only x itself is kept for backward. With x̂ =
+    Written as one function, so only x itself is saved for backward. With x̂ =
     (x - μ)/σ and the upstream gradient g, summed over all ranks' values:
     dx = w/σ · (g - Σg/n - x̂ Σ(g x̂)/n). The gradients of w and b are the rank's own share.
     """
@@ -146,5 +146,5 @@ def _centred(x: Tensor, mean_C: Tensor) -> Tensor:
 
 
 def _wide(per_C: Tensor, x: Tensor) -> Tensor:
-    """[C] -> [1, C, 1, ...], as many axes as x."""
+    """Reshapes [C] to [1, C, 1, ...], with as many axes as x."""
     return per_C.view(1, -1, *[1] * (x.dim() - 2))

@@ -1,4 +1,4 @@
-"""Classification by given labels: what the supervised objective and DeepCluster share.
+"""Cross-entropy with given labels, shared by the supervised objective and DeepCluster.
 
 Shape legend: B samples of this slice · C classes.
 """
@@ -12,11 +12,17 @@ from torch import Tensor
 
 from vitrail.distributed.collectives import sum_over_ranks, world_size
 
-UNLABELLED = -1  # the label of a sample that has none
+UNLABELLED = -1  # label of a sample without one
 
 
 class Classified(NamedTuple):
-    """loss: float32, nats. accuracy: of the most likely class, in [0, 1], without a gradient."""
+    """The result of `classify`.
+
+    Attributes:
+        loss: mean cross-entropy in nats, float32.
+        accuracy: share of samples whose most likely class is their label, in [0, 1], without a
+            gradient.
+    """
 
     loss: Float[Tensor, ""]
     accuracy: Float[Tensor, ""]
@@ -25,12 +31,20 @@ class Classified(NamedTuple):
 def classify(
     logits: Float[Tensor, "B C"], labels: Int[Tensor, " B"], label_smoothing: float = 0.0
 ) -> Classified:
-    """Cross-entropy with s = label_smoothing, a mean over the labelled samples of all ranks:
+    """Returns the cross-entropy, a mean over the labelled samples of all ranks, and the accuracy.
+
+    With s = label_smoothing the cross-entropy of a sample is
 
         CE((1 - s) · onehot(y) + s / C, softmax(logits))
 
-    The mean of the ranks' values is that mean, also where ranks have more or fewer labels. Samples
-    labelled UNLABELLED count in neither value; both are 0 where there is no other.
+    The mean of the ranks' values is the mean over all ranks' samples, also if ranks have different
+    numbers of labels. Samples labelled UNLABELLED count in neither value; without labelled samples
+    both are 0.
+
+    Args:
+        logits: scores of the classes.
+        labels: class numbers in [0, C), or UNLABELLED.
+        label_smoothing: s, in [0, 1).
     """
     with torch.autocast(logits.device.type, enabled=False):
         total = F.cross_entropy(
@@ -40,7 +54,7 @@ def classify(
             label_smoothing=label_smoothing,
             reduction="sum",
         )
-    # The ranks' losses are averaged afterwards, so each divides by the mean count of a rank.
+    # by the mean count of a rank, because the ranks' losses are averaged afterwards
     labelled = sum_over_ranks((labels != UNLABELLED).sum()).clamp(min=1) / world_size()
     correct = (logits.detach().argmax(-1) == labels).sum()
     return Classified(total / labelled, correct / labelled)

@@ -1,18 +1,17 @@
-"""The Gaussian coding rate: how much room a set of vectors takes (book ch. 4; (7.2.9), (7.2.34)).
+"""The Gaussian coding rate of a set of vectors (book ch. 4; (7.2.9), (7.2.34)).
 
     R_ε(Z) = ½ log det(I_d + d / (m ε²) · ZᵀZ),   Z: m × d
 
 Accuracy. I + s·ZᵀZ has condition 1 + d/ε² when unit rows collapse onto one, 5·10³ to 10⁶, and the
-gradient along the dominant direction is what is left after it cancels. A float32 Gram loses 1e-3
-to 1e-1 of that gradient and up to 1e-2 of R (m, d in {256, 1024}, ε² = 0.0025; compare
-`tests/nn/test_coding_rate.py`); a half-precision one is not even positive definite. So the
-products and the Cholesky factor are float64: exact products of float32 features, no TF32, and
-autocast off.
+gradient along the dominant direction is a small difference of large terms. A float32 Gram loses
+1e-3 to 1e-1 of that gradient and up to 1e-2 of R (m, d in {256, 1024}, ε² = 0.0025; compare
+`tests/nn/test_coding_rate.py`); a half-precision one is not even positive definite. So the products
+and the Cholesky factor are float64: exact products of float32 features, no TF32, and autocast off.
 
-Ranks. The rate is of the *global* set of vectors, so that it does not depend on how the batch was
-split. Where the global m >= d, the d × d second moments are summed over ranks; where m < d, the
-rows are gathered (fewer numbers than d × d) and the m × m dual is used, since det(I_d + s ZᵀZ) =
-det(I_m + s ZZᵀ). Both are autograd-aware: see `collectives`.
+Ranks. The rate is of the *global* set of vectors: it does not depend on how the batch was split.
+If the global m >= d, the d × d second moments are summed over ranks; if m < d, the rows are
+gathered (fewer numbers than d × d) and the m × m dual is used, since det(I_d + s ZᵀZ) =
+det(I_m + s ZZᵀ). Both have gradients: see `collectives`.
 
 Shape legend: V independent sets · M vectors a set on this rank · N ranks · m = N·M · D dimensions.
 """
@@ -25,18 +24,18 @@ from vitrail.distributed.collectives import all_gather, all_sum, world_size
 
 
 def coding_rate(z: Float[Tensor, "V M D"], eps: float) -> Float[Tensor, " V"]:
-    """R_ε of each set, over the vectors of all ranks, in nats.
+    """Returns R_ε of each set, over the vectors of all ranks, in nats.
 
     Args:
-        z: vectors of any float dtype, as many on every rank. They are not centred, as in the
-            official code.
+        z: vectors of any float dtype, the same number on every rank. They are not centred, as in
+            the official code.
         eps: ε, the distortion; it is squared here. The official MCR², CRATE and SimDINO code passes
             its `eps` in the place of ε²: their 0.05 is `eps=0.05 ** 0.5` here.
 
     Returns:
-        float32, the same on every rank. NaN if the factorisation failed, which takes features that
-        are not finite or longer than about 1e6·ε: the caller's check of the loss then stops the
-        run. (Raising here would wait for the device at every step.)
+        float32, the same on every rank. NaN if the factorisation failed, for features that are not
+        finite or longer than about 1e6·ε: the caller's check of the loss then stops the run. (An
+        exception here would synchronise with the device at every step.)
 
     Raises:
         ValueError: eps is not positive.
@@ -48,7 +47,7 @@ def coding_rate(z: Float[Tensor, "V M D"], eps: float) -> Float[Tensor, " V"]:
 
 
 def _small_gram(z_VMD: Tensor, eps: float) -> tuple[Tensor, float]:
-    """The Gram matrix of side min(m, D), and what it is to be multiplied by."""
+    """Returns the Gram matrix of side min(m, D), and its factor."""
     m, d = world_size() * z_VMD.shape[-2], z_VMD.shape[-1]
     scale = d / (m * eps**2)
     if m >= d:
@@ -58,7 +57,7 @@ def _small_gram(z_VMD: Tensor, eps: float) -> tuple[Tensor, float]:
 
 
 def _half_logdet(gram_Vkk: Tensor, scale: float) -> Tensor:
-    """½ log det(I + scale·gram), as the sum of the logarithms of the Cholesky diagonal."""
+    """Returns ½ log det(I + scale·gram), the sum of the logarithms of the Cholesky diagonal."""
     eye_kk = torch.eye(gram_Vkk.shape[-1], dtype=gram_Vkk.dtype, device=gram_Vkk.device)
     factor_Vkk, failed_V = torch.linalg.cholesky_ex(eye_kk + scale * gram_Vkk)
     rate_V = factor_Vkk.diagonal(dim1=-2, dim2=-1).log().sum(-1)

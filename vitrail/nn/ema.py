@@ -1,4 +1,4 @@
-"""Teachers: copies of a student that follow it by an exponential moving average."""
+"""Teachers: exponential moving averages of a student's weights."""
 
 import copy
 from typing import TypeVar
@@ -10,20 +10,21 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def make_teacher(student: M) -> M:
-    """A copy of `student` with equal weights, none of which takes a gradient."""
+    """Returns a copy of `student` with equal weights and without gradients."""
     return copy.deepcopy(student).requires_grad_(False)
 
 
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, in place.
+    """Updates the teacher in place: momentum * teacher + (1 - momentum) * student.
 
-    A handful of kernels for all parameters together, and no synchronisation. Buffers are left
-    alone: batch norm's running statistics in a teacher are of the teacher's own activations, which
-    it gathers in its own passes in training mode (as in facebookresearch/dino 7c446df and MoCo).
+    A few kernels for all parameters together, and no synchronisation. Buffers are not changed:
+    batch norm's running statistics in a teacher are of the teacher's own activations, from its
+    passes in training mode (as in facebookresearch/dino 7c446df and MoCo).
 
     Args:
         teacher: made by `make_teacher(student)`.
+        student: the network whose weights are averaged.
         momentum: in [0, 1].
     """
     assert 0 <= momentum <= 1

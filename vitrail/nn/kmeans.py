@@ -1,6 +1,6 @@
 """Clusters of features: PCA-whitening, then Lloyd's k-means on any device.
 
-What DeepCluster does to its features (Caron et al. 2018, section 3.3 and "Implementation details";
+As DeepCluster clusters its features (Caron et al. 2018, section 3.3 and "Implementation details";
 facebookresearch/deepcluster at 2d1927e, clustering.py, on faiss).
 
 Shape legend: N samples · D features · P whitened ones · K clusters · n rows of a chunk.
@@ -18,30 +18,37 @@ from torch import Tensor
 from vitrail.nn.heads import unit_norm
 
 ITERATIONS = 20  # faiss, as published
-# Changes only speed: scores held at a time. On a CPU they should stay in a core's cache.
+# Scores computed at a time; changes only speed. On a CPU they should stay in a core's cache.
 CPU_SCORES, CUDA_SCORES = 2**19, 2**28
 ROWS = 2**14  # of features in float64 at a time
 # Directions with less than this share of the largest variance are rounding of float32 features.
 NO_VARIANCE = 1e-6
-# A split cluster's two centroids are its own times 1 ± this: faiss's EPS.
+# A split cluster's two centroids are its centroid times 1 ± this: faiss's EPS.
 SPLIT = 1 / 1024
 
 
 class Clusters(NamedTuple):
-    """labels: int64 [N], the nearest centroid."""
+    """The result of k-means.
+
+    Attributes:
+        labels: number of the nearest centroid of each sample, int64 [N].
+        centroids: float32 [K, P].
+    """
 
     labels: Int[Tensor, " N"]
     centroids: Float[Tensor, "K P"]
 
 
 def whiten(features: Float[Tensor, "N D"], dim: int, device: torch.device) -> Float[Tensor, "N P"]:
-    """The first min(dim, D) principal components, each of unit variance, then rows of unit norm.
+    """Returns the first min(dim, D) principal components, whitened, then rows of unit norm.
 
     Components without variance (a norm's output has one, fewer than D samples have many) are 0
     instead of magnified rounding; so is a row that is the mean. Float64 inside.
 
     Args:
-        features: finite, on any device. device: of the work and of the result, float32.
+        features: finite, on any device.
+        dim: number of components.
+        device: where to compute; the result, float32, is there.
     """
     n = len(features)
     chunks = features.split(ROWS)
@@ -59,14 +66,17 @@ def whiten(features: Float[Tensor, "N D"], dim: int, device: torch.device) -> Fl
 def kmeans(
     x: Float[Tensor, "N P"], k: int, random: np.random.Generator, iterations: int = ITERATIONS
 ) -> Clusters:
-    """Lloyd's algorithm from k samples chosen at random, as faiss runs it.
+    """Runs Lloyd's algorithm from k samples chosen at random, as in faiss.
 
-    A cluster that becomes empty is given a centroid beside that of another, which is chosen with a
-    probability in proportion to its number of samples less one, and which it shares them with from
-    the next iteration on. Clusters may still be empty after the last one.
+    An empty cluster gets a centroid beside that of another, which is chosen with a probability in
+    proportion to its number of samples less one; the two split its samples from the next iteration
+    on. Clusters may still be empty after the last iteration.
 
     Args:
-        x: float32, at least k rows. random: the only source of chance.
+        x: float32, at least k rows.
+        k: number of clusters, K.
+        random: the only source of randomness.
+        iterations: number of iterations.
 
     Raises:
         ValueError: fewer samples than clusters.
@@ -87,7 +97,7 @@ def kmeans(
 def nearest(
     x: Float[Tensor, "N P"], centroids: Float[Tensor, "K P"]
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
-    """Each row's nearest centroid, and the squared distance to it."""
+    """Returns the number of each row's nearest centroid, and the squared distance to it."""
     half_K = centroids.square().sum(1) / 2
     held = CUDA_SCORES if x.is_cuda else CPU_SCORES
     rows = max(1, held // len(centroids))
@@ -103,10 +113,15 @@ def nearest(
 def split_empty(
     centroids: Float[Tensor, "K P"], sizes: Int[Tensor, " K"], random: np.random.Generator
 ) -> Float[Tensor, "K P"]:
-    """Centroids with those of empty clusters beside those of full ones.
+    """Moves the centroids of empty clusters beside those of others, as faiss's `split_clusters`.
 
-    faiss's `split_clusters`: the two are the full one's times 1 ± SPLIT, the sign alternating over
-    coordinates; the full one's number of samples is taken to be halved.
+    The two become the other's centroid times 1 ± SPLIT, the sign alternating over coordinates. The
+    other's number of samples is then counted as halved.
+
+    Args:
+        centroids: of all clusters.
+        sizes: number of samples of each cluster.
+        random: the only source of randomness.
     """
     size_K = sizes.cpu().numpy().astype(np.float64)
     empty = np.flatnonzero(size_K == 0)
@@ -132,5 +147,5 @@ def _gram(x_ND: Tensor) -> Tensor:
 
 
 def _total(parts: Iterator[Tensor]) -> Tensor:
-    """Their sum, without holding all of them."""
+    """Adds up the parts, without storing all of them."""
     return reduce(torch.add, parts)

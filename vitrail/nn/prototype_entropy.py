@@ -1,22 +1,22 @@
-"""Cross-entropy of views over very many prototypes, without ever holding all views' logits.
+"""Cross-entropy of views over many prototypes, without ever storing all views' logits.
 
-Each view j of a sample meets the targets q_i of the teacher's views i ≠ j (DINO, Caron et al. 2021,
-eq. (3); the teacher's T views are the student's first T). With logits s_j = W z_j / τ, and n_j the
-number of targets that view j meets,
+Each view j of a sample is compared with the targets q_i of the teacher's views i ≠ j (DINO, Caron
+et al. 2021, eq. (3); the teacher's T views are the student's first T). With logits s_j = W z_j / τ,
+and n_j the number of targets of view j,
 
     Σ_{i≠j} -q_i · log softmax(s_j)  =  n_j logsumexp(s_j)  -  s_j · Σ_{i≠j} q_i
                                      =  n_j logsumexp(s_j)  -  z_j · Σ_{i≠j} Wᵀq_i / τ
 
-so that the student's logits matter through their logsumexp alone, and each target meets them as one
-vector Wᵀq_i of the size of z. Its gradients, with p_j = softmax(s_j):
+so the student's logits are needed for their logsumexp only, and each target enters as one vector
+Wᵀq_i of the size of z. Its gradients, with p_j = softmax(s_j):
 
     d/dz_j = (n_j Wᵀp_j - Σ_{i≠j} Wᵀq_i) / τ
     d/dW   = Σ_j (n_j p_j - Σ_{i≠j} q_i) z_jᵀ / τ
 
-The result is a scalar, so that both gradients are known, up to the one number that `backward` is
-given, as soon as the logits are: `forward` computes them, some rows of logits at a time, and the
-logits are gone. These are the three products of a linear layer's forward and backward pass, and a
-few passes over memory where the logits, their softmax and its gradient took more than ten.
+The result is a scalar: both gradients are known, up to the factor that `backward` is given, as soon
+as the logits are. `forward` computes them from some rows of logits at a time, and stores no logits.
+These are the three products of a linear layer's forward and backward pass, and a few passes over
+memory; with stored logits, their softmax and its gradient it was more than ten.
 
 Shape legend: V views of the student · T of the teacher, the student's first · B samples ·
 R = V·B rows · r rows of a slice · Z bottleneck · K prototypes.
@@ -29,8 +29,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# 32 MiB in float32, 128 rows of 65,536: enough work for a product, and it fits the second cache of
-# a large GPU. The result depends on it by rounding alone.
+# 32 MiB in float32, 128 rows of 65,536: enough work for a product, and it fits the L2 cache of a
+# large GPU. The result depends on it by rounding only.
 LOGITS_AT_ONCE = 2**23
 
 
@@ -40,19 +40,19 @@ def prototype_entropy(
     targets: Float[Tensor, "T B K"],
     temp: float,
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy, over samples and over the pairs of a target and a different view.
+    """Returns the mean cross-entropy over samples and over pairs of a target and a different view.
 
     Differentiable once, in `student` and `prototypes`.
 
     Args:
-        student: z, the features that are compared with the prototypes. View i < T is the one that
-            targets[i] was made of.
+        student: z, the features that are compared with the prototypes. View i < T is the view of
+            targets[i].
         prototypes: W.
-        targets: q, distributions over prototypes (rows sum to 1); they take no gradient.
-        temp: τ, of the student's softmax.
+        targets: q, distributions over prototypes (rows sum to 1); they get no gradient.
+        temp: τ, the temperature of the student's softmax.
 
     Returns:
-        Nats, in the dtype of the arguments, which all have the same: float32 in training.
+        Nats, in the common dtype of the arguments: float32 in training.
     """
     assert len(targets) <= len(student) > 1
     assert temp > 0
@@ -92,11 +92,11 @@ class _PrototypeEntropy(torch.autograd.Function):
 
 
 def _log_norms(z_RZ: Tensor, w_KZ: Tensor, met_R1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ over rows of n · logsumexp(W z), and its gradients with respect to z and W."""
+    """Returns Σ over rows of n · logsumexp(W z), and its gradients with respect to z and W."""
     total = z_RZ.new_zeros(())
     grad_z_RZ, grad_w_KZ = torch.empty_like(z_RZ), torch.zeros_like(w_KZ)
     rows = min(len(z_RZ), max(1, LOGITS_AT_ONCE // len(w_KZ)))
-    slice_rK = z_RZ.new_empty(rows, len(w_KZ))  # all slices pass through it
+    slice_rK = z_RZ.new_empty(rows, len(w_KZ))  # shared by all slices
     for z_rZ, met_r1, grad_z_rZ in zip(
         z_RZ.split(rows), met_R1.split(rows), grad_z_RZ.split(rows), strict=True
     ):
@@ -105,7 +105,7 @@ def _log_norms(z_RZ: Tensor, w_KZ: Tensor, met_R1: Tensor) -> tuple[Tensor, Tens
         exp_rK = logits_rK.sub_(most_r1).exp_()
         norm_r1 = exp_rK.sum(1, keepdim=True)
         total += (met_r1 * (most_r1 + norm_r1.log())).sum()
-        # The softmax is exp / norm; its rows are divided after the products, where they are short.
+        # the softmax is exp / norm; its rows are divided after the products, where they are short
         weight_r1 = met_r1 / norm_r1
         torch.mul(exp_rK @ w_KZ, weight_r1, out=grad_z_rZ)
         grad_w_KZ.addmm_(exp_rK.T, weight_r1 * z_rZ)

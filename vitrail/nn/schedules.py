@@ -1,4 +1,4 @@
-"""Schedules: values as pure functions of the step. Steps count from 0; nothing is carried."""
+"""Schedules: values as pure functions of the step, which counts from 0, without state."""
 
 import math
 from dataclasses import dataclass
@@ -6,22 +6,35 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Horizon:
-    """How long a run is: what every schedule is a fraction of."""
+    """The length of a run, of which every schedule is a fraction.
+
+    Attributes:
+        steps: training steps of the run.
+        steps_per_epoch: len(source) / global batch size; below 1 for tiny sources.
+    """
 
     steps: int
-    steps_per_epoch: float  # len(source) / global batch size; below 1 for tiny sources
+    steps_per_epoch: float
 
     def steps_in(self, epochs: float) -> int:
-        """Steps in so many epochs, rounded, never more than the run has."""
+        """Returns the steps of `epochs` epochs, rounded, at most those of the run."""
         return min(self.steps, round(epochs * self.steps_per_epoch))
 
 
 def cosine(
     step: int, steps: int, start: float, end: float, warmup: int = 0, warmup_from: float = 0.0
 ) -> float:
-    """Linear from `warmup_from` to `start` over `warmup` steps, then half a cosine to `end`.
+    """Returns a value linear from `warmup_from` to `start`, then half a cosine to `end`.
 
-    At step `warmup` the value is `start`; at `steps` (and after) it is `end`.
+    At step `warmup` the value is `start`; at `steps` and after it is `end`.
+
+    Args:
+        step: the training step, from 0.
+        steps: step at which the value is `end`.
+        start: value after the warmup.
+        end: last value.
+        warmup: number of warmup steps.
+        warmup_from: value at step 0, if there is a warmup.
     """
     if step < warmup:
         return warmup_from + (start - warmup_from) * step / warmup
@@ -32,5 +45,5 @@ def cosine(
 
 
 def linear(step: int, steps: int, start: float, end: float) -> float:
-    """Straight from `start` at step 0 to `end` at `steps`, constant after."""
+    """Returns a value linear from `start` at step 0 to `end` at `steps`, constant after."""
     return end if step >= steps else start + (end - start) * step / steps

@@ -1,23 +1,24 @@
-"""Sinkhorn-Knopp codes: softmax over prototypes, made to use every prototype as much.
+"""Sinkhorn-Knopp codes: softmax over prototypes, balanced to use all prototypes equally.
 
 Cuturi 2013, Algorithm 1; Caron et al. 2020 (SwAV), section 3.1, eqs. (3)-(5).
 Reference: facebookresearch/swav at 06b1b7c (main_swav.py: distributed_sinkhorn).
 
     Q = Diag(b) · exp(S / ε) · Diag(a),   b = 1
     repeat:  a <- 1 / (bᵀ exp(S / ε))     every prototype gets the same share of the batch
-             b <- 1 / (exp(S / ε) a)      every sample shares itself out
+             b <- 1 / (exp(S / ε) a)      every sample has a total of 1
 
-Passes. The reference rescales the whole matrix twice an iteration. Here the matrix stays and only
-a and b move: one pass for the columns' maxima, one that writes the matrix and finds the first a,
-one that reads it for each further a, one that writes the codes. On a CPU they go over it in tiles.
+Passes. The reference rescales the whole matrix twice in each iteration. Here the matrix is constant
+and only a and b change: one pass for the columns' maxima, one that writes the matrix and finds the
+first a, one that reads it for each further a, one that writes the codes. On a CPU the passes work
+on tiles.
 
-Accuracy. With S / ε of a few hundred exp leaves float32, and with the overall maximum subtracted
-the rows and columns far below it vanish. What is stored is exp(S / ε) divided by a factor a column
-and a factor a row, so that both have an entry of at least 1/K: no sum can vanish or overflow. The
-columns' factors go into a, the rows' into the first b, and the codes are the same.
+Accuracy. With S / ε of a few hundred exp overflows in float32, and with the overall maximum
+subtracted the rows and columns far below it underflow. So exp(S / ε) is stored divided by a factor
+for each column and row, with which both have an entry of at least 1/K: no sum can be 0 or infinite.
+The columns' factors go into a, the rows' into the first b, and the codes are the same.
 
-Ranks. The batch is the global one: the columns' maxima and sums are taken over all ranks, so that
-codes do not depend on how the batch was split. Ranks may have different numbers of rows.
+Ranks. The batch is the global one: the columns' maxima and sums are over all ranks, and codes do
+not depend on how the batch was split. Ranks may have different numbers of rows.
 
 Departures from the reference: none in the mathematics.
 
@@ -37,13 +38,13 @@ TILE = 2**20  # entries: 4 MiB of float32
 def sinkhorn(
     scores: Float[Tensor, "B K"], epsilon: float, iterations: int = 3
 ) -> Float[Tensor, "B K"]:
-    """Codes of samples over prototypes: non-negative, rows sum to 1. They carry no gradient.
+    """Returns codes of samples over prototypes: non-negative, rows sum to 1, without gradient.
 
     Over the rows of all ranks, each column sums to nearly (rows / K): exactly before the last step,
     which makes the rows sum to 1.
 
     Args:
-        scores: of any float dtype, at least one row on every rank. Any finite values are good.
+        scores: of any float dtype, at least one row on every rank. Any finite values.
         epsilon: ε, the scores' temperature: the smaller, the closer the codes are to one-hot.
         iterations: at least 1.
 
@@ -72,20 +73,20 @@ def sinkhorn(
 
 
 def _first_half(scores_BK: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """exp(scores / ε) up to a factor a column and a row, and the first a."""
+    """Returns exp(scores / ε) up to a factor for each column and row, and the first a."""
     below_K = _highest(scores_BK) / -epsilon
     kernel_BK = torch.empty_like(scores_BK)
     sums = []
     for score_TK, kernel_TK in zip(_tiles(scores_BK), _tiles(kernel_BK), strict=True):
         log_TK = torch.add(below_K, score_TK, alpha=1 / epsilon)
-        # Softmax divides a row by a factor, which b starts with, read off the row's largest entry.
+        # softmax divides a row by a factor, the first b, which follows from the row's largest entry
         torch.softmax(log_TK, 1, out=kernel_TK)
         sums.append((log_TK.amax(1).exp() / kernel_TK.amax(1)) @ kernel_TK)
     return kernel_BK, 1 / _total(sums)
 
 
 def _highest(scores_BK: Tensor) -> Tensor:
-    """Of each column, over all ranks. In two steps, since torch is slow at many rows at once."""
+    """Returns each column's maximum over all ranks; two steps, as torch is slow for many rows."""
     eighth = len(scores_BK) // 8
     folded = scores_BK[: 8 * eighth].unflatten(0, (8, eighth)).amax(0)
     of_rank = torch.cat([folded, scores_BK[8 * eighth :]]).amax(0, keepdim=True)
@@ -93,11 +94,11 @@ def _highest(scores_BK: Tensor) -> Tensor:
 
 
 def _tiles(matrix_BK: Tensor) -> tuple[Tensor, ...]:
-    """Views of consecutive rows; one of all rows off the CPU, where launches cost more."""
+    """Splits into consecutive rows; on a GPU, where launches cost more, one tile of all rows."""
     on_cpu = matrix_BK.device.type == "cpu"
     return matrix_BK.split(max(1, TILE // matrix_BK.shape[1]) if on_cpu else len(matrix_BK))
 
 
 def _total(sums: list[Tensor]) -> Tensor:
-    """Over tiles and ranks."""
+    """Adds up over tiles and ranks."""
     return sum_over_ranks(torch.stack(sums).sum(0))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import create_backbone, parse_options
+from vitrail.backbones.create import create_backbone, parse_options
 from vitrail.data.contract import Batch, Source
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.plan import ViewPlan

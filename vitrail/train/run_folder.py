@@ -14,8 +14,8 @@ from types import FrameType
 
 from vitrail.atomic import write_atomically
 from vitrail.config import from_dict, to_dict
-from vitrail.recipes.recipe import Recipe
 from vitrail.recipes.named import command_of
+from vitrail.recipes.recipe import Recipe
 
 
 def create(out: Path, recipe: Recipe) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vitrail.backbones.create import create_backbone
 from vitrail.backbones.operators.attention import MHSA, MSSA, Attention
-from vitrail.backbones.registry import create_backbone
 
 B, N, D, HEADS = 2, 5, 12, 3
 P = D // HEADS

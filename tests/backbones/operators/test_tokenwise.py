@@ -112,9 +112,9 @@ def test_ista_takes_one_product_and_two_of_few_tokens_without_gradients() -> Non
     with torch.no_grad():
         assert products(ista, MANY) == MANY * D**2 + D**3
         assert products(ista, FEW) == 2 * FEW * D**2
-        few = random_tokens(FEW).float()
-        two = ista(few)
-    torch.testing.assert_close(ista(few), two, rtol=1e-5, atol=1e-6)
+        few = random_tokens(FEW)
+        two = ista.double()(few)
+    torch.testing.assert_close(ista(few), two, rtol=1e-12, atol=1e-12)
 
 
 def test_an_exported_ista_takes_any_number_of_tokens() -> None:

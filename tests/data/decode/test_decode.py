@@ -1,4 +1,4 @@
-"""Files of all kinds, good and bad, and one guard in front of them."""
+"""Decoding of image files of all kinds; every fault of a file becomes a BadSampleError."""
 
 import contextlib
 import errno
@@ -270,7 +270,7 @@ def test_channels_other_than_1_and_3_are_refused():
 
 
 def jpeg_kinds() -> dict[str, bytes]:
-    """What files of the world are like."""
+    """Files as they occur in practice."""
     y, x = np.mgrid[0:75, 0:117]
     waves = [127 + 90 * np.sin(x * a + y * b) for a, b in ((0.2, 0.1), (0.05, 0.6), (0.9, 0.7))]
     picture = Image.fromarray(np.stack(waves, axis=2).astype(np.uint8))

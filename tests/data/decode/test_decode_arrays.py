@@ -16,7 +16,7 @@ RGB_HWC = RNG.integers(0, 65536, (12, 9, 3), dtype=np.uint16)
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    """16 bits as 8, by the nearest."""
+    """Returns 16 bits as the nearest 8."""
     return np.round(x / 65535 * 255).astype(np.uint8)
 
 
@@ -61,17 +61,17 @@ def test_grey_becomes_rgb_and_rgb_grey(tmp_path):
 def test_arrays_that_are_no_images_are_named(tmp_path):
     path = tmp_path / "x.npy"
 
-    def told(array, channels: int = 3) -> str:
+    def message(array, channels: int = 3) -> str:
         np.save(path, array)
         return reason(path, channels, 16)
 
-    assert "floating-point (float32)" in told(np.zeros((4, 4), np.float32))
-    assert "astype('uint16')" in told(np.zeros((4, 4), np.float64))
-    assert "int64" in told(np.zeros((4, 4), np.int64))
-    assert "shape [2, 2, 2, 2]" in told(np.zeros((2, 2, 2, 2), np.uint8))
-    assert "neither or both" in told(np.zeros((3, 8, 3), np.uint8))
-    assert "neither or both" in told(np.zeros((8, 8, 5), np.uint8))
-    assert "0 pixels" in told(np.zeros((3, 0, 0), np.uint8)) or "empty" in reason(path, 3, 16)
+    assert "floating-point (float32)" in message(np.zeros((4, 4), np.float32))
+    assert "astype('uint16')" in message(np.zeros((4, 4), np.float64))
+    assert "int64" in message(np.zeros((4, 4), np.int64))
+    assert "shape [2, 2, 2, 2]" in message(np.zeros((2, 2, 2, 2), np.uint8))
+    assert "neither or both" in message(np.zeros((3, 8, 3), np.uint8))
+    assert "neither or both" in message(np.zeros((8, 8, 5), np.uint8))
+    assert "0 pixels" in message(np.zeros((3, 0, 0), np.uint8)) or "empty" in reason(path, 3, 16)
     # Sparse: 9 GB by its header, and never read.
     huge = np.lib.format.open_memmap(path, "w+", np.uint8, (1, 95_000, 95_000))
     del huge
@@ -180,7 +180,7 @@ def _tiff_of_size(path, height: int, width: int) -> bytes:
 
 
 def test_ome_names_no_other_file(tmp_path):
-    """OME-TIFF may say that its channels are in other files, here one outside of the folder."""
+    """OME-TIFF may refer to channels in other files, here one outside of the folder."""
     inside, outside = tmp_path / "in" / "x.ome.tif", tmp_path / "secret.tif"
     inside.parent.mkdir()
     tifffile.imwrite(outside, DEEP_5HW[0])

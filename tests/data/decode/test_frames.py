@@ -12,7 +12,7 @@ def picture(value, size=(6, 4)):
 
 
 def values(frames):
-    """(id, red of the first pixel) of each frame."""
+    """Returns (id, red of the first pixel) of each frame."""
     return [(frame.id, int(frame.image[0, 0, 0])) for frame in frames]
 
 

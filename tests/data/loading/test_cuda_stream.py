@@ -1,4 +1,4 @@
-"""Views of the next step beside the one that runs: on CUDA; on a CPU nothing of it is there."""
+"""Views of the next step are computed beside the one that runs on CUDA, and not on a CPU."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ import torch
 
 from vitrail.data.contract import Batch
 from vitrail.data.loading import wait_time
-from vitrail.data.loading.cuda_stream import Ahead, to_device
+from vitrail.data.loading.cuda_stream import ViewStream, to_device
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.loading.wait_time import Meter
@@ -27,18 +27,18 @@ def batch_of(views: list[torch.Tensor]) -> Batch:
 def test_on_a_cpu_nothing_is_done():
     tensor = torch.arange(3)
     assert to_device(tensor, CPU) is tensor
-    ahead = Ahead(CPU)
-    ahead.follow()
-    with ahead.queue():
+    stream = ViewStream(CPU)
+    stream.wait_for_current()
+    with stream.queue():
         batch = batch_of([torch.zeros(4, 1, 2, 2)])
-    ahead.hand_over([batch])
+    stream.join([batch])
 
 
 class Device:
-    """Stands in for torch.cuda, and writes down what is asked of it."""
+    """Stands in for torch.cuda, and records the calls."""
 
     def __init__(self, monkeypatch):
-        self.said: list[str] = []
+        self.calls: list[str] = []
         self.now, self.events = "step", 0
         device = self
 
@@ -47,7 +47,7 @@ class Device:
                 self.name = name
 
             def wait_stream(self, other) -> None:
-                device.said.append(f"{self.name} waits for {other.name}")
+                device.calls.append(f"{self.name} waits for {other.name}")
 
         class Event:
             def __init__(self, **_):
@@ -55,10 +55,10 @@ class Device:
                 self.name = f"event {device.events}"
 
             def record(self, stream) -> None:
-                device.said.append(f"{self.name} on {stream.name}")
+                device.calls.append(f"{self.name} on {stream.name}")
 
             def synchronize(self) -> None:
-                device.said.append(f"the host waits for {self.name}")
+                device.calls.append(f"the host waits for {self.name}")
 
         @contextlib.contextmanager
         def within(stream):
@@ -74,15 +74,15 @@ class Device:
 
 def test_views_are_queued_beside_the_step_and_at_most_two_steps_ahead(monkeypatch):
     device = Device(monkeypatch)
-    ahead = Ahead(CUDA)
-    ahead.follow()
+    stream = ViewStream(CUDA)
+    stream.wait_for_current()
     for _ in range(3):
-        with ahead.queue():
-            device.said.append(f"views on {device.now}")
-        ahead.hand_over([])
-        device.said.append(f"step on {device.now}")
+        with stream.queue():
+            device.calls.append(f"views on {device.now}")
+        stream.join([])
+        device.calls.append(f"step on {device.now}")
     of_a_step = ["views on views", "step waits for views", "step on step"]
-    assert device.said == [
+    assert device.calls == [
         "views waits for step",
         *["event 1 on step", *of_a_step],
         *["event 2 on step", "the host waits for event 1", *of_a_step],

@@ -1,4 +1,4 @@
-"""Batches as a pure function of the step, whoever decodes and however they are shared out."""
+"""Batches are a pure function of the step, whichever workers and ranks make them."""
 
 import errno
 import gc
@@ -76,7 +76,7 @@ def assert_same(a: list[Batch], b: list[Batch]) -> None:
 
 
 def joined(batches: list[Batch], resolution: int) -> torch.Tensor:
-    """The views of slices of one global batch, as [V, G, ...]."""
+    """Returns the views of slices of one global batch, as [V, G, ...]."""
     views = [b.views[resolution].unflatten(0, (-1, b.size)) for b in batches]
     return torch.cat(views, dim=1)
 
@@ -137,7 +137,7 @@ def test_workers_change_nothing(folder):
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_chunk_size_changes_nothing(folder, monkeypatch, chunk, workers):
-    """But for the last bits of float32 sums, at small sizes: 2.5e-6 of normalised pixels."""
+    """Up to the last bits of float32 sums, at small sizes: 2.5e-6 of normalised pixels."""
     spoil(folder)
     whole = run(of_folder(folder, accumulate=2, batch_size=14), 0, 4)  # a chunk holds a slice
     monkeypatch.setattr(loader_module, "CHUNK", chunk)

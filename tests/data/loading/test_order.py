@@ -116,7 +116,7 @@ def test_every_epoch_of_blocks_visits_everything_once(sizes, batch_size, seed, w
 @settings(max_examples=80, deadline=None)
 @given(SIZES, st.integers(1, 40), st.integers(0, 2**40), st.integers(1, 5))
 def test_few_blocks_are_read_at_a_time(sizes, batch_size, seed, window):
-    """A block that was left is not come back to, and no more than a window's are begun."""
+    """A block is not resumed once it was left, and at most a window of them is begun."""
     blocks = block_ranges(sizes)
     n = sum(sizes)
     order = BlockOrder(blocks, batch_size, seed, window)

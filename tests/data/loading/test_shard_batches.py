@@ -1,4 +1,4 @@
-"""Shards under the loader: the same batches whoever reads them, from wherever a run goes on."""
+"""Shards under the loader: the same batches with any workers, and after any resume."""
 
 import io
 import tarfile
@@ -51,7 +51,7 @@ def as_parquet(root: Path) -> str:
 
 
 def stream(spec: str, start: int, stop: int, world: int = 1, workers: int = 0):
-    """Of every step, the indices and the views of the global batch."""
+    """Returns the indices and the views of the global batch of every step."""
     source = open_source(spec)
     ranks = [
         Loader(

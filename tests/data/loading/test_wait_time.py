@@ -1,4 +1,4 @@
-"""What limits a run: read off the clocks of the threads that read."""
+"""The limit of a run, from the clocks of the threads that read."""
 
 import time
 
@@ -19,7 +19,7 @@ SMALL, LARGE = (RandomResizedCrop(side, mean=(0.5,), std=(0.5,)).plan() for side
 
 
 class Slow(MemorySource):
-    """Grey images that are read one by one, each in so many seconds of waiting and of working."""
+    """Grey images, each of which takes given seconds of waiting and of working to read."""
 
     def __init__(self, waiting: float = 0.0, working: float = 0.0):
         images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
@@ -39,7 +39,7 @@ class Slow(MemorySource):
 
 
 def of_steps(source, plan, workers: int, step: float = 0.0, steps: int = 8) -> tuple[Spent, float]:
-    """What steps of so many seconds wait for, the first two left out; and their seconds."""
+    """Returns the waits of steps of given seconds, but the first two, and their total seconds."""
     quarantine = Quarantine(None, len(source))
     loader = Loader(
         source, plan, batch_size=8, seed=0, device="cpu", workers=workers, quarantine=quarantine
@@ -123,10 +123,10 @@ def test_advice_is_given_once_and_not_on_the_first_steps():
     slow = Spent(stalled=3.0, waited=3.0, storage=9.0)
     assert adviser.after(wait_time.UNTYPICAL_STEPS, 50.0, slow) is None
     assert adviser.after(1, 6.0, slow) is None, "too short to know"
-    said = adviser.after(1, 6.0, slow)
-    assert said.startswith("note: 50% of a step is waiting for data, limited by storage: ")
-    assert "--workers (now 3)" in said
-    assert "vitrail pack" in said
+    advice = adviser.after(1, 6.0, slow)
+    assert advice.startswith("note: 50% of a step is waiting for data, limited by storage: ")
+    assert "--workers (now 3)" in advice
+    assert "vitrail pack" in advice
     assert adviser.after(1, 6.0, slow) is None
 
 

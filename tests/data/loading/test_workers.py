@@ -1,4 +1,4 @@
-"""What kills a process that reads is named; a file that crashes its decoder is a bad file."""
+"""Deaths of workers: the cause is reported, and a file that crashes its decoder is a bad file."""
 
 import faulthandler
 import multiprocessing
@@ -40,7 +40,7 @@ def source(tmp_path):
 
 
 def deadly(source, ids: set[str], by: int) -> None:
-    """These files kill the process that reads them."""
+    """Makes these files kill the process that reads them."""
     read = source.read
 
     def kill(index, *detail):
@@ -85,10 +85,10 @@ def test_a_file_that_crashes_its_decoder_is_replaced_as_any_bad_file(source, tmp
 def test_a_killed_reader_is_named_with_its_file(source, tmp_path):
     deadly(source, {"07.png"}, signal.SIGKILL)
     path = tmp_path / "quarantine.jsonl"
-    told = r'folder:.*died on signal 9 \(Killed\) while reading "07.png"; the memory may have run'
-    with pytest.raises(OSError, match=told):
+    died = r'folder:.*died on signal 9 \(Killed\) while reading "07.png"; the memory may have run'
+    with pytest.raises(OSError, match=died):
         run(loader_of(source, Quarantine(path, 40)))
-    with pytest.raises(OSError, match=told):
+    with pytest.raises(OSError, match=died):
         list(read_images(source, Quarantine(path, 40), workers=2))
     assert not path.exists(), "nobody knows that the file is bad"
     assert not multiprocessing.active_children()
@@ -118,7 +118,7 @@ def test_a_death_between_images_surfaces_where_images_are_waited_for_and_nowhere
 
 
 def until_idle(pid: int) -> None:
-    """Until a worker has read ahead as far as it may."""
+    """Waits until a worker has read ahead as far as it may."""
     before, now = -1.0, 0.0
     while now > before:
         before = now

@@ -1,4 +1,4 @@
-"""`npy:` and `npz:`: layouts, names, labels, workers, and what is refused."""
+"""Tests of `npy:` and `npz:`: layouts, names, labels, worker processes, and refusals."""
 
 import multiprocessing
 import pickle
@@ -21,7 +21,7 @@ GREY = RNG.integers(0, 256, (7, 20, 18), dtype=np.uint8)
 
 @pytest.fixture(params=["in memory", "mapped"])
 def kind(request, monkeypatch) -> type:
-    """Both ways of reading, whatever the size."""
+    """Reads in memory and from a map, regardless of the size."""
     if request.param == "mapped":
         monkeypatch.setattr(mapped, "IN_MEMORY", 0)
     return MappedSource if request.param == "mapped" else MemorySource
@@ -194,6 +194,8 @@ def test_npy_that_cannot_be_used_is_told(tmp_path):
         (("train_images", "train_labels", "test_images", "test_labels"), (0, 1), (2, 3)),
         (("x_train", "y_train", "x_test", "y_test"), (0, 1), (2, 3)),
         (("X_train", "Y_train", "X_val", "Y_val"), (0, 1), (2, 3)),
+        (("Training_Images", "Training_Labels", "dev_images", "dev_labels"), (0, 1), (2, 3)),
+        (("images", "labels", "images_eval", "labels_eval"), (0, 1), (2, 3)),
         (("images", "labels"), (0, 1), None),
         (("X", "y"), (0, 1), None),
         (("arr_0", "arr_1"), (0, 1), None),

@@ -1,4 +1,4 @@
-"""Emoji: Unicode's list, families that must not be parted, and what the font draws."""
+"""Tests of emoji: Unicode's list, families that are not divided, and the font's pictures."""
 
 import re
 from collections import Counter
@@ -129,7 +129,7 @@ def test_families_are_not_parted():
     assert {keys[i] for i in train}.isdisjoint(keys[i] for i in test)
     assert Counter(groups[i] for i in test) == {"g": 8, "h": 4}
     assert train == sorted(train)
-    # Most keep their side when others join.
+    # most stay on their side when others join
     more = split_families(groups + ["h"] * 5, keys + list("abcde"), [*families, 62, 63, 64, 65, 66])
     assert len(set(test) - set(more[1])) <= 1
 

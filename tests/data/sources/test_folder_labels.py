@@ -1,4 +1,4 @@
-"""Folders labelled by a table, and folders of more than 8-bit grey and RGB."""
+"""Tests of folders labelled by a table, and of folders of more than 8-bit grey and RGB."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The listing of a folder: kept, and looked at again when anything it can see has changed."""
+"""Tests of the listing of a folder: cached, and made again after a change that it can notice."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def kept_early(monkeypatch) -> list[int]:
-    """Small and fresh folders are kept, too. Counts the walks."""
+    """Caches small and fresh folders, too. Counts the walks."""
     monkeypatch.setattr(manifest, "KEPT_FROM", 1)
     monkeypatch.setattr(manifest, "SETTLED_NS", -(10**18))
     walks: list[int] = []
@@ -51,7 +51,7 @@ def listed(root, inside: str = "") -> list[str]:
 
 
 def tick() -> None:
-    """Past the tick of the file system's clock, which `SETTLED_NS` is for."""
+    """Waits for more than a tick of the file system's clock (`SETTLED_NS`)."""
     time.sleep(0.02)
 
 
@@ -156,7 +156,7 @@ def walked(root) -> list[str]:
 
 
 def test_a_file_replaced_in_place_is_not_seen(folder, kept_early):
-    """As the module says; whoever changes this changes that text."""
+    """The docstring of the module states this limit."""
     source = open_source(f"folder:{folder}")
     tick()
     put(folder, "b/2.png", size=99)

@@ -1,4 +1,4 @@
-"""Tables of images and captions: every kind of file, and whatever can be wrong with one."""
+"""Tests of tables of images and captions: every kind of file, and damaged ones."""
 
 import builtins
 import csv
@@ -13,7 +13,8 @@ from PIL import Image
 from vitrail.data.contract import BadSampleError, NoTestSplitError
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
-from vitrail.data.sources.formats.pairs import COLUMNS, unique_ids
+from vitrail.data.sources.formats.columns import COLUMNS, OF_IMAGES, UNUSUAL
+from vitrail.data.sources.formats.pairs import unique_ids
 from vitrail.data.sources.registry import open_source
 from vitrail.data.subset import hold_out
 from vitrail.data.tokenizer import Tokenizer
@@ -37,7 +38,7 @@ def put(folder, *names: str) -> None:
 
 
 def write(path, rows: list[dict]) -> str:
-    """A table of the kind that the suffix says; the SPEC of it."""
+    """Writes a table in the format of the suffix; returns its SPEC."""
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     elif path.suffix == ".parquet":
@@ -120,14 +121,24 @@ def test_without_split_and_label(tmp_path):
 @pytest.mark.parametrize(
     ("image", "caption", "label"),
     [
-        (COLUMNS["image"][i], COLUMNS["caption"][i % 4], COLUMNS["label"][i % 3])
-        for i in range(len(COLUMNS["image"]))
+        (image, COLUMNS["caption"][i % 5], ("label", "class", "category")[i % 3])
+        for i, image in enumerate(COLUMNS["image"])
+        if image not in OF_IMAGES
     ],
 )
 def test_names_of_columns(tmp_path, image, caption, label):
     rows = [{"url": "u", caption.upper(): "c", label.title(): "b", image: "p"}]
     source = open_source(write(tmp_path / "t.jsonl", rows))
     assert (source.id(0), source.text(0), source.classes) == ("p", "c", ["b"])
+
+
+def test_unusual_names_of_columns_count_only_without_others(tmp_path):
+    row = {"path": "p", "photo": 1.5, "bytes": [1], "text": "c", "txt": "d", "labels": ["x", "y"]}
+    source = open_source(write(tmp_path / "t.jsonl", [row]))
+    assert (source.id(0), source.text(0), source.classes) == ("p", "c", None)
+    del row["path"]
+    assert "row 1: 'photo' is '1.5' (float)" in refusal(write(tmp_path / "t.jsonl", [row]))
+    assert set(UNUSUAL) < {name for names in COLUMNS.values() for name in names}
 
 
 def test_labels_may_be_numbers_and_may_lack(tmp_path):
@@ -282,7 +293,9 @@ def test_splits(tmp_path):
     both = spec("train", " Test", "val", "TRAIN")
     assert ids(open_source(both)) == ["0", "3"]
     assert ids(open_source(both, "test")) == ["1"], "val where there is a test is in neither"
-    assert ids(open_source(spec("train", "validation"), "test")) == ["1"]
+    for word in ("validation", "VALID", "dev", "testing", "Eval"):
+        assert ids(open_source(spec("Training", word), "test")) == ["1"]
+    assert ids(open_source(spec("train", "val", "dev", "training"))) == ["0", "3"]
     with pytest.raises(NoTestSplitError, match="no row's 'split' is test or val"):
         open_source(spec("train", "train"), "test")
     assert "no row's 'split' is train" in refusal(spec("test"))

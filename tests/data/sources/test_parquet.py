@@ -1,4 +1,4 @@
-"""Images in Parquet files and in Hugging Face's data sets."""
+"""Tests of images in Parquet files and in Hugging Face's data sets."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def png(value: int) -> bytes:
 
 
 def hf_table(values: list[int], names: list[str] | None = None, **more: list) -> "pyarrow.Table":
-    """Hugging Face's layout: struct of bytes and path, what it is in the schema's metadata."""
+    """Returns a table in Hugging Face's layout: structs of bytes and path, with metadata."""
     image = pyarrow.array([{"bytes": png(v), "path": f"{v}.png"} for v in values])
     columns = {"image": image, "label": pyarrow.array([v % 3 for v in values]), **more}
     features = {"image": {"_type": "Image"}}
@@ -197,7 +197,7 @@ def test_remote_files_are_read_in_place(tmp_path):
 
 @pytest.fixture
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The package, without a network, and keeping what it prepares below tmp_path."""
+    """The package without a network, with its cache below tmp_path."""
     package = pytest.importorskip("datasets", reason="needs the hf extra")
     from huggingface_hub import constants
 

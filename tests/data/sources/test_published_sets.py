@@ -1,4 +1,4 @@
-"""CIFAR, STL-10, Flowers 102, Pets, ImageNet and COCO in small, as torchvision reads them."""
+"""Tests of small CIFAR, STL-10, Flowers 102, Pets, ImageNet and COCO against torchvision."""
 
 import json
 import pickle
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(11)
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (14, 11)) -> np.ndarray:
-    """A JPEG of noise; its pixels once decoded."""
+    """Writes a JPEG of noise; returns its decoded pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -29,7 +29,7 @@ def picture(path: Path, seed: int = 0, size: tuple[int, int] = (14, 11)) -> np.n
 
 
 def same(source, index: int, image, label: int | None) -> None:
-    """That a sample is what torchvision gives: a PIL image and a class."""
+    """Asserts that a sample is torchvision's: a PIL image and a class."""
     sample = source.read(index)
     expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     np.testing.assert_array_equal(sample.image.numpy(), expected)
@@ -40,7 +40,7 @@ def same(source, index: int, image, label: int | None) -> None:
 
 
 class Python2(pickle._Pickler):
-    """Texts and bytes as Python 2 pickled them, which is how CIFAR was written."""
+    """Pickles texts and bytes as Python 2 did for CIFAR."""
 
     dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
@@ -62,7 +62,7 @@ def dump(path: Path, content: dict) -> None:
 
 
 def write_cifar(root: Path, kind: str, version: str) -> None:
-    """Three images a batch."""
+    """Writes batches of three images."""
     tens = kind == "cifar10"
     classes = 10 if tens else 100
     names = [f"class {i}" for i in range(classes)]

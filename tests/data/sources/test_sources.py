@@ -1,19 +1,25 @@
-"""The table of sources: digits, Fashion-MNIST from IDX files, folders of all shapes."""
+"""Tests of the table of sources, digits, Fashion-MNIST from IDX files, and folders."""
 
 import gzip
 import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from vitrail import registry
 from vitrail.data.sources.datasets import fashion_mnist
-from vitrail.data.sources.registry import SOURCES, open_source, resolve_spec
+from vitrail.data.sources.memory import MemorySource
+from vitrail.data.sources.registry import SOURCES, SourceRow, open_source, resolve_spec
+from vitrail.data.sources.splits import choose_name, part_of
 from vitrail.data.subset import Subset, hold_out
+from vitrail.registry import resolve
 
 PICTURE = Image.fromarray(np.full((6, 8, 3), 77, np.uint8))
 
@@ -47,6 +53,43 @@ def test_unknown_spec_names_the_nearest(tmp_path):
     published = {"cifar10", "cifar100", "coco", "flowers102", "imagenet", "pets", "stl10", "voc"}
     bundled, files = {"digits", "emoji", "fashion-mnist"}, {"folder", "npy", "npz", "pairs"}
     assert set(SOURCES) == published | bundled | files | {"hf", "parquet", "wds"}
+
+
+def test_the_table_is_read_without_torch():
+    code = (
+        "import sys\n"
+        "from vitrail.data.sources.registry import SOURCES, resolve_spec\n"
+        "resolve_spec('digits')\n"
+        "assert all(row.usage and row.summary for row in SOURCES.values())\n"
+        "assert not {'torch', 'numpy', 'PIL', 'sklearn'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_row_names_a_function():
+    for name, row in SOURCES.own.items():
+        assert callable(resolve(row.open)), name
+        assert row.usage.startswith(name)
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_a_source_of_another_package(tmp_path, monkeypatch, as_text):
+    def open_noise(rest, split, channels):
+        images = torch.full((int(rest or 2), channels or 1, 4, 4), 9, dtype=torch.uint8)
+        return MemorySource(f"noise:{rest}", images, None, None, channels)
+
+    monkeypatch.setattr(fashion_mnist, "open_noise", open_noise, raising=False)
+    monkeypatch.setattr(SOURCES, "_registered", {})
+    reference = f"{fashion_mnist.__name__}:open_noise" if as_text else open_noise
+    row = SourceRow(reference, "grey images", "noise[:N]")
+    registry.register("source", "noise", row)
+    source = open_source("noise:3", "test")
+    assert (len(source), source.channels, source.label(0)) == (3, 1, None)
+    assert resolve_spec("noise:3") == "noise:3"
+    with pytest.raises(ValueError, match="did you mean 'noise'"):
+        open_source("nois:3")
+    with pytest.raises(ValueError, match="is there already"):
+        registry.register("source", "digits", row)
 
 
 def test_resolved_specs_mean_the_same_from_anywhere(tmp_path, monkeypatch):
@@ -98,7 +141,7 @@ def test_scattered_digits():
     assert height.max() <= 14
     assert top.min() <= 1
     assert top.double().std() > 1
-    # Neither scale nor place tells the label: the classes' mean tops agree within their spread.
+    # Scale and place are independent of the label: the classes' mean tops are close.
     means = torch.stack([top[torch.tensor(labels) == c].double().mean() for c in range(10)])
     assert means.std() < 3 * top.double().std() / 130**0.5
     with pytest.raises(ValueError, match="digits:shuffled is unknown"):
@@ -245,6 +288,39 @@ def test_splits(tmp_path):
     put(tmp_path, "test/c/5.png", "test/a/6.png")
     with pytest.raises(ValueError, match="'test' holds the class 'c', which 'train' lacks"):
         open_source(f"folder:{tmp_path}", "test")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Train", "VAL"), ("training", "validation"), ("TRAIN", "dev"), ("train", "Eval")],
+)
+def test_splits_by_other_words(tmp_path, train, test):
+    put(tmp_path, f"{train}/a/1.png", f"{train}/b/2.png", f"{test}/b/3.png")
+    first, second = (open_source(f"folder:{tmp_path}", s) for s in ("train", "test"))
+    assert ids(first) == [f"{train}/a/1.png", f"{train}/b/2.png"]
+    assert (ids(second), second.label(0)) == ([f"{test}/b/3.png"], 1)
+    put(tmp_path, f"{test}/z/4.png")
+    with pytest.raises(ValueError, match=f"'z', which '{train}' lacks"):
+        open_source(f"folder:{tmp_path}", "test")
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    put(tmp_path, "Train/1.png", "train/2.png", "test/3.png", "val/4.png", "dev/5.png")
+    with pytest.raises(ValueError, match=r"'Train' and 'train' of .* both stand for 'train'"):
+        open_source(f"folder:{tmp_path}", "test")
+    (tmp_path / "Train/1.png").unlink()
+    (tmp_path / "Train").rmdir()
+    assert ids(open_source(f"folder:{tmp_path}", "test")) == ["test/3.png"]
+
+
+def test_words_of_splits():
+    assert [part_of(word) for word in (" Training", "EVAL", "dev", "train2", None, 3)] == [
+        *("train", "test", "val"),
+        *(None, None, None),
+    ]
+    assert choose_name(["validation", "Dev", "Train"], "test") == "validation"
+    assert choose_name(["validation", "Dev", "Train"], "train") == "Train"
+    assert choose_name(["validation"], "train") is None
 
 
 def test_train_folder_alone_is_no_split(tmp_path):

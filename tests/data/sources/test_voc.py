@@ -8,7 +8,7 @@ from vitrail.data.subset import Subset
 
 
 def write_voc(root, names, val=None):
-    """Images of noise; the top half of each is class 3, its last column undecided."""
+    """Writes images of noise; the top half of each is class 3, its last column undecided."""
     rng = np.random.default_rng(0)
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Tar shards: what is found in them, what is read, what is refused."""
+"""Tests of tar shards: their samples, reading, and refusals."""
 
 import gzip
 import io
@@ -147,6 +147,19 @@ def test_splits(tmp_path):
     assert open_source(f"wds:{tmp_path / 'g'}", "test").read(0).image[0, 0, 0] == 60
 
 
+def test_other_words_for_splits(tmp_path):
+    shard(tmp_path / "f" / "x-Training-0.tar", three(0))
+    shard(tmp_path / "f" / "x-dev0.tar", three(50))
+    assert open_source(f"wds:{tmp_path / 'f'}", "test").id(0) == "x-dev0.tar/0050.png"
+    shard(tmp_path / "g" / "TRAIN" / "0.tar", three(0))
+    shard(tmp_path / "g" / "eval" / "0.tar", three(60))
+    assert open_source(f"wds:{tmp_path / 'g'}").read(0).image[0, 0, 0] == 0
+    assert open_source(f"wds:{tmp_path / 'g'}", "test").read(0).image[0, 0, 0] == 60
+    (tmp_path / "g" / "test").mkdir()
+    with pytest.raises(ValueError, match=r"^wds:.*'eval' and 'test' of .* stand for 'test'"):
+        open_source(f"wds:{tmp_path / 'g'}")
+
+
 def test_class_names(tmp_path):
     shard(tmp_path / "train-0.tar", {"a.png": png(0), "a.cls": b"2", "b.png": png(1)})
     shard(tmp_path / "test-0.tar", {"a.png": png(0), "a.cls": b"1"})
@@ -225,7 +238,7 @@ def test_damage_in_the_middle_is_told(tmp_path, caplog):
 
 @pytest.mark.parametrize("size", [-512, -100])
 def test_a_size_below_zero_is_damage(tmp_path, caplog, size):
-    """tarfile before CVE-2025-8194 was mended would read one header for ever."""
+    """tarfile without the fix of CVE-2025-8194 reads one header for ever."""
     path = shard(tmp_path / "x.tar", three(0) | three(10))
     with tarfile.open(path) as tar:
         at = tar.getmember("0010.png").offset

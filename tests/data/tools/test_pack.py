@@ -1,5 +1,5 @@
-"""`vitrail pack`: what is written can be read by everybody, goes on where it stopped, and is the
-same every time."""
+"""`vitrail pack`: any tar program reads the result, a stopped pack continues, and the bytes are
+the same every time."""
 
 import io
 import json
@@ -38,7 +38,7 @@ def photographs(root: Path, count: int = 12, side: int = 40) -> str:
 
 
 def members(folder: Path) -> dict[str, bytes]:
-    """As anybody's tar reads them."""
+    """Returns the members as any tar program reads them."""
     read = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -212,7 +212,7 @@ def test_another_pack_is_refused(tmp_path):
         pack(spec, out, Packing(size=20))
     with pytest.raises(ValueError, match="holds no pack"):
         pack(spec, tmp_path / "in", Packing())
-    with packing_room._alone(out), pytest.raises(ValueError, match="by another process"):
+    with packing_room._lock_folder(out), pytest.raises(ValueError, match="by another process"):
         pack(spec, out, Packing(size=20))
     with pytest.raises(ValueError, match=r"quality is 101; it must be in 1\.\.100"):
         Packing(quality=101)

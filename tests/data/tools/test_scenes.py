@@ -22,7 +22,7 @@ SMALL = Layout(size=96, gap=6)
 
 
 def painted(code):
-    """The mask of uncompressed run lengths."""
+    """Returns the mask of uncompressed run lengths."""
     height, width = code["size"]
     flat = np.repeat(np.arange(len(code["counts"])) % 2 == 1, code["counts"])
     return flat.reshape(width, height).T

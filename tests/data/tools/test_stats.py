@@ -17,7 +17,7 @@ RNG = np.random.default_rng(8)
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images of other sizes and brightness each, so that weighing by pixels gives other numbers."""
+    """Images of different sizes and brightness, so weighting by pixels would show."""
     arrays = []
     for i, size in enumerate([(8, 9), (40, 30), (13, 50), (30, 40), (5, 5)]):
         top = 40 + 50 * i
@@ -100,8 +100,8 @@ def test_the_command_prints_flags_that_pretrain_takes(folder, tmp_path, capsys):
     (root / "run" / "config.json").write_text("{}")
     with pytest.raises(SystemExit):
         main(["pretrain", "simdino_digits", *words[3:], "--out", str(root / "run")])
-    assert "run" in (told := capsys.readouterr().err)
-    assert "mean" not in told
+    assert "run" in (message := capsys.readouterr().err)
+    assert "mean" not in message
     mean = words[words.index("--objective.views.mean") + 1 :][:3]
     direct = statistics(open_source(f"folder:{root}"), "train").mean
     np.testing.assert_allclose([float(m) for m in mean], direct, atol=5e-5)

@@ -16,10 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from tests.rounding import EXACT, float64_kept, rounding_bound
 from vitrail.data.views import apply_batched, apply_cpu, colour
 from vitrail.data.views.apply import apply_views
 from vitrail.data.views.apply_batched import crop_batched, recolour_batched
-from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, View, ViewParams, ViewPlan
+from vitrail.data.views.contract import View
+from vitrail.data.views.operations.blur import blur, blur_one, gaussian
+from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, ViewParams, ViewPlan
 from vitrail.nn.random import Draws
 
 BACKGROUNDS = Path("/usr/share/backgrounds/gnome")
@@ -27,7 +30,7 @@ PLAIN = {"flip": 0, "jitter": 0, "grey": 0, "blur": 0}
 
 
 def smooth_image(height: int, width: int, seed: int = 0) -> torch.Tensor:
-    """Coloured waves and a soft disc: no noise, as a photograph."""
+    """Returns coloured waves and a soft disc: smooth, like a photograph."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     channels = []
@@ -65,7 +68,7 @@ def pillow_crop(image: torch.Tensor, params: ViewParams, b: int, size: int) -> I
 
 
 def share_off(ours: torch.Tensor, theirs: torch.Tensor, by: float) -> float:
-    """The share of values that differ by more than `by` / 255."""
+    """Returns the share of values that differ by more than `by` / 255."""
     return ((ours - theirs).abs() * 255 > by).double().mean().item()
 
 
@@ -145,7 +148,7 @@ def test_padding_and_groups_of_mixed_sizes_change_nothing(monkeypatch):
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_image_by_image_and_the_batch_at_once_give_the_same_pixels(bits):
-    """What runs on an accelerator against what runs on a CPU, in levels of 8 bits."""
+    """The applier of accelerators against that of CPUs, in levels of 8 bits."""
     small = torch.stack([smooth_image(40, 56, seed) for seed in range(24)])
     large = torch.stack([image for image in photographs() if image.shape[1:] == (375, 500)])
     for images in (small, large):
@@ -156,7 +159,7 @@ def test_image_by_image_and_the_batch_at_once_give_the_same_pixels(bits):
         n = len(images)
         params = plan.sample(Draws(1, 2, n, 0, n), torch.tensor([images.shape[2:]] * n))
         native = [torch.empty(v, n, 3, s, s) for s, v in plan.resolutions]
-        apply_cpu.apply_native(list(images), params, native)
+        apply_cpu.apply_cpu(list(images), params, native)
         batched = apply_batched_views(list(images), params)
         for a, b in zip(native, batched, strict=True):
             assert share_off(a.flatten(0, 1), b, 1.001) < 1e-3  # asked of all devices
@@ -247,20 +250,24 @@ def test_solarize_is_pillows_on_every_value():
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
 def test_blur_is_a_gaussian_and_near_pillows(sigma):
     image = smooth_image(200, 200)
-    x = (image / 255)[None]
-    ours = colour.blur(x, colour.gaussian(torch.tensor([sigma])))[0]
-    torch.testing.assert_close(apply_cpu._blur(x, sigma)[0], ours, atol=1e-6, rtol=0)
-    # Oracle: the same Gaussian in float64, as a sum over offsets of the image with repeated edges.
+    x = image.double()[None] / 255
+    with float64_kept():
+        ours = blur(x, gaussian(torch.tensor([sigma]).double()))[0]
     reach = max(1, math.ceil(4 * sigma))
+    # In float32, twice a sum of as many terms as there are weights, which are rounded and sum to 1.
+    off = rounding_bound(2 * (2 * reach + 1 + 2), scale=1)
+    native = blur_one(x.float(), sigma)[0]
+    torch.testing.assert_close(native.double(), ours, atol=off, rtol=0)
+    # Oracle: the same Gaussian, as a sum over offsets of the image with repeated edges.
     offsets = range(-reach, reach + 1)
     weights = [math.exp(-(o**2) / (2 * sigma**2)) for o in offsets]
-    exact = x[0].double().numpy()
+    exact = x[0].numpy()
     for axis in (1, 2):
         last = exact.shape[axis] - 1
         places = [(np.arange(last + 1) + o).clip(0, last) for o in offsets]
         shifted = [exact.take(place, axis) for place in places]
         exact = sum(w * s for w, s in zip(weights, shifted, strict=True)) / sum(weights)
-    torch.testing.assert_close(ours.double(), torch.from_numpy(exact), atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours, torch.from_numpy(exact), **EXACT)
     # Pillow repeats the edge of every box blur, this the edge of the image: they part at the rim.
     # Its box blurs also round down, each pass a little: hence 3, not 2, of 255.
     theirs = TF.to_tensor(pillow(image).filter(ImageFilter.GaussianBlur(sigma)))
@@ -268,27 +275,32 @@ def test_blur_is_a_gaussian_and_near_pillows(sigma):
     assert share_off(ours[inside], theirs[inside], 3) < 0.01
 
 
+@float64_kept()
 def test_blur_gives_each_image_its_own_sigma():
-    x = (torch.arange(32) >= 16).float().expand(3, 3, 32, 32)
-    sigma = torch.tensor([0.5, 2.0, 1.0])
-    together = colour.blur(x, colour.gaussian(sigma))
+    x = (torch.arange(32) >= 16).double().expand(3, 3, 32, 32)
+    sigma = torch.tensor([0.5, 2.0, 1.0]).double()
+    together = blur(x, gaussian(sigma))
     for i in range(3):
-        alone = colour.blur(x[i : i + 1], colour.gaussian(sigma[i : i + 1]))
+        alone = blur(x[i : i + 1], gaussian(sigma[i : i + 1]))
         # Also its own reach: the others must not lengthen its tail.
-        torch.testing.assert_close(together[i : i + 1], alone, atol=2e-7, rtol=0)
+        torch.testing.assert_close(together[i : i + 1], alone, **EXACT)
 
 
 def pillow_chain(image: torch.Tensor, params: ViewParams, b: int, size: int) -> Image.Image:
-    """torchvision's and DINO's transforms on Pillow images, with given parameters."""
+    """Applies torchvision's and DINO's transforms to a Pillow image, with given parameters."""
     x = pillow_crop(image, params, b, size)
     functions = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
-    for kind in params.order[0, b].tolist() if params.jitter[0, b] else ():
-        x = functions[kind](x, params.factors[0, b, kind].item())
-    if params.grey[0, b]:
+    drawn = {
+        operation: {name: tensor[0, b].tolist() for name, tensor in tensors.items()}
+        for operation, tensors in params.operations.items()
+    }
+    for kind in drawn["jitter"]["order"] if drawn["jitter"]["on"] else ():
+        x = functions[kind](x, drawn["jitter"]["factors"][kind])
+    if drawn["grey"]["on"]:
         x = TF.to_grayscale(x, 3)
-    if sigma := params.sigma[0, b].item():
-        x = x.filter(ImageFilter.GaussianBlur(sigma))
-    return ImageOps.solarize(x, 128) if params.solarize[0, b] else x
+    if drawn["blur"]["on"]:
+        x = x.filter(ImageFilter.GaussianBlur(drawn["blur"]["sigma"]))
+    return ImageOps.solarize(x, 128) if drawn["solarize"]["on"] else x
 
 
 @pytest.mark.parametrize(("size", "scale"), [(224, (0.4, 1.0)), (96, (0.05, 0.4))])
@@ -296,7 +308,7 @@ def test_whole_chain_is_pillows_in_the_drawn_order(size, scale):
     images = photographs() * 6
     view = View(size, scale, jitter=0.9, grey=0.2, blur=0.5, solarize=0.2)
     params = sample(view, images)
-    assert len(params.order[0].unique(dim=0)) > 5
+    assert len(params.operations["jitter"]["order"][0].unique(dim=0)) > 5
     for ours in (apply_views(images, params, "cpu"), apply_batched_views(images, params)):
         theirs = [
             TF.to_tensor(pillow_chain(image, params, b, size)) for b, image in enumerate(images)
@@ -309,9 +321,10 @@ def test_undrawn_operations_leave_pixels_alone():
     view = View(32, (0.9, 1.0), jitter=0, grey=0, blur=0, flip=0)
     params = sample(view, images)
     [plain] = apply_views(images, params, "cpu")
-    neutral = dataclasses.replace(
-        params, jitter=torch.ones_like(params.jitter), factors=torch.tensor([[[1.0, 1, 1, 0]]])
-    )
+    on = torch.ones(1, 1, dtype=torch.bool)
+    jitter = {"on": on, "factors": torch.tensor([[[1.0, 1, 1, 0]]])}
+    operations = params.operations | {"jitter": params.operations["jitter"] | jitter}
+    neutral = dataclasses.replace(params, operations=operations)
     assert torch.equal(apply_views(images, neutral, "cpu")[0], plain)
     assert torch.equal(apply_batched_views(images, neutral)[0], plain)
 
@@ -390,7 +403,7 @@ def test_autocast_around_it_changes_nothing():
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_an_accelerator_is_sent_parameters_and_never_asked(bits, monkeypatch):
-    """On torch's device without data, what waits for a value raises. Copies to it are counted."""
+    """On torch's device without data, waiting for a value raises. Copies to it are counted."""
     copies, sent = [], []
     send = apply_batched.send
 
@@ -430,8 +443,8 @@ def test_views_are_made_though_nothing_compiles(caplog):
     for _ in range(2):
         assert torch.equal(either(x, 1.5, 255.0), colour.brightness(x, 1.5, 255.0))
     assert len(calls) == 1
-    [told] = [record.getMessage() for record in caplog.records]
-    assert told.endswith("torch.compile fails here: Failed to find C compiler.")
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.endswith("torch.compile fails here: Failed to find C compiler.")
     with pytest.raises(OSError, match="Failed"):  # as the operation's own errors are
         apply_batched._where_it_compiles(fails, fails)(x, 1.5, 255.0)
 

@@ -1,4 +1,4 @@
-"""JPEGs decoded smaller, where no view can tell."""
+"""JPEGs decoded at a reduced size: the views do not change visibly."""
 
 import io
 from dataclasses import replace
@@ -18,7 +18,8 @@ from vitrail.data.decode.image import decode_bytes, decode_file
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.apply import apply_views
 from vitrail.data.views.boxes import BOX_UNIFORMS, sample_boxes
-from vitrail.data.views.plan import View, ViewPlan
+from vitrail.data.views.contract import View
+from vitrail.data.views.plan import ViewPlan
 from vitrail.nn.random import Draws
 
 BACKGROUNDS = Path("/usr/share/backgrounds/gnome")
@@ -27,7 +28,7 @@ THIRDS = (3 / 4, 4 / 3)
 
 
 def by_force(by: int) -> Detail:
-    """A detail that asks for `by` of images from 8 x 8 pixels on."""
+    """Returns a detail that reduces images of 8 x 8 pixels and more by `by`."""
 
     class Forced(Detail):
         def reduction(self, height: int, width: int) -> int:
@@ -112,7 +113,7 @@ def plan(scale_of_small: float) -> ViewPlan:
 
 
 def differences(data: bytes, views: ViewPlan, detail: Detail) -> torch.Tensor:
-    """Of the pixels of all drawn views, in 1/255."""
+    """Returns the differences of all pixels of all drawn views, in 1/255."""
     whole, reduced = decode_bytes(data, 3, "whole"), decode_bytes(data, 3, "reduced", detail)
     by = whole.shape[1] // reduced.shape[1]
     sizes = torch.tensor([tuple(reduced.shape[1:])] * 2)

@@ -1,4 +1,4 @@
-"""Sampled view parameters: torchvision's distributions, whichever way the batch is cut."""
+"""Sampled view parameters: torchvision's distributions, however the batch is split."""
 
 import math
 
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torchvision.transforms import ColorJitter
 from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 
-from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, View, ViewPlan
+from vitrail.data.views.contract import View
+from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, ViewParams, ViewPlan
 from vitrail.nn.random import Draws
 
 GREY = {"mean": (0.5,), "std": (0.5,)}
@@ -21,6 +22,14 @@ def sizes_of(n: int, height: int = 375, width: int = 500) -> torch.Tensor:
 
 def draws_of(n: int, seed: int = 0, step: int = 0) -> Draws:
     return Draws(seed, step, n, 0, n)
+
+
+def drawn(params: ViewParams) -> dict[str, torch.Tensor]:
+    """Returns all parameters by name; "on" by the name of its operation."""
+    tensors = {"box": params.box, "flip": params.flip}
+    for operation, of_operation in params.operations.items():
+        tensors |= {k if k != "on" else operation: v for k, v in of_operation.items()}
+    return tensors
 
 
 def test_multi_crop_is_dinos():
@@ -113,25 +122,25 @@ def test_boxes_lie_inside_images_of_any_size(height, width, seed, low, data):
 
 def test_probabilities_and_factors():
     n = 20000
-    params = MultiCrop(n_local=1).plan().sample(draws_of(n), sizes_of(n))
+    params = drawn(MultiCrop(n_local=1).plan().sample(draws_of(n), sizes_of(n)))
     for name, expected in {"flip": 0.5, "jitter": 0.8, "grey": 0.2}.items():
-        share = getattr(params, name).double().mean(1)
+        share = params[name].double().mean(1)
         assert torch.allclose(share, torch.full_like(share, expected), atol=0.015), name
-    blurred = (params.sigma > 0).double().mean(1)
+    blurred = params["blur"].double().mean(1)
     assert torch.allclose(blurred, torch.tensor([1.0, 0.1, 0.5]).double(), atol=0.015)
     assert torch.allclose(
-        params.solarize.double().mean(1), torch.tensor([0, 0.2, 0]).double(), atol=0.015
+        params["solarize"].double().mean(1), torch.tensor([0, 0.2, 0]).double(), atol=0.015
     )
-    sigma = params.sigma[0]
+    sigma = params["sigma"][0]
     assert sigma.min() >= 0.1
     assert sigma.max() <= 2
     assert abs(sigma.mean() - 1.05) < 0.02
     for column, (low, high) in enumerate([(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)]):
-        factor = params.factors[..., column]
+        factor = params["factors"][..., column]
         assert low - 1e-6 <= factor.min() < low + 0.01
         assert high - 0.01 < factor.max() <= high + 1e-6
         assert abs(factor.mean() - (low + high) / 2) < 0.005
-    orders, counts = params.order.flatten(0, 1).unique(dim=0, return_counts=True)
+    orders, counts = params["order"].flatten(0, 1).unique(dim=0, return_counts=True)
     assert len(orders) == 24
     assert (orders.sort(1).values == torch.arange(4)).all()
     assert abs(counts / counts.sum() - 1 / 24).max() < 0.005
@@ -140,16 +149,17 @@ def test_probabilities_and_factors():
 def test_factor_range_is_torchvisions_also_past_one():
     jitter = ColorJitter(brightness=1.5)
     view = View(8, (0.5, 1), jitter=1, brightness=1.5)
-    factor = ViewPlan((view,), (0,) * 3, (1,) * 3).sample(draws_of(4000), sizes_of(4000)).factors
+    plan = ViewPlan((view,), (0,) * 3, (1,) * 3)
+    factor = drawn(plan.sample(draws_of(4000), sizes_of(4000)))["factors"]
     assert jitter.brightness == (0, 2.5)
     assert 0 <= factor[..., 0].min() < 0.01
     assert 2.49 < factor[..., 0].max() <= 2.5
 
 
 def test_draws_of_one_view_are_uncorrelated():
-    params = MultiCrop(n_local=2).plan().sample(draws_of(20000), sizes_of(20000))
-    columns = [params.flip, params.jitter, params.grey, params.sigma, params.solarize]
-    columns += list(params.factors.unbind(-1)) + list(params.box.unbind(-1)[2:])
+    params = drawn(MultiCrop(n_local=2).plan().sample(draws_of(20000), sizes_of(20000)))
+    columns = [params[name] for name in ("flip", "jitter", "grey", "blur", "sigma", "solarize")]
+    columns += list(params["factors"].unbind(-1)) + list(params["box"].unbind(-1)[2:])
     rows = torch.stack([c[v].double() for v in (1, 2) for c in columns if c[v].double().std() > 0])
     between = torch.corrcoef(rows) - torch.eye(len(rows))
     height_width = between.abs() > 0.1  # of one box, both grow with the scale
@@ -163,9 +173,9 @@ def test_slices_of_ranks_are_the_whole():
     whole = plan.sample(Draws(3, 17, n, 0, n), sizes)
     for start, count in ((0, 4), (4, 4), (8, 4), (5, 2)):
         part = plan.sample(Draws(3, 17, n, start, count), sizes[start : start + count])
-        cut = whole.narrow(start, count)
-        for name in ("box", "flip", "jitter", "factors", "order", "grey", "sigma", "solarize"):
-            assert torch.equal(getattr(part, name), getattr(cut, name)), name
+        cut = drawn(whole.narrow(start, count))
+        for name, tensor in drawn(part).items():
+            assert torch.equal(tensor, cut[name]), name
 
 
 def test_a_sample_does_not_depend_on_the_others():
@@ -238,9 +248,9 @@ def test_one_channel_plans():
 
 def test_supervised_view_changes_no_colours():
     params = RandomResizedCrop().plan().sample(draws_of(200), sizes_of(200))
-    for never in (params.jitter, params.grey, params.solarize):
-        assert not never.any()
-    assert (params.sigma == 0).all()
+    assert params.operations.keys() == {"jitter", "grey", "blur", "solarize"}
+    for name, of_operation in params.operations.items():
+        assert not of_operation["on"].any(), name
     assert params.flip.any()
 
 
@@ -260,12 +270,11 @@ def test_a_supervised_view_is_what_its_fields_say():
         blur=0.7,
         solarize=0.15,
     )
-    params = config.plan().sample(draws_of(n), sizes_of(n))
-    drawn = {"blur": params.sigma > 0}
-    drawn |= {name: getattr(params, name) for name in ("flip", "jitter", "grey", "solarize")}
-    for name, rows in drawn.items():
-        assert abs(rows.double().mean().item() - getattr(config, name)) < 0.015, name
-    spread = (params.factors.amax((0, 1)) - params.factors.amin((0, 1))) / 2
+    params = drawn(config.plan().sample(draws_of(n), sizes_of(n)))
+    for name in ("flip", "jitter", "grey", "blur", "solarize"):
+        share = params[name].double().mean().item()
+        assert abs(share - getattr(config, name)) < 0.015, name
+    spread = (params["factors"].amax((0, 1)) - params["factors"].amin((0, 1))) / 2
     strengths = torch.tensor([0.1, 0.2, 0.3, 0.05])
     torch.testing.assert_close(spread, strengths, atol=0.002, rtol=0)
     (view,) = config.plan().views

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.evals.synthetic_runs import tiny_encoder
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.sources.memory import MemorySource
 from vitrail.data.sources.registry import open_source
 from vitrail.data.subset import Subset

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from tests.evals.synthetic_runs import tiny_encoder
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder

@@ -4,7 +4,7 @@ from PIL import Image
 
 from tests.evals.synthetic_runs import tiny_encoder
 from vitrail import cli
-from vitrail.backbones.registry import create_backbone
+from vitrail.backbones.create import create_backbone
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
 from vitrail.evals.patches import saliency_video as video

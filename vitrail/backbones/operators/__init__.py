@@ -1,0 +1,1 @@
+"""Operators of a layer: attention and token-wise maps."""

@@ -1,12 +1,12 @@
-"""Attention operators: how the tokens of one image look at each other.
+"""Attention operators: how the tokens of one image interact.
 
-An operator is cut where packing needs it: `project` acts on each token alone and runs once on the
-tokens of all resolutions; `mix` is the part that sees an image, and runs once per resolution, with
-`output` after it.
+An operator is split where packing needs it: `project` acts on each token alone and runs once on the
+tokens of all resolutions; `mix` acts on the tokens of an image, and runs once for each resolution,
+followed by `output`.
 
 Shape legend: T tokens of all images of all resolutions · B images of one resolution · N tokens of
-an image, class token first · D features · h heads · p = D / h features of a head · K what the
-operator's projection yields for a token (MHSA: 3 D, queries, keys, values; MSSA: D, one for all).
+an image, class token first · D features · h heads · p = D / h features of a head · K features of
+a projected token (MHSA: 3 D, for queries, keys and values; MSSA: D, shared by all three).
 """
 
 from abc import ABC, abstractmethod
@@ -22,9 +22,12 @@ class Attention(nn.Module, ABC):
     """Abstract. A new operator defines the six parts; a causal form overrides `mix` and `maps`.
 
     Keyword arguments of an operator's constructor can be set by name in `create_backbone`.
+
+    Attributes:
+        no_decay: names of parameters without weight decay, besides 1-D ones.
     """
 
-    no_decay: ClassVar[tuple[str, ...]] = ()  # parameters without weight decay, besides the 1-D
+    no_decay: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -34,37 +37,42 @@ class Attention(nn.Module, ABC):
 
     @abstractmethod
     def project(self, tokens: Float[Tensor, "T D"]) -> Float[Tensor, "T K"]:
-        """What each token brings to the mixing."""
+        """Projects each token; `mix` acts on these projections."""
 
     @abstractmethod
     def mix(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
-        """What each token receives from the tokens of its image, heads concatenated."""
+        """Mixes the tokens of each image; returns the result for each, heads concatenated."""
 
     @abstractmethod
     def output(self, mixed: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        """The map from concatenated heads back to token space."""
+        """Maps concatenated heads back to token space."""
 
     @abstractmethod
     def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
-        """How much each token gives to the class token, per head, >= 0.
+        """Returns the weight of each token for the class token, per head, >= 0.
 
-        An operator without such weights says what its maps are instead.
+        An operator without such weights documents its maps.
         """
 
     @abstractmethod
     def keys(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
-        """What the tokens are compared by, heads concatenated."""
+        """Returns the keys by which tokens are compared, heads concatenated."""
 
     @abstractmethod
     def bases(self) -> Float[Tensor, "h D p"] | None:
-        """The subspaces U_k on which the operator projects tokens, None where it has none."""
+        """Returns the subspaces U_k on which the operator projects tokens; None if it has none."""
 
     def forward(
         self, tokens: Float[Tensor, "T D"], shapes: list[tuple[int, int]]
     ) -> Float[Tensor, "T D"]:
-        """Args: shapes: (B, N) of each resolution, in the order in which the tokens are packed."""
+        """Applies the operator to packed tokens.
+
+        Args:
+            tokens: packed tokens.
+            shapes: (B, N) of each resolution, in the order in which the tokens are packed.
+        """
         projected = self.project(tokens).split([b * n for b, n in shapes])
-        # Not `output` of all: the concatenation would be one more matrix kept for the backward.
+        # of each part: a concatenation before `output` would be one more matrix saved for backward
         mixed = [
             self.output(self.mix(part.unflatten(0, shape)).flatten(0, 1))
             for part, shape in zip(projected, shapes, strict=True)
@@ -151,14 +159,14 @@ class MSSA(Attention):
 def attention_row(
     query: Float[Tensor, "B h 1 p"], keys: Float[Tensor, "B h N p"], scale: float
 ) -> Float[Tensor, "B h N"]:
-    """One token's row of the attention matrix; the other rows are never formed."""
+    """Returns one token's row of the attention matrix; the other rows are never formed."""
     scores_BhN = (query @ keys.transpose(-2, -1)).squeeze(2) * scale
-    # At least float32: the weights of one image are compared with each other.
+    # at least float32: the weights of one image are compared with each other
     return scores_BhN.to(torch.promote_types(scores_BhN.dtype, torch.float32)).softmax(dim=-1)
 
 
 class CausalMHSA(MHSA):
-    """Causal multi-head self-attention, as in GPT: `MHSA` where query t sees keys <= t."""
+    """Causal multi-head self-attention, as in GPT: `MHSA` where query t attends to keys <= t."""
 
     def mix(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B N D"]:
         q_BhNp, k_BhNp, v_BhNp = self._heads(projected)
@@ -166,13 +174,13 @@ class CausalMHSA(MHSA):
         return mixed_BhNp.transpose(1, 2).flatten(2)
 
     def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
-        """How much each token gives to the last one, the only one that sees them all, >= 0."""
+        """Returns the weight of each token for the last one, which attends to all, >= 0."""
         q_BhNp, k_BhNp, _ = self._heads(projected)
         return attention_row(q_BhNp[:, :, -1:], k_BhNp, self.scale)
 
 
 class CausalMSSA(MSSA):
-    """Causal multi-head subspace self-attention (book (7.4.7)): `MSSA` where t sees tokens <= t.
+    """Causal multi-head subspace self-attention (book (7.4.7)): t attends to tokens <= t.
 
     With the factor 1/√p of `MSSA`, which (7.4.7) leaves out.
     """
@@ -183,6 +191,6 @@ class CausalMSSA(MSSA):
         return mixed_BhNp.transpose(1, 2).flatten(2)
 
     def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
-        """How much each token gives to the last one, the only one that sees them all, >= 0."""
+        """Returns the weight of each token for the last one, which attends to all, >= 0."""
         w_BhNp = self._heads(projected)
         return attention_row(w_BhNp[:, :, -1:], w_BhNp, self.scale)

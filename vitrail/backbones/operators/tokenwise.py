@@ -1,6 +1,6 @@
-"""Token-wise operators: what a layer does to each token alone.
+"""Token-wise operators: maps of a layer that act on each token alone.
 
-An operator is built with (D) and keyword arguments. The residual around it is the block's.
+An operator is built with (D) and keyword arguments. The residual around it belongs to the block.
 
 Shape legend: T tokens · D features · M = ratio · D hidden features or atoms of a dictionary.
 """
@@ -15,7 +15,9 @@ class MLP(nn.Module):
     """The transformer's two linear maps with an exact GELU between.
 
     Args:
+        dim: features of a token, D.
         ratio: hidden features per feature, >= 1.
+        bias: of both linear maps.
 
     Raises:
         ValueError: a ratio below 1.
@@ -35,7 +37,11 @@ class SwiGLU(nn.Module):
     """Two linear maps with a gate between: W3 (silu(a) ⊙ b), where (a, b) = W12 x.
 
     As in DINOv2's giant model (facebookresearch/dinov2 b8931f7), with its names. About 8 D / 3
-    hidden features, a multiple of 8, so that three matrices weigh what an MLP's two do.
+    hidden features, a multiple of 8: three matrices then have as many numbers as an MLP's two.
+
+    Args:
+        dim: features of a token, D.
+        bias: of both linear maps.
     """
 
     def __init__(self, dim: int, *, bias: bool = True):
@@ -53,14 +59,16 @@ class ISTA(nn.Module):
     """One step of iterative shrinkage-thresholding on a square dictionary (CRATE; book (7.3.6)).
 
     ReLU(u + η(Dᵀu − DᵀDu) − ηλ) for a token u as a column. The threshold is subtracted, as in the
-    official code (Ma-Lab/CRATE 674408f); the book prints a plus sign. There it takes three
-    products with T tokens. Here it takes one, u (Dᵀ − DᵀD). Without gradients, where the tokens are
-    too few to pay for DᵀD, it takes two, Dᵀ(u − Du). Both are exact, and differ by rounding only;
-    but rounding may carry an entry over the ReLU's edge, where the gradient jumps, so that training
-    has the same form however a batch is packed or split.
+    official code (Ma-Lab/CRATE 674408f); the book prints a plus sign. The official code takes three
+    products with T tokens. Here it is one, u (Dᵀ − DᵀD). Without gradients, if the tokens are too
+    few to pay for DᵀD, it is two, Dᵀ(u − Du). Both are exact, and differ by rounding only. But
+    rounding may move an entry over the ReLU's edge, where the gradient jumps: training always uses
+    the first form, however a batch is packed or split.
 
     Args:
-        eta: step size η > 0. lmbda: sparsity λ >= 0. Both fixed, 0.1 as published.
+        dim: features of a token, D.
+        eta: step size η > 0, fixed; 0.1 as published.
+        lmbda: sparsity λ >= 0, fixed; 0.1 as published.
 
     Raises:
         ValueError: eta or lmbda out of range.
@@ -79,7 +87,7 @@ class ISTA(nn.Module):
         return torch.add(tokens, step_TD, alpha=self.eta).sub_(self.eta * self.lmbda).relu_()
 
     def _step(self, tokens_TD: Tensor) -> Tensor:
-        """Dᵀ(u − Du) for each row u.
+        """Returns Dᵀ(u − Du) for each row u.
 
         In an exported graph the number of tokens is unknown and DᵀD is a constant to fold.
         """
@@ -95,14 +103,16 @@ class ODL(nn.Module):
 
     `steps` proximal gradient steps from z = 0 on ½‖x − Dz‖² + λ Σ z, z >= 0, for a token x as a
     column, z ← ReLU(z − ηDᵀ(Dz − x) − ηλ), then a decoding. The book decodes with D itself, the
-    official code (CRATE-alpha edbd624) with a dictionary D₁ of its own, while D and Dᵀ stay tied in
-    the steps. Names and initial values are those of its JAX form.
+    official code (CRATE-alpha edbd624) with a second dictionary D₁, while D and Dᵀ stay tied in the
+    steps. Names and initial values are those of its JAX form.
 
     Args:
+        dim: features of a token, D.
         ratio: atoms per feature, >= 1.
         steps: proximal steps, >= 1. Published: 2.
-        eta: step size η > 0. lmbda: sparsity λ >= 0. Both fixed, 0.1 as published.
-        decoupled: decode with a dictionary of its own, `D1`; otherwise with D.
+        eta: step size η > 0, fixed; 0.1 as published.
+        lmbda: sparsity λ >= 0, fixed; 0.1 as published.
+        decoupled: decode with a second dictionary, `D1`; otherwise with D.
 
     Raises:
         ValueError: ratio, steps, eta or lmbda out of range.
@@ -140,7 +150,7 @@ class ODL(nn.Module):
         return F.linear(codes_TM, self.D if self.D1 is None else self.D1)
 
     def _descend(self, residual_TD: Tensor) -> Tensor:
-        """ηDᵀr − ηλ for each row r, in one pass over the codes."""
+        """Returns ηDᵀr − ηλ for each row r, in one pass over the codes."""
         threshold_M = residual_TD.new_full(self.D.shape[1:], -self.eta * self.lmbda)
         return F.linear(self.eta * residual_TD, self.D.t(), threshold_M)
 

@@ -27,21 +27,23 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 class TSSA(Attention):
     """Token statistics self-attention (ToST, Wu et al. 2025, eq. 10; book 7.5.2).
 
-    No token is compared with another. Each belongs to the heads (subspaces) in shares Π, and its
-    projection on a head shrinks along the directions in which the head's tokens have a large
-    second moment: y = −w Π / (1 + d). See `tssa_function` for every step and for the fast forms.
-    Time and memory are linear in the number of tokens. Constants, parameters and the bias of the
-    `qkv` map are those of the official vision code (RobinWu218/ToST 071ea98), whose names `qkv`,
-    `temp`, `to_out.0` are here `qkv`, `temp`, `proj`. The published counts (5,769,328 parameters
-    for ToST-T) include that bias.
+    Tokens are not compared with each other. Each belongs to the heads (subspaces) in shares Π, and
+    its projection on a head shrinks along the directions in which the head's tokens have a large
+    second moment: y = −w Π / (1 + d). See `tssa_cpu` for every step and for the fast forms. Time
+    and memory are linear in the number of tokens. Constants, parameters and the bias of the `qkv`
+    map are those of the official vision code (RobinWu218/ToST 071ea98), whose names `qkv`, `temp`,
+    `to_out.0` are here `qkv`, `temp`, `proj`. The published counts (5,769,328 parameters for
+    ToST-T) include that bias.
 
     Statistics are float32 at least, also under autocast; outputs have the dtype of the projections.
     Gradients can be taken once, not twice. Under `torch.compile` and `torch.export` the formula is
-    handed over as it stands.
+    traced as written.
 
     Args:
-        bias: of both linear maps; the language code has none.
-        qkv_bias: where `bias` is set, of the `qkv` map. Without it w = x U, as in the paper.
+        dim: features of a token, D.
+        heads: number of heads, h.
+        bias: biases of both linear maps; the language code has none.
+        qkv_bias: bias of the `qkv` map, if `bias` is set. Without it w = x U, as in the paper.
     """
 
     no_decay: ClassVar[tuple[str, ...]] = ("temp",)
@@ -59,7 +61,7 @@ class TSSA(Attention):
         if torch.compiler.is_compiling():
             return token_statistics_formula(projected, self.temp)
         if projected.is_cuda and projected.dtype != torch.float64 and HAS_TRITON:
-            # Here, since Triton is slow to import and no one else needs it.
+            # lazy import: Triton is slow to import
             from vitrail.backbones.operators.tssa_triton import FusedTokenStatistics
 
             return FusedTokenStatistics.apply(projected, self.temp)
@@ -69,7 +71,7 @@ class TSSA(Attention):
         return self.proj(mixed)
 
     def maps(self, projected: Float[Tensor, "B N K"]) -> Float[Tensor, "B h N"]:
-        """The memberships Π: each token's shares in the heads, >= 0, their sum over heads 1.
+        """Returns memberships Π: each token's shares in the heads, >= 0, with sum 1 over the heads.
 
         There are no weights from token to token.
         """
@@ -87,16 +89,20 @@ class CausalTSSA(TSSA):
 
     Official language code (RobinWu218/ToST 071ea98): Π_t = softmax over heads of
     τ Σ_c (w_tc² / max(Σ_{s<=t} w_sc², 1e-12) + bias_t), d_t = Σ_{s<=t} Π_s w_s² / (Σ_{s<=t} Π_s +
-    1e-8), y_t = −w_t Π_t / (1 + d_t). The floor is on the squared norm, 1e-12, where the vision
-    code has it on the norm.
+    1e-8), y_t = −w_t Π_t / (1 + d_t). The floor of 1e-12 is on the squared norm; in the vision
+    code it is on the norm.
 
-    What a token receives does not depend on the values of later tokens in a single bit. The running
-    sums are float32 at least, also under autocast. `maps` are the memberships Π_t of all tokens t,
-    each among the tokens up to t.
+    The result for a token does not depend on later tokens in a single bit. The running sums are
+    float32 at least, also under autocast. `maps` are the memberships Π_t of all tokens t, each
+    among the tokens up to t.
 
     Args:
-        bias, qkv_bias: as in `TSSA`; the published language models have neither.
-        context: the longest sequence, since `denom_bias` is learned for every position.
+        dim: features of a token, D.
+        heads: number of heads, h.
+        bias: as in `TSSA`; the published language models have none.
+        qkv_bias: as in `TSSA`; the published language models have none.
+        context: length of the longest sequence in tokens: `denom_bias` is learned for every
+            position.
 
     Raises:
         ValueError: a sequence is longer than `context`.
@@ -133,7 +139,7 @@ class CausalTSSA(TSSA):
         return projected_BND.to(dtype).unflatten(-1, (self.heads, -1))
 
     def _shares(self, squares_BNhp: Tensor) -> Tensor:
-        """Π [B N h]."""
+        """Returns Π [B N h]."""
         _, n_tokens, _, p = squares_BNhp.shape
         if n_tokens > self.context:
             raise ValueError(
@@ -142,6 +148,6 @@ class CausalTSSA(TSSA):
             )
         running_BNhp = squares_BNhp.cumsum(1).clamp(min=NORM_FLOOR)
         share_BNh = (squares_BNhp / running_BNhp).sum(-1)
-        # The bias is added to every one of the p terms of the sum.
+        # p times: the bias is added to each of the p terms of the sum
         bias_Nh = p * self.denom_bias[:, :n_tokens, 0].T.to(share_BNh.dtype)
         return ((share_BNh + bias_Nh) * self.temp[:, 0].to(share_BNh.dtype)).softmax(-1)

@@ -13,10 +13,10 @@ For the projections w_n of an image's tokens, channel c belonging to head k:
 ToST (Wu et al. 2025), eq. 10 and TSSA; constants of the official code (RobinWu218/ToST 071ea98).
 
 `TokenStatistics` computes it in five element-wise passes and three sums, and its gradient in eleven
-and three. It keeps w, Π, r and numbers of channels for the backward step. On CPU it works on tiles
-that stay in cache: some images at a time where they are small, some tokens where they are large.
-Products of skinny matrices were tried for the sums and were slower than these passes. So there is
-no operation here that autocast would take to half precision, and no TF32.
+and three. It saves w, Π, r and one number for each channel for the backward step. On CPU it works
+on tiles that stay in cache: some images at a time if they are small, some tokens if they are large.
+The sums as products of skinny matrices were measured, and were slower than these passes. So no
+operation here is one that autocast would run in half precision, and there is no TF32.
 
 Backward, for the gradient G of y:
 
@@ -48,14 +48,14 @@ TILE = 2**19
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """At least float32: the constants 1e-12 and 1e-8 are zero in half precision."""
+    """Returns float32 at least: the constants 1e-12 and 1e-8 are zero in half precision."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def memberships(
     projected: Float[Tensor, "B N D"], temp: Float[Tensor, "h 1"]
 ) -> Float[Tensor, "B h N"]:
-    """Π: how far each token belongs to each head. Sums to 1 over the heads, at least float32."""
+    """Returns Π, each token's shares in the heads, which sum to 1; at least float32."""
     x_BNhp = projected.to(statistics_dtype(projected.dtype)).unflatten(-1, (len(temp), -1))
     squares_BNhp = x_BNhp.square()
     share_BNhp = squares_BNhp / squares_BNhp.sum(1, keepdim=True).clamp(min=NORM_FLOOR**2)
@@ -65,7 +65,7 @@ def memberships(
 def token_statistics_formula(
     projected: Float[Tensor, "B N D"], temp: Float[Tensor, "h 1"]
 ) -> Float[Tensor, "B N D"]:
-    """The formula as it stands, for a compiler or an exporter to fuse and differentiate."""
+    """Computes the formula as written, for a compiler or an exporter to fuse and differentiate."""
     pi_BNh1 = memberships(projected, temp).mT.unsqueeze(-1)
     x_BNhp = projected.to(pi_BNh1.dtype).unflatten(-1, (len(temp), -1))
     share_BNh1 = pi_BNh1 / (pi_BNh1.sum(1, keepdim=True) + TOTAL_EPS)
@@ -74,7 +74,7 @@ def token_statistics_formula(
 
 
 class TokenStatistics(torch.autograd.Function):
-    """The same with a derived backward step. Differentiable once.
+    """The formula with a derived backward step. Differentiable once.
 
     `apply(projected [B N D], temp [h 1]) -> [B N D]`; float16, bfloat16, float32 or float64.
     """
@@ -102,32 +102,32 @@ class TokenStatistics(torch.autograd.Function):
 
 
 def _image_tiles(x_BND: Tensor, temp: Tensor) -> tuple[Tensor, ...]:
-    """Some images at a time [b N h p]: as many as fit a tile, and one at least."""
+    """Splits into tiles of images [b N h p]: as many as fit a tile, at least one."""
     images = max(1, _tile_size(x_BND) // max(1, x_BND.shape[1] * x_BND.shape[2]))
     return x_BND.unflatten(-1, (len(temp), -1)).split(images)
 
 
 def _token_step(x_bNhp: Tensor) -> int:
-    """Tokens of a tile."""
+    """Returns the number of tokens of a tile."""
     return max(1, _tile_size(x_bNhp) // max(1, x_bNhp[:, 0].numel()))
 
 
 def _tile_size(x: Tensor) -> int:
-    # A GPU gains nothing from tiles: all at once.
+    # all at once on a GPU, which gains nothing from tiles
     return TILE if x.device.type == "cpu" else max(1, x.numel())
 
 
 class _Tiles:
-    """`make` of the tiles of some tensors, to be iterated more than once.
+    """The results of `make` for the tiles of some tensors, which can be iterated more than once.
 
-    One tile is kept, since the cache holds it. More are made anew each time, which costs less than
-    to write all of them to memory and to read them back.
+    A single tile is stored, since it stays in cache. Several tiles are computed anew each time,
+    which costs less than writing all of them to memory and reading them back.
     """
 
     def __init__(self, make: Callable[..., Tensor], *sources: "Sequence[Tensor] | _Tiles"):
         self._make = make
         self._sources = sources
-        self._kept: list[Tensor] = []
+        self._stored: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self._sources[0])
@@ -136,8 +136,8 @@ class _Tiles:
         made = map(self._make, *self._sources)
         if len(self) > 1:
             return made
-        self._kept = self._kept or list(made)
-        return iter(self._kept)
+        self._stored = self._stored or list(made)
+        return iter(self._stored)
 
 
 def _forward(w_bNhp: Tensor, out_bNhp: Tensor, temp: Tensor) -> tuple[Tensor, ...]:
@@ -199,10 +199,10 @@ def _backward(
 
 
 def _over_tokens(tiles_bnhp: Iterable[Tensor]) -> Tensor:
-    """Sum over the tokens of all tiles: [b 1 h p]."""
+    """Sums over the tokens of all tiles: [b 1 h p]."""
     return reduce(Tensor.add_, [x.sum(1, keepdim=True) for x in tiles_bnhp])
 
 
 def _over_channels(tiles_bnhp: Iterable[Tensor]) -> Tensor:
-    """Sum over the channels of each head: [b h N], contiguous for a fast softmax over heads."""
+    """Sums over the channels of each head: [b h N], contiguous for a fast softmax over heads."""
     return torch.cat([x.sum(-1).mT for x in tiles_bnhp], -1).contiguous()

@@ -1,12 +1,13 @@
-"""Token statistics self-attention on CUDA: `tssa_function.TokenStatistics` as eight kernels.
+"""Token statistics self-attention on CUDA: `tssa_cpu.TokenStatistics` as eight kernels.
 
-Each program has one head of one image and a run of its tokens ("split"), and walks over them in
-tiles of tokens × channels. A sum over all tokens is left in one part a split, which the next kernel
-adds up: no atomics, so the same input gives the same output. Where there are fewer programs than a
-GPU has room for, runs are shorter. Loads are of the input's dtype, everything else is float32.
+Each program has one head of one image and a run of its tokens ("split"), and iterates over them in
+tiles of tokens × channels. A sum over all tokens is stored as one part for each split, and the next
+kernel adds up the parts: no atomics, so the same input gives the same output. If programs are fewer
+than a GPU can run at once, runs are shorter. Loads are of the input's dtype, everything else is
+float32.
 
 Forward: squares -> scores -> memberships and their moments -> outputs. Backward: products ->
-gradients of Π -> of scores -> of the input. Symbols as in `tssa_function`.
+gradients of Π -> of scores -> of the input. Symbols as in `tssa_cpu`.
 
 The kernels run on CPU, slowly, when TRITON_INTERPRET=1 is set before Triton is imported; that is
 how they are tested without a GPU.
@@ -30,7 +31,7 @@ PROGRAMS = 512  # about four for each multiprocessor of an H100
 TILE = 4096  # elements, 32 a thread with four warps
 MAX_SPLITS = 64
 
-# Read by kernels; Triton takes only globals that are constants of its own.
+# constexpr, because kernels may only read such globals
 FLOOR = tl.constexpr(NORM_FLOOR**2)
 EPS = tl.constexpr(TOTAL_EPS)
 
@@ -38,7 +39,7 @@ EPS = tl.constexpr(TOTAL_EPS)
 @triton.jit
 @no_type_check
 def _tile(base, pair, rows, columns, N, H, P):
-    """Where the tile of a head lies in [B N D], and which of it exists."""
+    """Returns offsets of a head's tile in [B N D], and a mask of its valid elements."""
     image = (pair // H).to(tl.int64) * N * H * P
     at = base + image + (pair % H) * P + rows[:, None] * (H * P) + columns[None, :]
     return at, (rows < N)[:, None] & (columns < P)[None, :]
@@ -47,7 +48,7 @@ def _tile(base, pair, rows, columns, N, H, P):
 @triton.jit
 @no_type_check
 def _added_up(parts, pair, columns, P, S):
-    """The sum over splits of [B h S p], for one head."""
+    """Returns the sum over splits of [B h S p], for one head."""
     total = tl.zeros_like(columns).to(tl.float32)
     for s in range(S):
         total += tl.load(parts + (pair * S + s) * P + columns, mask=columns < P, other=0.0)
@@ -293,7 +294,7 @@ class FusedTokenStatistics(torch.autograd.Function):
 
 
 def _plan(w_BND: Tensor, heads: int) -> tuple[Any, tuple[int, int], dict[str, int]]:
-    """A maker of float32 buffers [B ...], the grid of programs, and the kernels' sizes."""
+    """Returns a maker of float32 buffers [B ...], the grid of programs, and the kernels' sizes."""
     images, n_tokens, dim = w_BND.shape
     p = dim // heads
     block_p = max(16, triton.next_power_of_2(p))

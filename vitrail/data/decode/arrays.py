@@ -14,11 +14,11 @@ from torch import Tensor
 
 from vitrail.data.decode.image import (
     UnusablePixelsError,
+    as_bad_sample,
     check_pixels,
     check_status,
     from_pil,
     open_image,
-    told_plainly,
 )
 from vitrail.data.decode.pixels import (
     ADAPTABLE,
@@ -33,17 +33,15 @@ from vitrail.data.decode.pixels import (
 )
 from vitrail.data.decode.tiff import ORIENTATION, check_tifffile, read_tiff
 
-Array = np.ndarray
-
 NPY_SUFFIX = ".npy"
 TIFF_SUFFIXES = (".tif", ".tiff")
 PNG_COLOUR = ("RGB", "RGBA")  # of which Pillow keeps the high byte when they have 16 bits
-PNG_DEPTH = 24  # where a PNG has its bits a value
+PNG_DEPTH = 24  # offset in a PNG file of the byte that gives the bits of a value
 CHANNELS = ("L", "LA", "RGB", "RGBA", "CMYK")  # Pillow's modes whose bands are channels
 
 
 def needs_arrays(path: Path | str, channels: int, bits: Bits) -> bool:
-    """Whether `decode_array_file` is to read an image, not `decode.decode_file`."""
+    """Returns True for an image that `decode_array_file` has to read, not `image.decode_file`."""
     return bits == 16 or channels not in ADAPTABLE or str(path).lower().endswith(NPY_SUFFIX)
 
 
@@ -52,22 +50,24 @@ def decode_array_file(
 ) -> UInt8[Tensor, "{channels} H W"] | UInt16[Tensor, "{channels} H W"]:
     """Decodes an image file of whole numbers to uint8 (bits 8) or uint16 (bits 16).
 
-    By its suffix: `.npy` holds H x W, H x W x C or C x H x W; `.tif` and `.tiff` are read by
-    tifffile, channels as samples of a pixel or as pages, unless they have 8 bits and 1 or 3
-    channels are asked for; everything else, and those, by Pillow, 16-bit colour PNG by torchvision.
+    The suffix decides how: `.npy` holds H x W, H x W x C or C x H x W; tifffile reads `.tif` and
+    `.tiff`, channels as samples of a pixel or as pages, unless they have 8 bits and `channels` is 1
+    or 3; Pillow reads those and everything else, but torchvision 16-bit colour PNG.
     8 bits become 16 as x 257, and 16 become 8 by rounding: the largest number stands for 1.
-    Grey becomes RGB and RGB grey where asked; any other count must be the file's own. In TIFF and
-    PNG, alpha is laid over white for 1 or 3 channels, and is a channel for more.
+    Grey becomes RGB, or RGB grey, to fit `channels`; any other count must be the file's own. In
+    TIFF and PNG, alpha is laid over white for 1 or 3 channels, and is a channel for more.
 
     Args:
-        channels: of the result. It also tells which axis of a `.npy` holds them.
-        id: what messages call it; the path where not given.
+        path: of the file.
+        channels: of the result; the axis of a `.npy` that has this length holds them.
+        bits: of the result, 8 or 16.
+        id: the sample's name in messages; the path by default.
 
     Raises:
-        BadSampleError: of another channel count, of floats or other numbers, an array whose axes
-            cannot be told, more than MAX_PIXELS, damaged, ...
+        BadSampleError: another channel count, floats or other numbers, an array whose channel axis
+            is ambiguous, more than MAX_PIXELS, damage, ...
         OSError, MemoryError: the machine failed.
-        ValueError: tifffile is needed and not installed (`check_readers` tells earlier).
+        ValueError: tifffile is needed and not installed (`check_readers` finds that earlier).
     """
     called = str(path) if id is None else id
     name = str(path).lower()
@@ -75,7 +75,7 @@ def decode_array_file(
     if is_tiff:
         check_readers([name], channels, bits)
     if is_npy or is_tiff:
-        with told_plainly(called, str(path)):
+        with as_bad_sample(called, str(path)):
             check_status(path)
             read = _read_npy(path, channels) if is_npy else read_tiff(path, channels)
             if read is not None:
@@ -86,19 +86,19 @@ def decode_array_file(
 
 
 def check_readers(paths: Collection[str], channels: int, bits: Bits) -> None:
-    """ValueError where one of the files needs a package that is not installed."""
+    """Raises ValueError if one of the files needs a package that is not installed."""
     if any(p.lower().endswith(TIFF_SUFFIXES) and needs_arrays(p, channels, bits) for p in paths):
         check_tifffile()
 
 
-def _read_npy(path: Path | str, channels: int) -> Array:
-    # Mapped, so that of a file that is not to be used no pixel is read.
+def _read_npy(path: Path | str, channels: int) -> np.ndarray:
+    # Mapped: no pixel of an unusable file is read.
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         if "pickle" not in str(error):
             raise
-        # NumPy's advice on what it takes for a pickle is to open it.
+        # NumPy's own message advises to unpickle the file.
         raise UnusablePixelsError("it is not a .npy file, or holds objects") from error
     if not isinstance(array, np.ndarray):
         raise UnusablePixelsError("it is a .npz archive under the name of a .npy file")
@@ -120,8 +120,8 @@ def _read_npy(path: Path | str, channels: int) -> Array:
     return pixels_CHW
 
 
-def _of_picture(image: Image.Image, path: Path | str, channels: int) -> Array:
-    """What Pillow reads, and 16 bits of what it would cut to 8."""
+def _of_picture(image: Image.Image, path: Path | str, channels: int) -> np.ndarray:
+    """Returns the pixels [C, H, W] of an opened file, with 16 bits where Pillow would cut to 8."""
     if image.mode in PNG_COLOUR and image.format == "PNG" and _png_depth(path) == 16:
         pixels_CHW = _read_png16(path)
         if channels in ADAPTABLE and len(pixels_CHW) == 4:
@@ -145,8 +145,8 @@ def _png_depth(path: Path | str) -> int:
         return file.read(PNG_DEPTH + 1)[PNG_DEPTH]
 
 
-def _read_png16(path: Path | str) -> Array:
-    from torchvision.io import ImageReadMode, decode_png  # only here: it is slow to import
+def _read_png16(path: Path | str) -> np.ndarray:
+    from torchvision.io import ImageReadMode, decode_png  # lazy import: torchvision is slow
 
     data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
     return decode_png(data, ImageReadMode.UNCHANGED).numpy()

@@ -16,7 +16,13 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".og
 
 
 class Frame(NamedTuple):
-    """id: a file's name, or FILE#NUMBER from 1; duration: as the file says, in ms, or None."""
+    """One frame of a moving picture.
+
+    Attributes:
+        id: a file's name, or FILE#NUMBER, counted from 1.
+        image: uint8.
+        duration: in ms, as the file has it, or None.
+    """
 
     id: str
     image: UInt8[Tensor, "C H W"]
@@ -24,13 +30,17 @@ class Frame(NamedTuple):
 
 
 class Frames:
-    """Frames in order, decoded as they are asked for. What cannot be used is skipped, and named.
+    """Frames in order, decoded on demand; unusable ones are skipped and listed in `bad`.
 
     A folder's images are ordered by the numbers in their names (2 before 10); its subfolders are
-    not looked at. After a damaged frame of an animated file nothing more of it can be read.
+    left out. After a damaged frame of an animated file the rest of it cannot be read.
 
     Args:
-        path: a folder or a file. channels: of every frame, 1 or 3.
+        path: a folder or a file.
+        channels: of every frame, 1 or 3.
+
+    Attributes:
+        bad: (id, reason) of each unusable frame of the latest pass.
 
     Raises:
         ValueError: no such file or folder, no images in it, or a video, which needs a decoder.
@@ -39,7 +49,7 @@ class Frames:
     def __init__(self, path: str | Path, channels: int):
         self.path = Path(path).expanduser()
         self.channels = channels
-        self.bad: list[tuple[str, str]] = []  # (id, reason), of the latest pass
+        self.bad: list[tuple[str, str]] = []
         if self.path.suffix.lower() in VIDEOS and not self.path.is_dir():
             raise ValueError(
                 f"frames: {self.path} is a video, and there is no decoder for it here; write its "
@@ -73,7 +83,7 @@ class Frames:
                 while _seek(file, number):
                     number += 1
                     check_pixels(file)
-                    # A copy: what is done to one frame must not reach the next.
+                    # A copy: changing one frame must not change the next.
                     image = from_pil(file.copy(), self.channels)
                     yield Frame(f"{self.path.name}#{number}", image, file.info.get("duration"))
         except BadSampleError as error:
@@ -82,7 +92,7 @@ class Frames:
 
 
 def _seek(file: Image.Image, number: int) -> bool:
-    """Whether there is such a frame. A still image has one."""
+    """Goes to a frame, from 0; returns False if there is none. A still image has one."""
     try:
         file.seek(number)
     except EOFError:
@@ -99,6 +109,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _by_number(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """Digits compare as numbers: frame2 is before frame10."""
+    """Returns a sorting key in which digits compare as numbers: frame2 is before frame10."""
     parts = re.split(r"([0-9]+)", path.name)
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], path.name

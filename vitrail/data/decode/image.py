@@ -1,8 +1,8 @@
-"""Image files to uint8 tensors, and the guard in front: whatever is wrong with a file is named.
+"""Image files to uint8 tensors; every fault of a file becomes a BadSampleError with the reason.
 
-Pillow opens them all: it reads headers, EXIF and what is damaged. The pixels of a plain JPEG come
-from simplejpeg where that is installed, in less time (benchmarks/decode.py) and to the bit the same
-(`fast_jpeg.py`). They stay interleaved, as decoders write them and torch's resize reads them: the
+Pillow opens them all: it reads headers, EXIF and damaged files. simplejpeg decodes the pixels of a
+plain JPEG if it is installed, in less time (benchmarks/decode.py) and with the same bits
+(`jpeg.py`). They stay interleaved, as decoders write them and torch's resize reads them: the
 tensors have the shape [C, H, W] and the memory of [H, W, C].
 """
 
@@ -27,49 +27,49 @@ from vitrail.data.decode.jpeg import decode_whole
 
 logger = logging.getLogger(__name__)
 
-# Pillow's own line between plain and suspicious: 268 MB once decoded to RGB. Photographs stay below
-# (a 61-megapixel full-frame camera is at two thirds); a 30,000 x 30,000 bomb is ten times above.
+# Pillow's own limit for suspicious files: 268 MB once decoded to RGB. Photographs stay below (a
+# 61-megapixel full-frame camera is at two thirds); a 30,000 x 30,000 bomb is ten times above.
 MAX_PIXELS = 89_478_485
 
-# Only these decoders are ever given a file, whatever its name says.
+# Only these decoders ever get a file, whatever its name.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of such files
 
-
-# The machine's fault, not the file's: a failing disk or network, too many open files, no memory.
+# Faults of the machine, not of the file: a failing disk or network, too many open files, no memory.
 # They pass, and a quarantine does not.
 MACHINE_ERRNOS = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-# Decoders that can leave out what would be averaged away. MPO: several JPEGs, of a camera or phone.
+# Decoders that can decode at a reduced size. MPO: several JPEGs, of a camera or phone.
 _SCALABLE = ("JPEG", "MPO")
 
-_MODES = {1: "L", 3: "RGB"}  # of so many channels
+_MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 
 _EMPTY = "the file is empty"
-
 
 File = io.BufferedReader | io.BytesIO
 
 
 class UnusablePixelsError(ValueError):
-    """An image that is whole, but not to be used; the message is the reason in plain words."""
+    """An intact image that cannot be used; the message is the reason in plain words."""
 
 
 def decode_file(
     path: Path | str, channels: int, id: str | None = None, detail: Detail | None = None
 ) -> UInt8[Tensor, "{channels} H W"]:
-    """Decodes an image file, as `from_pil` describes. Of several frames the first is taken.
+    """Decodes an image file as `from_pil` does; of several frames, the first.
 
     Args:
-        id: what messages call it; the path where not given.
-        detail: what will be looked at. A JPEG that has more comes smaller: its sides are divided by
-            2, 4 or 8 and rounded up. Other formats come whole.
+        path: of the file.
+        channels: of the result, 1 or 3.
+        id: the sample's name in messages; the path by default.
+        detail: the detail that will be used. A JPEG with more is decoded smaller: its sides are
+            divided by 2, 4 or 8 and rounded up. Other formats are decoded whole.
 
     Raises:
         BadSampleError, OSError, MemoryError: as `open_image`.
     """
-    with told_plainly(str(path) if id is None else id, str(path)):
+    with as_bad_sample(str(path) if id is None else id, str(path)):
         check_status(path)
         with open(path, "rb") as file:
             return _decode(file, channels, detail)
@@ -80,10 +80,16 @@ def decode_bytes(
 ) -> UInt8[Tensor, "{channels} H W"]:
     """Decodes an image file that is in memory; the pixels are those of `decode_file`.
 
+    Args:
+        data: the file's bytes.
+        channels: of the result, 1 or 3.
+        id: the sample's name in messages.
+        detail: as in `decode_file`.
+
     Raises:
         BadSampleError, MemoryError: as `open_image`.
     """
-    with told_plainly(id, id):
+    with as_bad_sample(id, id):
         if not len(data):
             raise UnusablePixelsError(_EMPTY)
         return _decode(io.BytesIO(data), channels, detail)
@@ -107,15 +113,15 @@ def _decode(file: File, channels: int, detail: Detail | None) -> Tensor:
 
 @contextmanager
 def open_image(path: Path | str, id: str) -> Iterator[Image.Image]:
-    """An image file, opened for what is done within; whatever that meets is told in plain words.
+    """Opens an image file; every fault within becomes a BadSampleError.
 
-    Of the pixels nothing is decoded yet: `check_pixels` comes before them.
+    No pixel is decoded yet: `check_pixels` comes before that.
 
     Raises:
         BadSampleError: with `id` and the reason.
-        OSError, MemoryError: the machine failed (MACHINE_ERRNOS); of the file nothing is known.
+        OSError, MemoryError: the machine failed (MACHINE_ERRNOS), which is no fault of the file.
     """
-    with told_plainly(id, str(path)):
+    with as_bad_sample(id, str(path)):
         check_status(path)
         with open(path, "rb") as file, _open(file) as image:
             yield image
@@ -124,14 +130,19 @@ def open_image(path: Path | str, id: str) -> Iterator[Image.Image]:
 @contextmanager
 def _open(file: File) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on files; what matters raises
+        warnings.simplefilter("ignore")  # Pillow's remarks on files; anything that matters raises
         with Image.open(file, formats=FORMATS) as image:
             yield image
 
 
 @contextmanager
-def told_plainly(id: str, where: str) -> Iterator[None]:
-    """What goes wrong within, as `open_image` raises it. where: named where the machine fails."""
+def as_bad_sample(id: str, where: str) -> Iterator[None]:
+    """Raises the errors within as `open_image` does.
+
+    Args:
+        id: the sample's name, for a BadSampleError.
+        where: the file's name, for an OSError.
+    """
     try:
         yield
         return
@@ -147,8 +158,8 @@ def told_plainly(id: str, where: str) -> Iterator[None]:
         reason = f"it has more pixels than the limit of {MAX_PIXELS:,}"
     except MemoryError:
         raise
-    # Pillow's decoders meet damaged bytes with whatever they trip over: OSError (without a number),
-    # SyntaxError, ValueError, struct.error, zlib.error, IndexError, ...
+    # Pillow's decoders raise anything on damaged bytes: OSError (without a number), SyntaxError,
+    # ValueError, struct.error, zlib.error, IndexError, ...
     except Exception as error:
         if isinstance(error, OSError) and error.errno in MACHINE_ERRNOS:
             raise OSError(error.errno, error.strerror, where) from error
@@ -157,19 +168,20 @@ def told_plainly(id: str, where: str) -> Iterator[None]:
 
 
 def from_pil(image: Image.Image, channels: int) -> UInt8[Tensor, "{channels} H W"]:
-    """A Pillow image as uint8 with 1 channel (luma) or 3 (RGB).
+    """Returns a Pillow image as uint8 with 1 channel (luma) or 3 (RGB).
 
-    Upright as its EXIF orientation says; transparency over white; 16-bit grey scaled to 8 bits
-    (of 16-bit colours Pillow has kept the high byte).
+    It is turned upright by its EXIF orientation; transparency is laid over white; 16-bit grey is
+    scaled to 8 bits (of 16-bit colours Pillow has dropped the low byte).
 
     Raises:
+        ValueError: other channels than 1 or 3.
         UnusablePixelsError: more than MAX_PIXELS, or floating-point or 32-bit pixels.
     """
     if channels not in _MODES:
         raise ValueError(f"channels is {channels}; image files give 1 (grey) or 3 (RGB)")
     check_pixels(image)
     image.load()
-    if _is_turned(image):  # asked first: Pillow copies an image that is upright
+    if _is_turned(image):  # checked first: Pillow would copy an upright image
         image = _turned(image)
     image, mode = _opaque(_eight_bits(image)), _MODES[channels]
     pixels = np.array(image if image.mode == mode else image.convert(mode))
@@ -177,18 +189,18 @@ def from_pil(image: Image.Image, channels: int) -> UInt8[Tensor, "{channels} H W
 
 
 def _is_plain_jpeg(image: Image.Image, channels: int) -> bool:
-    """Whether its pixels, once decoded, are those that are wanted."""
+    """Returns True if the pixels need no conversion once decoded."""
     wanted = image.mode == _MODES.get(channels)
     return image.format == "JPEG" and wanted and not _is_turned(image)
 
 
 def _is_turned(image: Image.Image) -> bool:
-    """Whether its EXIF orientation is other than upright."""
+    """Returns True if the EXIF orientation is other than upright."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except MemoryError:
         raise
-    except Exception:  # damaged metadata say nothing of the pixels
+    except Exception:  # damaged metadata do not make the pixels unusable
         logger.debug("its metadata are damaged and ignored", exc_info=True)
         return False
 
@@ -198,13 +210,13 @@ def _turned(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
-    except Exception:  # what is left of its metadata is damaged
+    except Exception:  # other metadata than the orientation are damaged
         logger.debug("its metadata are damaged and ignored", exc_info=True)
         return image
 
 
 def check_pixels(image: Image.Image) -> None:
-    """UnusablePixelsError where there are more than MAX_PIXELS, by what the header says."""
+    """Raises UnusablePixelsError if the header declares more than MAX_PIXELS."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UnusablePixelsError(
@@ -213,6 +225,7 @@ def check_pixels(image: Image.Image) -> None:
 
 
 def check_status(path: Path | str) -> None:
+    """Raises UnusablePixelsError unless it is a file with content."""
     status = os.stat(path)
     # Opening a pipe would wait for ever.
     if not stat.S_ISREG(status.st_mode):
@@ -222,7 +235,7 @@ def check_status(path: Path | str) -> None:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits, where Pillow's own convert would clip it. Others unchanged."""
+    """Returns 16-bit grey scaled to 8 bits, which Pillow's convert would clip; others unchanged."""
     if image.mode == "F":
         raise UnusablePixelsError(
             "its pixels are floating-point, of no agreed range; save it with 8 bits"
@@ -242,16 +255,20 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Over white where transparent: the colours of transparent pixels are garbage."""
+    """Returns the image over white where it is transparent."""
     if not image.has_transparency_data:
         return image
-    colours = image.convert("RGBA")
+    colours = image.convert("RGBA")  # the colours of transparent pixels are garbage
     white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, colours).convert("RGB")
 
 
 def decode_numbers(path: Path, id: str) -> UInt8[Tensor, "H W"]:
-    """The numbers in a PNG of palette or grey, which are not colours. BadSampleError if not one."""
+    """Returns the numbers in a PNG of palette or grey, such as a mask, which are not colours.
+
+    Raises:
+        BadSampleError: it is no such image.
+    """
     with open_image(path, f"{id} (its mask)") as image:
         check_pixels(image)
         if image.mode not in ("P", "L"):

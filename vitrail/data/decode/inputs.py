@@ -1,4 +1,4 @@
-"""What people hand to `Encoder.transform`, as batches of uint8 or uint16 images [C, H, W].
+"""Batches of uint8 or uint16 images [C, H, W] from the arguments of `Encoder.transform`.
 
 Shape legend: N images · C channels · H×W pixels.
 """
@@ -17,7 +17,7 @@ from vitrail.data.decode.arrays import decode_array_file, needs_arrays
 from vitrail.data.decode.image import UnusablePixelsError, decode_file, from_pil
 from vitrail.data.decode.pixels import channel_axis
 
-# A sequence's items are arrays, tensors, PIL images or paths; others are refused by name.
+# A sequence's items are arrays, tensors, PIL images or paths; any other is an error.
 ImagesLike = np.ndarray | Tensor | Sequence[object]
 
 CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGB with alpha
@@ -25,9 +25,14 @@ GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601 luma, as Pillow's conver
 
 
 def batches(images: ImagesLike, channels: int, batch_size: int) -> Iterator[list[Tensor]]:
-    """Lists of up to `batch_size` images [channels, H, W], decoded as they are asked for.
+    """Yields lists of up to `batch_size` images [channels, H, W], decoded on demand.
 
     They are uint8 or uint16, whose largest numbers stand for 1.
+
+    Args:
+        images: one array of them all, or a sequence of arrays, tensors, PIL images and paths.
+        channels: of the encoder; grey and RGB are converted into each other, alpha laid over white.
+        batch_size: at least 1.
 
     Raises:
         ValueError: a type, shape or range that is not images, or a file that cannot be read.
@@ -63,7 +68,7 @@ def _whole_numbers(array: Any, name: str) -> Tensor:
 
 
 def _channels_first(images: Tensor, channels: int) -> Tensor:
-    """[N, H, W], [N, H, W, C] or [N, C, H, W] -> [N, C, H, W]."""
+    """Returns [N, H, W], [N, H, W, C] or [N, C, H, W] as [N, C, H, W]."""
     if images.ndim == 3:
         return images[:, None]
     if images.ndim != 4:
@@ -75,7 +80,7 @@ def _channels_first(images: Tensor, channels: int) -> Tensor:
 
 
 def _axis(shape: Sequence[int], channels: int) -> int:
-    """Which of the first and the last of three axes (0 or 2) holds the channels."""
+    """Returns the axis of three that holds the channels, 0 or 2."""
     known = (channels, *CHANNEL_COUNTS)
     axis = channel_axis(shape, (channels,), known)
     if axis is not None:
@@ -89,7 +94,7 @@ def _axis(shape: Sequence[int], channels: int) -> int:
 
 
 def _one(image: Any, channels: int, name: str) -> Tensor:
-    """One image of a sequence as [channels, H, W]."""
+    """Returns one image of a sequence as [channels, H, W]."""
     if isinstance(image, (str, Path)):
         try:
             if needs_arrays(image, channels, 8):
@@ -119,7 +124,7 @@ def _one(image: Any, channels: int, name: str) -> Tensor:
 
 
 def _adapt(image: Tensor, channels: int, name: str) -> Tensor:
-    """Grey <-> RGB; alpha is laid over white, as for files."""
+    """Returns grey as RGB or RGB as grey, to fit `channels`; alpha is laid over white first."""
     count = image.shape[0]
     if count == channels:
         return image.contiguous()

@@ -1,7 +1,7 @@
-"""JPEGs by simplejpeg, where it is installed and gives the pixels of Pillow.
+"""JPEGs decoded by simplejpeg, if it is installed and gives the pixels of Pillow.
 
-Both are libjpeg-turbo, each of its own version. A run must not depend on which of the two is there:
-so a process compares them once, and takes Pillow where they differ.
+Both are libjpeg-turbo, each of its own version. A run must not depend on which of them is
+installed, so a process compares them once and uses Pillow if they differ.
 """
 
 import io
@@ -22,16 +22,20 @@ _COLORSPACES = {"RGB": "RGB", "L": "GRAY"}  # by Pillow's mode
 
 
 def decode_whole(data: bytes, mode: str) -> UInt8[Tensor, "C H W"] | None:
-    """The pixels of an intact JPEG whose own mode is "RGB" or "L", interleaved in memory.
+    """Returns the pixels of an intact JPEG, interleaved in memory, or None if Pillow has to decode.
 
-    None where Pillow is to decode it: it is damaged, or there is no decoder that agrees with it.
+    That is if the file is damaged, or there is no other decoder that agrees with Pillow.
+
+    Args:
+        data: the file's bytes.
+        mode: Pillow's mode of the file, "RGB" or "L".
     """
     decode = _decoder()
     if decode is None:
         return None
     try:
         pixels_HWC = decode(data, colorspace=_COLORSPACES[mode])
-    except ValueError:  # of all that is unusual, also of what Pillow forgives
+    except ValueError:  # raised for anything unusual, even what Pillow tolerates
         return None
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
 
@@ -49,7 +53,7 @@ def _decoder() -> Callable[..., Any] | None:
 
 
 def _samples() -> list[Image.Image]:
-    """Colours that change from pixel to pixel, in sizes that are no multiple of a JPEG's blocks."""
+    """Returns images that change from pixel to pixel, of sizes that are no multiple of a block."""
     y, x = np.mgrid[0:67, 0:101]
     waves = [127 + 120 * np.sin(x * a + y * b) for a, b in ((0.3, 0.1), (0.07, 0.9), (1.3, 1.7))]
     colours = Image.fromarray(np.stack(waves, axis=2).astype(np.uint8))

@@ -1,18 +1,18 @@
-"""An image that is a `.npy` file in memory.
+"""Images in `.npy` files that are in memory.
 
 Shape legend: C channels · H, W an image.
 """
 
 import io
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 from numpy.lib import format as npy
 from torch import Tensor
 
-from vitrail.data.decode.image import UnusablePixelsError, told_plainly
+from vitrail.data.decode.image import UnusablePixelsError, as_bad_sample
 from vitrail.data.decode.pixels import (
     as_image,
     channel_axis,
@@ -27,14 +27,20 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 def decode_npy(
     data: bytes, channels: int, bits: Literal[8, 16], id: str
 ) -> UInt8[Tensor, "{channels} H W"] | UInt16[Tensor, "{channels} H W"]:
-    """H x W, H x W x C or C x H x W whole numbers, as `array_pixels.as_image` makes them images.
+    """Decodes whole numbers of shape H x W, H x W x C or C x H x W, as `pixels.as_image`.
 
-    The header is believed only where the bytes are there; nothing is unpickled.
+    The header's shape must fit the number of bytes; nothing is unpickled.
+
+    Args:
+        data: the file's bytes.
+        channels: of the result.
+        bits: of the result.
+        id: the sample's name in messages.
 
     Raises:
         BadSampleError: another type, shape or channel count, or damaged.
     """
-    with told_plainly(id, id):
+    with as_bad_sample(id, id):
         array, offset = read_header(data)
         check_numbers(array.dtype)
         shape = (1, *array.shape) if len(array.shape) == 2 else array.shape
@@ -53,15 +59,16 @@ def decode_npy(
         return as_image(pixels_CHW, channels, bits)
 
 
-class Header:
-    """What a `.npy` file says of its array."""
+class Header(NamedTuple):
+    """The header of a `.npy` file: the array's shape, order in memory, and type."""
 
-    def __init__(self, shape: tuple[int, ...], fortran: bool, dtype: np.dtype):
-        self.shape, self.fortran, self.dtype = shape, fortran, dtype
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype
 
 
 def read_header(data: bytes) -> tuple[Header, int]:
-    """The header, and where the numbers start. ValueError where it is none."""
+    """Returns the header, and the offset of the numbers. Raises ValueError if it is none."""
     file = io.BytesIO(data)
     version = npy.read_magic(file)
     if version not in _HEADERS:
@@ -70,9 +77,10 @@ def read_header(data: bytes) -> tuple[Header, int]:
 
 
 def shape_of(data: bytes) -> tuple[int, Literal[8, 16]]:
-    """(channels, bits) of a `.npy` image as it stands: the smaller of the two axes it can be.
+    """Returns (channels, bits) of a `.npy` image; channels: the smaller of the two possible axes.
 
-    ValueError where it is no image.
+    Raises:
+        ValueError: it is no image.
     """
     header, _ = read_header(data)
     check_numbers(header.dtype)

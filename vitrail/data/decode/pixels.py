@@ -13,10 +13,9 @@ from torch import Tensor
 
 from vitrail.data.decode.image import MAX_PIXELS, UnusablePixelsError
 
-Array = np.ndarray
 Bits = Literal[8, 16]
 
-ADAPTABLE = (1, 3)  # grey becomes RGB and RGB grey; other counts stay what they are
+ADAPTABLE = (1, 3)  # channels that are converted into each other; other counts stay as they are
 LUMA = (19595, 38470, 7471)  # / 65536: ITU-R 601, as Pillow's convert("L")
 
 # EXIF's orientation: (transpose, flip top to bottom, flip left to right), in this order.
@@ -32,12 +31,17 @@ UPRIGHT = {
 
 
 def as_image(
-    pixels_CHW: Array, channels: int, bits: Bits
+    pixels_CHW: np.ndarray, channels: int, bits: Bits
 ) -> UInt8[Tensor, "{channels} H W"] | UInt16[Tensor, "{channels} H W"]:
-    """An array [C, H, W] of uint8 or uint16 with so many channels and bits, as its own copy.
+    """Returns a copy of an array [C, H, W] of uint8 or uint16, with other channels and bits.
+
+    Args:
+        pixels_CHW: uint8 or uint16.
+        channels: of the result; grey becomes RGB, or RGB grey, to fit it.
+        bits: of the result, 8 or 16.
 
     Raises:
-        UnusablePixelsError: other numbers, or a channel count that cannot become the one asked for.
+        UnusablePixelsError: other numbers, or a channel count that cannot be converted.
     """
     check_numbers(pixels_CHW.dtype)
     own = len(pixels_CHW)
@@ -61,7 +65,7 @@ def as_image(
 
 
 def check_numbers(dtype: np.dtype) -> None:
-    """UnusablePixelsError unless they are uint8 or uint16, in whatever byte order."""
+    """Raises UnusablePixelsError unless the type is uint8 or uint16, in any byte order."""
     if dtype.kind == "u" and dtype.itemsize <= 2:
         return
     if dtype.kind == "f":
@@ -73,9 +77,11 @@ def check_numbers(dtype: np.dtype) -> None:
 
 
 def channel_axis(shape: Sequence[int], *candidates: Collection[int]) -> int | None:
-    """Which of three axes holds the channels: 0 or 2, None where it cannot be told.
+    """Returns the axis of three that holds the channels, 0 or 2, or None if that is ambiguous.
 
-    candidates: counts that the channels may have, the likelier ones first.
+    Args:
+        shape: of three axes.
+        candidates: counts that the channels may have, the likelier ones first.
     """
     first, last = shape[0], shape[2]
     for counts in candidates:
@@ -87,25 +93,26 @@ def channel_axis(shape: Sequence[int], *candidates: Collection[int]) -> int | No
 
 
 def channel_counts(channels: int) -> tuple[tuple[int, ...], ...]:
-    """The candidates for `channel_axis` where so many channels are asked for."""
+    """Returns the candidates of `channel_axis` for a result of `channels` channels."""
     return ((channels,), ADAPTABLE) if channels in ADAPTABLE else ((channels,),)
 
 
 def check_size(height: int, width: int) -> None:
+    """Raises UnusablePixelsError for no pixels or more than MAX_PIXELS."""
     if not 0 < height * width <= MAX_PIXELS:
         limit = f"more than the limit of {MAX_PIXELS:,}" if height * width else "none"
         raise UnusablePixelsError(f"it has {width:,} x {height:,} pixels, {limit}")
 
 
-def _luma(pixels_3HW: Array) -> Array:
+def _luma(pixels_3HW: np.ndarray) -> np.ndarray:
     summed_HW = sum(
         plane.astype(np.uint32) * weight for plane, weight in zip(pixels_3HW, LUMA, strict=True)
     )
     return ((summed_HW + 32768) >> 16).astype(pixels_3HW.dtype)[None]
 
 
-def over_white(pixels_CHW: Array, premultiplied: bool) -> Array:
-    """The last channel is alpha: colours over white."""
+def over_white(pixels_CHW: np.ndarray, premultiplied: bool) -> np.ndarray:
+    """Returns the colours over white; the last channel is alpha."""
     top = np.iinfo(pixels_CHW.dtype).max
     colours_CHW, alpha_HW = pixels_CHW[:-1].astype(np.float64), pixels_CHW[-1] / top
     if not premultiplied:
@@ -114,7 +121,8 @@ def over_white(pixels_CHW: Array, premultiplied: bool) -> Array:
     return over_CHW.round().clip(0, top).astype(pixels_CHW.dtype)
 
 
-def upright(pixels_CHW: Array, orientation: Any) -> Array:
+def upright(pixels_CHW: np.ndarray, orientation: Any) -> np.ndarray:
+    """Returns the pixels turned upright, by EXIF's orientation; None or unknown: as they are."""
     transpose, vertically, horizontally = UPRIGHT.get(orientation, (False, False, False))
     if transpose:
         pixels_CHW = pixels_CHW.transpose(0, 2, 1)

@@ -19,14 +19,12 @@ from vitrail.data.decode.pixels import (
     upright,
 )
 
-Array = np.ndarray
-
 PALETTE, WHITE_IS_ZERO = 3, 0  # photometric interpretations
 ORIENTATION = 274  # the tag, in EXIF too
 
 
 def check_tifffile() -> None:
-    """ValueError where it is not installed."""
+    """Raises ValueError if tifffile is not installed."""
     try:
         import tifffile  # noqa: F401
     except ImportError as error:
@@ -36,20 +34,24 @@ def check_tifffile() -> None:
         ) from error
 
 
-def read_tiff(path: Path | str, channels: int) -> Array | None:
-    """The pixels [C, H, W] of a file as it has them; None for what Pillow reads as well.
+def read_tiff(path: Path | str, channels: int) -> np.ndarray | None:
+    """Returns the pixels [C, H, W] of a file unconverted, or None if Pillow can read it as well.
 
-    Pillow's are 8 bits (or fewer) of which 1 or 3 channels are asked for: palettes, YCbCr, CMYK.
+    Pillow reads files of up to 8 bits as 1 or 3 channels: palettes, YCbCr, CMYK.
+
+    Args:
+        path: of the file.
+        channels: wanted; it decides between samples and pages.
 
     Raises:
-        UnusablePixelsError: of other numbers than uint8 and uint16, or of no image's layout.
-        Exception: whatever tifffile trips over in a damaged file.
+        UnusablePixelsError: other numbers than uint8 and uint16, or not the layout of an image.
+        Exception: any that tifffile raises on a damaged file.
     """
     import tifffile
 
-    # Its remarks on files; what matters raises.
+    # Its remarks on files; anything that matters raises.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    # OME's metadata may name further files, anywhere; what is in this one can be told without.
+    # OME's metadata may refer to further files, anywhere; they are not needed for this one.
     with tifffile.TiffFile(path, is_ome=False) as file:
         page: Any = file.pages.first
         check_size(page.imagelength, page.imagewidth)
@@ -58,7 +60,7 @@ def read_tiff(path: Path | str, channels: int) -> Array | None:
         return _pixels(file, page, channels)
 
 
-def _pixels(file: Any, page: Any, channels: int) -> Array:
+def _pixels(file: Any, page: Any, channels: int) -> np.ndarray:
     if page.photometric == PALETTE:
         raise UnusablePixelsError("its pixels are numbers of a palette's colours, not channels")
     if page.bitspersample not in (8, 16):
@@ -66,7 +68,7 @@ def _pixels(file: Any, page: Any, channels: int) -> Array:
             f"it has {page.bitspersample} bits a value; save it with 8 or 16, as whole numbers"
         )
     check_numbers(page.dtype)
-    # Alpha included. Of what has more, however much, nothing is decoded.
+    # Alpha included. Nothing is decoded of a file that has more.
     if (samples := page.samplesperpixel) > max(channels, 4):
         raise UnusablePixelsError(f"it has {samples} channels, and {channels} are asked for")
     if page.axes == "YX":
@@ -85,10 +87,10 @@ def _pixels(file: Any, page: Any, channels: int) -> Array:
     return upright(pixels_CHW, None if orientation is None else orientation.value)
 
 
-def _pages(file: Any, page: Any, channels: int) -> Array:
-    """Pages as channels where there are as many, else the first, as of any file of frames."""
+def _pages(file: Any, page: Any, channels: int) -> np.ndarray:
+    """Returns the pages as channels if there are as many, else the first, as of any frames."""
     if file.is_shaped and len(file.series[0].shape) == 3:
-        # tifffile wrote an array, and its shape: H x W x C has become H pages of W x C.
+        # tifffile wrote an array with its shape: H x W x C became H pages of W x C.
         shape = file.series[0].shape
         axis = channel_axis(shape, (channels,))
         if axis == 2:

@@ -1,4 +1,4 @@
-"""The batches of a run: a pure function of the step, so that a run resumes from any of them.
+"""The batches of a run: a pure function of the step, so a run can resume at any step.
 
 Shape legend: G samples of the global batch · B of this rank's slice · V views · C channels · S side
 · H, W an image.
@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int, UInt8, UInt16
 from torch import Tensor
 
-from vitrail.data.contract import Batch, Source
-from vitrail.data.loading.cuda_stream import Ahead, to_device
+from vitrail.data.contract import Batch, Source, number_of
+from vitrail.data.loading.cuda_stream import ViewStream, to_device
 from vitrail.data.loading.order import Order, default_order
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.loading.reader import CHUNK, REDRAWS, Image, Reader, Request, Slice
@@ -21,7 +21,7 @@ from vitrail.data.views.apply import ViewsOfBatch
 from vitrail.data.views.plan import ViewPlan
 from vitrail.nn.random import Draws
 
-# Of one size together, and of mixed sizes.
+# Images of one size, and images of one size or of mixed sizes.
 Stack = UInt8[Tensor, "_ C H W"] | UInt16[Tensor, "_ C H W"]
 Images = list[Image] | Stack
 
@@ -29,13 +29,25 @@ Images = list[Image] | Stack
 class Loader:
     """Batches of one rank: rows [rank * G / world, (rank + 1) * G / world) of the global batch.
 
-    Sources in memory are one tensor on the device. Files are decoded ahead of time by `workers`
-    processes, or as they are needed with 0, and become views `CHUNK` at a time: the decoded images
-    of a whole slice are never held. A sample that cannot be read is quarantined and
-    replaced by a redrawn one, the same in every run. On CUDA, views are computed beside the step.
+    Sources in memory are one tensor on the device. Files are prefetched by `workers` processes, or
+    decoded on demand with 0, and become views `CHUNK` at a time: the decoded images of a whole
+    slice are never in memory together. A sample that cannot be read is quarantined and replaced by
+    a redrawn one, the same in every run. On CUDA, views are computed beside the step.
+
+    Args:
+        source: of the samples.
+        plan: of the views.
+        batch_size: G, the samples of the global batch.
+        seed: of the order and of the views.
+        device: where the views are computed.
+        rank: of this process, from 0.
+        world: number of processes that share the batch.
+        accumulate: number of accumulation slices that a rank's share is cut into.
+        workers: number of processes that decode; 0 decodes in this one.
+        quarantine: the list of bad samples.
 
     Attributes:
-        meter: of the time that steps wait, and why.
+        meter: measures the time that steps wait, and for what.
 
     Raises:
         ValueError: a batch size that does not divide among ranks and accumulation slices, or a
@@ -77,7 +89,7 @@ class Loader:
         self._seed = seed
         self._device = torch.device(device)
         self._workers = workers
-        self._ahead = Ahead(self._device)
+        self._stream = ViewStream(self._device)
         self.meter = Meter(self._device, workers)
         self._share = rank, world
         self._quarantine = quarantine
@@ -87,24 +99,27 @@ class Loader:
         self._starts = [(first + i) * self._slice_size for i in range(accumulate)]
 
     def steps(self, start: int, stop: int, order: Order | None = None) -> Iterator[list[Batch]]:
-        """One list of accumulation slices for every step in [start, stop).
+        """Yields a list of accumulation slices for every step in [start, stop).
 
         Args:
-            order: of the samples; where not given, every epoch is a random order of all.
+            start: the first step.
+            stop: the step after the last.
+            order: of the samples; by default every epoch is a random order of all.
         """
         order = order or self._order
         pixels = self._source.pixels()
         if pixels is not None:
             pixels = pixels.to(self._device)
-            self._ahead.follow()
+            self._stream.wait_for_current()
             return self._steps_in_memory(pixels, range(start, stop), order)
         return self._steps_of_files(range(start, stop), order)
 
     def every_image(self, block: int) -> Iterator[tuple[list[int], Images]]:
-        """This rank's share of all readable images, in order: (indices, images on the device).
+        """Yields this rank's share of all readable images, in order: (indices, images on device).
 
-        The source is dealt to the ranks in blocks of so many images, a multiple of CHUNK. Blocks of
-        files come in parts.
+        Args:
+            block: images that go to one rank together, a multiple of CHUNK; the ranks take blocks
+                by turns. A block of files comes in parts.
         """
         assert block % CHUNK == 0
         rank, world = self._share
@@ -138,11 +153,11 @@ class Loader:
             slices.close()
 
     def _made(self, parts: Iterable[Batch]) -> list[Batch]:
-        """A step's batches, made here: the device does so beside the step before."""
+        """Returns a step's batches, computed on the stream of views."""
         with self.meter.stalled():
-            with self._ahead.queue():
+            with self._stream.queue():
                 batches = list(parts)
-            self._ahead.hand_over(batches)
+            self._stream.join(batches)
         return batches
 
     def _requests(self, steps: range, order: Order) -> Iterator[Request]:
@@ -171,7 +186,7 @@ class Loader:
         return self._batch(made, torch.tensor(index), draws)
 
     def _read(self, draws: Draws, slices: Iterator[Slice], made: ViewsOfBatch) -> list[int]:
-        """Adds the views of one chunk, whose images are let go on return. Gives its indices."""
+        """Adds the views of one chunk of images and returns its indices."""
         with self.meter.waited():
             read = next(slices)
         self.meter.read(read.took)
@@ -201,7 +216,7 @@ class Loader:
         with self.meter.views():
             views = made.finish()
         labels = [self._source.label(i) for i in index.tolist()]
-        numbers = torch.tensor([-1 if label is None else label for label in labels])
+        numbers = torch.tensor([number_of(label) for label in labels])
         text = self._captions(index) if self._source.captioned else None
         there, label = to_device(torch.stack([index, numbers]), self._device).unbind()
         return Batch(views, there, label, draws, text)
@@ -212,14 +227,15 @@ class Loader:
 
 
 def _rows(pixels: Stack, index: Int[Tensor, " B"]) -> Stack:
-    """Some images. CUDA may know no index into uint16, so that its bits are those of int16."""
+    """Returns the images of these indices."""
+    # CUDA may lack indexing of uint16: the bits are taken as int16.
     if pixels.dtype == torch.uint16:
         return pixels.view(torch.int16)[index].view(torch.uint16)
     return pixels[index]
 
 
 def _chunks(n: int) -> list[range]:
-    """[0, n) in runs of CHUNK."""
+    """Returns [0, n) in runs of CHUNK."""
     return [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
 
 
@@ -227,16 +243,20 @@ def read_images(
     source: Source,
     quarantine: Quarantine,
     workers: int = 0,
-    some: list[range] | None = None,
+    rows: list[range] | None = None,
 ) -> Iterator[tuple[list[int], list[Image]]]:
-    """Every readable image once, in order, for evaluation: (indices, images on the CPU).
-
-    Bad samples are quarantined and left out. ValueError when they are too many.
+    """Yields every readable image once, in order, for evaluation: (indices, images on the CPU).
 
     Args:
-        some: the rows to read, at most CHUNK in a range; all where not given.
+        source: of the images.
+        quarantine: where bad samples are added; they are left out.
+        workers: number of processes that decode; 0 decodes in this one.
+        rows: the indices to read, at most CHUNK in a range; all by default.
+
+    Raises:
+        ValueError: too many samples are bad.
     """
-    chunks = [list(rows) for rows in (_chunks(len(source)) if some is None else some)]
+    chunks = [list(part) for part in (_chunks(len(source)) if rows is None else rows)]
     pixels = source.pixels()
     if pixels is not None:
         for chunk in chunks:

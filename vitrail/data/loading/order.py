@@ -14,11 +14,11 @@ from vitrail.nn.random import philox
 
 
 class Order(ABC):
-    """Abstract. Which samples a step sees."""
+    """The samples of each step; abstract."""
 
     @abstractmethod
     def indices(self, step: int) -> Int[Tensor, " G"]:
-        """The samples of the global batch, int64."""
+        """Returns the samples of a step's global batch, int64."""
 
 
 class SampleOrder(Order):
@@ -50,16 +50,19 @@ class SampleOrder(Order):
 
 
 class BlockOrder(Order):
-    """As SampleOrder, but samples of a block stay near each other: few blocks are read at a time.
+    """A SampleOrder in which samples of a block stay near each other: few blocks are read at once.
 
     Every epoch is a permutation of the blocks, cut into windows of `window` blocks, and in each
-    window a permutation of its samples. So a run reads from at most `window` blocks at a time, or
-    twice as many where a batch straddles two windows. With one window it is a SampleOrder.
+    window a permutation of its samples. A run reads from at most `window` blocks at a time, or
+    twice as many when a batch straddles two windows. With one window it is a SampleOrder.
     WebDataset and Hugging Face streams shuffle shards, then samples through a buffer; here the
-    buffer is the window, and any place of the stream is computed without what came before.
+    buffer is the window, and any place of the stream is computed without those before it.
 
     Args:
         blocks: runs that make up range(n), in any order; empty ones are left out.
+        batch_size: G, the samples of the global batch.
+        seed: of the permutations.
+        window: number of blocks that are shuffled together.
     """
 
     def __init__(self, blocks: Sequence[range], batch_size: int, seed: int, window: int = WINDOW):
@@ -77,7 +80,7 @@ class BlockOrder(Order):
         self._samples = lru_cache(maxsize=2)(self._draw_samples)
 
     def _draw_blocks(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The blocks of an epoch in order, and where in it each window ends."""
+        """Returns the blocks of an epoch in order, and where in it each window ends."""
         order = philox(self._seed, "block order", epoch).permutation(len(self._sizes))
         ends = np.cumsum(self._sizes[order])
         last = np.arange(self._window - 1, len(order) + self._window - 1, self._window)
@@ -107,7 +110,7 @@ class BlockOrder(Order):
 
 
 def default_order(source: Source, batch_size: int, seed: int) -> Order:
-    """Every epoch a random order of all samples; by blocks where the source has them."""
+    """Returns a random order of all samples in every epoch; by blocks if the source has any."""
     blocks = source.blocks()
     if blocks is None:
         return SampleOrder(len(source), batch_size, seed)
@@ -115,14 +118,16 @@ def default_order(source: Source, batch_size: int, seed: int) -> Order:
 
 
 def epoch_at(step: int, length: int, batch_size: int) -> tuple[int, range]:
-    """The epoch that a step is of, and all steps of that epoch: for epochs that do not overlap.
+    """Returns the epoch of a step, and all steps of that epoch, for epochs that do not overlap.
 
     A step belongs to the epoch of its first sample in the stream, (s * G) // length. So epochs are
-    whole steps, length / G of them on average; where that is below 1 each step is of an epoch of
-    its own, and the numbers between are left out.
+    whole steps, length / G of them on average; if that is below 1 each step is an epoch of its own,
+    and the numbers between are left out.
 
     Args:
+        step: s, from 0.
         length: of an epoch, in samples.
+        batch_size: G, the samples of the global batch.
     """
     epoch = step * batch_size // length
     first, stop = (-(-e * length // batch_size) for e in (epoch, epoch + 1))
@@ -133,14 +138,16 @@ class GroupOrder(Order):
     """One epoch in which every group is drawn equally often, whatever its size.
 
     Caron et al. 2018, section 3.3; `UnifLabelSampler` of facebookresearch/deepcluster at 2d1927e:
-    as many draws of each non-empty group, without replacement where the group has more samples than
-    that and with replacement where it has not, all shuffled. Departures: there, an epoch has n
-    samples and ends in a part of a batch; here it has whole steps. There each group is drawn
-    floor(n / groups) + 1 times, here ceil(length / groups), and a random excess is cut off.
+    as many draws of each non-empty group, without replacement if the group has more samples than
+    that, else with replacement, all shuffled. Departures: there, an epoch has n samples and ends in
+    a part of a batch; here it has whole steps. There each group is drawn floor(n / groups) + 1
+    times, here ceil(length / groups), and a random excess is cut off.
 
     Args:
         groups: int64 [n], the group of each sample; negative: never drawn. On any device.
-        epoch: the draws are a function of (seed, epoch, groups).
+        batch_size: G, the samples of the global batch.
+        seed: the draws are a function of (seed, epoch, groups).
+        epoch: number of this epoch.
         steps: the steps of this epoch.
 
     Raises:
@@ -161,11 +168,12 @@ class GroupOrder(Order):
 
 
 def _equal_draws(groups: np.ndarray, length: int, random: np.random.Generator) -> np.ndarray:
+    """Returns `length` samples, int64, equally many of each group, shuffled."""
     by_group = np.argsort(groups, kind="stable")
     sizes = np.unique(groups[groups >= 0], return_counts=True)[1]
     if not len(sizes):
         raise ValueError("no sample is in a group, so that there is nothing to draw")
     members = np.split(by_group[len(groups) - sizes.sum() :], np.cumsum(sizes)[:-1])
     each = -(-length // len(members))
-    draws = [random.choice(some, each, replace=len(some) < each) for some in members]
+    draws = [random.choice(group, each, replace=len(group) < each) for group in members]
     return random.permutation(np.concatenate(draws))[:length].astype(np.int64)

@@ -1,4 +1,4 @@
-"""The samples a run cannot use: each is named once in a file; a few do not stop a run."""
+"""The list of samples that a run cannot use, in a file; a few of them do not stop the run."""
 
 import errno
 import json
@@ -14,20 +14,20 @@ logger = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """Ids of bad samples and the reasons.
+    """The ids of bad samples, and the reasons.
 
     Ranks share one file: each line is one write to its end, and before adding a sample a rank
-    reads what the others have added. Two that meet the same one at once may both write it; the
+    reads the lines of the others. Two ranks that find the same one at once may both write it; the
     first line counts.
 
     Args:
-        path: a file of JSON lines {"id", "reason"}, read if it exists and appended to; None keeps
-            the list in memory.
-        total: samples of the source.
+        path: a file of JSON lines {"id", "reason"}, read if it exists and appended to; None: the
+            list is only in memory.
+        total: number of samples of the source.
         max_fraction: the share of `total` beyond which a run stops.
 
     Raises:
-        ValueError: from `add`, and on opening such a file, when more samples than that are bad.
+        ValueError: `max_fraction` out of range; or, from `add` as well, more samples are bad.
     """
 
     def __init__(self, path: Path | None, total: int, max_fraction: float = 0.5):
@@ -48,9 +48,15 @@ class Quarantine:
         return self._entries
 
     def add(self, id: str, reason: str) -> None:
-        """Records a bad sample; one that is known already changes nothing.
+        """Adds a bad sample; one that is known already changes nothing.
 
-        A reason is kept to REASON_LIMIT characters. OSError when the disk is full.
+        Args:
+            id: the sample's name.
+            reason: shortened to REASON_LIMIT characters.
+
+        Raises:
+            OSError: the disk is full.
+            ValueError: too many samples are bad.
         """
         if id in self._entries:
             return
@@ -69,17 +75,17 @@ class Quarantine:
         content = (("\n" if torn else "") + line + "\n").encode("ascii")
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            written = os.write(file, content)  # in one: lines of several ranks do not mix
+            written = os.write(file, content)  # in one call: lines of several ranks do not mix
         finally:
             os.close(file)
         if written < len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def _catch_up(self, path: Path) -> bool:
-        """Reads what was added since the last time.
+        """Reads the lines that were added since the last time.
 
         Returns:
-            whether the file ends in mid-line: what a kill left, whose sample will be found again.
+            True if the file ends in mid-line, after a kill; its sample will be found again.
         """
         if not path.exists() or path.stat().st_size <= self._read_to:
             return False
@@ -94,7 +100,7 @@ class Quarantine:
         return bool(rest)
 
     def _take(self, line: bytes) -> bool:
-        """Whether the line is an entry, which is kept unless its id is known."""
+        """Adds a line's entry unless its id is known; returns False if the line is no entry."""
         try:
             entry = json.loads(line)
             self._entries.setdefault(str(entry["id"]), str(entry["reason"]))

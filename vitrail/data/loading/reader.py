@@ -1,4 +1,4 @@
-"""Images of a source read a few at a time, bad ones replaced."""
+"""Reading of a source's images, a few at a time; bad ones are replaced."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -12,37 +12,53 @@ from vitrail.data.loading.cuda_stream import to_device
 from vitrail.data.loading.wait_time import Moment, Reading
 from vitrail.nn.random import philox_rows
 
-# Images of a request. They are held at full size, 36 MB each for 12-megapixel photographs: 0.6 GB
-# a request, however large the batch. Fewer would save little and cross the processes more often.
+# Images of a request. They are in memory at full size, 36 MB each for 12-megapixel photographs:
+# 0.6 GB a request, whatever the batch. Fewer would save little and cost more transfers.
 CHUNK = 16
 
-# At any share of bad files that a run may allow, so many in a row do not happen by chance.
+# Draws for one row. This many bad ones in a row do not happen by chance at any allowed share.
 REDRAWS = 64
 
 Image = UInt8[Tensor, "C _ _"] | UInt16[Tensor, "C _ _"]
 
 
 class Request(NamedTuple):
-    """Samples to read. Bad ones are left out, or replaced by redraws of (seed, step, row)."""
+    """Samples to read.
+
+    Attributes:
+        indices: of the samples in the source.
+        step: the training step, which redraws depend on.
+        first_row: row of the global batch that the first sample is for.
+        redraw: replaces bad samples by redraws of (seed, step, row); else they are left out.
+    """
 
     indices: list[int]
     step: int = 0
-    first_row: int = 0  # of the global batch
+    first_row: int = 0
     redraw: bool = False
 
 
 class Slice(NamedTuple):
-    """What came of a request. Images are packed in one buffer: one handle crosses the processes."""
+    """The answer to a request, with its images in one buffer: one handle crosses the processes.
+
+    Attributes:
+        pixels: of all images, interleaved.
+        shapes: (H, W, C) of each image.
+        indices: of the samples that were read, in the source.
+        bad: (id, reason) of samples newly found to be bad.
+        complete: True if every row has an image.
+        took: the seconds that it took.
+    """
 
     pixels: UInt8[Tensor, " N"] | UInt16[Tensor, " N"]
-    shapes: list[tuple[int, int, int]]  # H, W, C
+    shapes: list[tuple[int, int, int]]
     indices: list[int]
-    bad: list[tuple[str, str]]  # (id, reason), newly found
-    complete: bool  # every row holds an image
+    bad: list[tuple[str, str]]
+    complete: bool
     took: Reading
 
     def images(self, device: torch.device) -> list[Image]:
-        """The images on a device, after one transfer."""
+        """Returns the images on a device, after one transfer."""
         buffer = to_device(self.pixels, device)
         parts = buffer.split([h * w * c for h, w, c in self.shapes])
         pairs = zip(parts, self.shapes, strict=True)
@@ -50,11 +66,17 @@ class Slice(NamedTuple):
 
 
 class Reader:
-    """Reads slices. A pure function of the request, but for what it knows to be bad.
+    """Reads slices: a pure function of the request, but for the samples known to be bad.
+
+    Args:
+        source: of the samples.
+        seed: of the redraws.
+        known_bad: ids of samples that are not read.
+        detail: the detail of the images that will be used; None: they are decoded whole.
 
     Attributes:
-        known_bad: ids of samples that are not read.
-        note: is told the index of a sample before it is read, and None when it was.
+        known_bad: ids of samples that are not read; those found to be bad are added.
+        note: called with the index of a sample before it is read, and with None after.
     """
 
     def __init__(
@@ -67,6 +89,7 @@ class Reader:
         self._seed = seed
 
     def read(self, request: Request) -> Slice:
+        """Reads the samples of a request."""
         start = Moment.now()
         bad: list[tuple[str, str]] = []
         samples, indices = [], []
@@ -77,7 +100,7 @@ class Reader:
                     samples.append(sample)
                     indices.append(candidate)
                     break
-        # Decoders interleave channels, and the resize wants them so: they cross in that order.
+        # Decoders interleave channels, and the resize reads them so: that order stays.
         images = [sample.image.permute(1, 2, 0) for sample in samples]
         return Slice(
             torch.cat([image.flatten() for image in images]) if images else _NO_PIXELS,
@@ -89,6 +112,7 @@ class Reader:
         )
 
     def _candidates(self, request: Request, offset: int, wanted: int) -> Iterator[int]:
+        """Yields the sample that is wanted, then those that may replace it."""
         yield wanted
         if not request.redraw:
             return
@@ -98,6 +122,7 @@ class Reader:
             yield int(draw * len(self.source))
 
     def _try(self, index: int, bad: list[tuple[str, str]]) -> Sample | None:
+        """Returns a sample, or None for a bad one, which is added to `bad` if it is new."""
         id = self.source.id(index)
         if id in self.known_bad:
             return None

@@ -1,7 +1,7 @@
-"""Where the time goes between the storage and a step, and what to do where a step waits for it.
+"""Measures the time between the storage and a step, and gives advice if steps wait for data.
 
-What reads needs no instruments: the seconds in which a thread neither ran nor stood in line for a
-core are those in which it waited for the storage.
+Reading code needs no instruments: the seconds in which a thread neither ran nor queued for a core
+are those in which it waited for the storage.
 """
 
 import os
@@ -16,23 +16,33 @@ import torch
 
 Limit = Literal["decode", "views", "storage"]
 
-WORTH_TELLING = 0.1  # of a step, waiting for data
+REPORTED_SHARE = 0.1  # of a step spent waiting for data, above which there is advice
 
-# Steps that no advice is taken from: workers start, and their first images come with the latency
-# of a whole chunk. And the seconds of steps that it is taken from: one that ends sooner needs none.
+# First steps that are left out: workers start, and their first images have the latency of a chunk.
 UNTYPICAL_STEPS = 10
-TYPICAL_SECONDS = 10.0
+TYPICAL_SECONDS = 10.0  # of steps before there is advice: a run that ends sooner needs none
 
 
 class Reading(NamedTuple):
-    """Seconds of reading some images. decode: running, or in line for a core. storage: the rest."""
+    """Seconds of reading some images.
+
+    Attributes:
+        decode: running, or queueing for a core.
+        storage: the rest.
+    """
 
     decode: float
     storage: float
 
 
 class Moment(NamedTuple):
-    """The clocks of this thread, in seconds: of the wall, of running, and of waiting for a core."""
+    """The clocks of this thread, in seconds.
+
+    Attributes:
+        wall: of the wall.
+        running: on a core.
+        in_line: queueing for a core; 0 if the system does not report it.
+    """
 
     wall: float
     running: float
@@ -40,17 +50,18 @@ class Moment(NamedTuple):
 
     @classmethod
     def now(cls) -> "Moment":
+        """Reads the clocks."""
         return cls(time.perf_counter(), time.thread_time(), _in_line())
 
     def since(self) -> Reading:
-        """What the thread has done since then."""
+        """Returns how the thread has spent the time since this moment."""
         wall, running, in_line = (b - a for a, b in zip(self, Moment.now(), strict=True))
         storage = max(0.0, wall - running - in_line)
         return Reading(wall - storage, storage)
 
 
 def _in_line() -> float:
-    """Seconds that this thread could have run and had no core. 0 where the system does not say."""
+    """Returns the seconds that this thread has queued for a core; 0 if that is not reported."""
     try:
         with open("/proc/thread-self/schedstat", encoding="ascii") as file:
             return int(file.read().split()[1]) * 1e-9
@@ -62,9 +73,12 @@ def _in_line() -> float:
 class Spent:
     """Seconds of some steps.
 
-    stalled: the device had no batch to go on with. waited: of the main process, for images to be
-    read. views: to compute them, beside the step on CUDA. decode, storage: of all processes that
-    read, which may well be more than has passed.
+    Attributes:
+        stalled: in which the device had no batch to go on with.
+        waited: in which the main process waited for images to be read.
+        views: of computing views, on CUDA beside the step.
+        decode: of decoding, summed over all reading processes, so possibly more than has passed.
+        storage: of waiting for the storage, summed likewise.
     """
 
     stalled: float = 0.0
@@ -74,16 +88,16 @@ class Spent:
     storage: float = 0.0
 
     def share(self, busy: float) -> float:
-        """Of so many seconds, the share in which the device had no batch, in [0, 1]."""
+        """Returns the share of `busy` seconds in which the device had no batch, in [0, 1]."""
         return min(1.0, self.stalled / busy) if busy > 0 else 0.0
 
     def limit(self, busy: float) -> Limit | None:
-        """What made the steps wait, where that is more than WORTH_TELLING of `busy` seconds.
+        """Returns what made the steps wait, or None up to REPORTED_SHARE of `busy` seconds.
 
-        Images that were read in time leave only their views. Of those that were not, whatever took
-        those who read longer is the limit.
+        If images were read in time, only their views remain. If they were not, the limit is the
+        part of reading that took longer.
         """
-        if self.share(busy) <= WORTH_TELLING:
+        if self.share(busy) <= REPORTED_SHARE:
             return None
         if self.waited < self.stalled / 2:
             return "views"
@@ -97,7 +111,12 @@ Event = torch.cuda.Event
 
 
 class Meter:
-    """What the loader measures and the journal reads. On CUDA by events, which nobody waits for."""
+    """Measures the loader for the log; on CUDA by events, which the host does not wait for.
+
+    Args:
+        device: of the steps.
+        workers: number of processes that read.
+    """
 
     def __init__(self, device: torch.device, workers: int = 0):
         self.workers = workers
@@ -107,28 +126,30 @@ class Meter:
 
     @contextmanager
     def stalled(self) -> Iterator[None]:
-        """From a step's end to the next one's batch, as the device sees it."""
+        """Measures the time from a step's end to the next one's batch, on the device."""
         with self._on_device("stalled"):
             yield
 
     @contextmanager
     def views(self) -> Iterator[None]:
+        """Measures the computing of views, on the device."""
         with self._on_device("views"):
             yield
 
     @contextmanager
     def waited(self) -> Iterator[None]:
-        """Until the next images are there."""
+        """Measures the wait for the next images."""
         start = time.perf_counter()
         yield
         self._seconds["waited"] += time.perf_counter() - start
 
     def read(self, reading: Reading) -> None:
+        """Adds the seconds of reading some images."""
         self._seconds["decode"] += reading.decode
         self._seconds["storage"] += reading.storage
 
     def take(self) -> Spent:
-        """What came together since the last time."""
+        """Returns the seconds measured since the last call."""
         self._collect()
         spent = Spent(**self._seconds)
         self._seconds = dict.fromkeys(self._seconds, 0.0)
@@ -156,7 +177,12 @@ class Meter:
 
 
 class Adviser:
-    """Says once in a run what would make it faster, when that is known well enough."""
+    """Advises once in a run how to make it faster, once enough is measured.
+
+    Args:
+        device: of the steps.
+        workers: number of processes that read.
+    """
 
     def __init__(self, device: torch.device, workers: int):
         self._device, self._workers = device, workers
@@ -164,7 +190,13 @@ class Adviser:
         self._done = False
 
     def after(self, steps: int, busy: float, spent: Spent) -> str | None:
-        """Args: the steps taken since the last call, their seconds, and what those went into."""
+        """Returns a line of advice, or None.
+
+        Args:
+            steps: number of steps since the last call.
+            busy: their seconds.
+            spent: how these were spent.
+        """
         self._steps += steps
         if self._done or self._steps <= UNTYPICAL_STEPS:
             return None
@@ -179,7 +211,7 @@ class Adviser:
 
 
 def advise(limit: Limit, on_cuda: bool, workers: int) -> str:
-    """What to change. `workers` processes read, or the main one where there are none."""
+    """Returns what to change; `workers` processes read, or the main one if that is 0."""
     if limit == "views":
         return "use fewer or smaller views" + ("" if on_cuda else ", more cores, or a GPU")
     if limit == "storage":

@@ -1,7 +1,8 @@
-"""Processes that read: requests go out, slices come back in order, and what kills one is named.
+"""Worker processes that read: slices come back in the order of the requests, and a file that
+crashes its worker is quarantined like other bad files.
 
-Each has a pipe of its own, so that the death of one is seen where its answer is waited for and
-nowhere else. They know nothing that a process started in their place would not know.
+Each worker has a pipe of its own, so the death of one is noticed only where its answer is awaited.
+A worker has no state that a process started in its place would lack.
 """
 
 import json
@@ -14,7 +15,7 @@ from contextlib import suppress
 from ctypes import c_int64
 from multiprocessing import Pipe, Process, RawValue, parent_process, util
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import ForkingPickler  # torch has told it how tensors are shared
+from multiprocessing.reduction import ForkingPickler  # torch has registered shared tensors there
 from typing import Any
 
 import torch
@@ -24,42 +25,42 @@ from vitrail.data.loading.reader import Reader, Request, Slice
 # Requests that each worker is ahead: one being decoded, one ready.
 PREFETCH = 2
 
-# What a decoder does to its process when a file is too much for it.
+# Signals by which a decoder dies on a damaged file.
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 
-# As many files may crash their decoder one after the other, with no slice read between. More than
-# that, and it is not the files.
+# Crashes in a row, with no slice read between, that are put down to the files.
 RESTARTS = 3
 
-# Sent to the whole process group, they are the main process's to answer: it saves, then stops the
+# Sent to the whole process group, but only the main process responds: it saves, then stops the
 # workers.
-FOR_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM)
+MAIN_PROCESS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-NOTHING = -1  # in the note of a worker that reads no file
+NO_SAMPLE = -1  # the note of a worker that reads no sample
 
 
 def read_slices(
     reader: Reader, requests: Iterable[Request], workers: int
 ) -> Generator[Slice, None, None]:
-    """The slices, in order. Workers live until the last one, or until the iterator is closed.
+    """Yields the slices of the requests, in order.
 
-    With 0 workers, this process reads each as it is asked for.
+    Workers run until the last slice, or until the iterator is closed. With 0 workers, this process
+    reads each slice on demand.
 
     Raises:
-        OSError: a worker was killed (for memory, mostly), or crashed and not by a file.
+        OSError: a worker was killed (mostly for memory), or crashed, but not by a file.
     """
     if not workers:
         yield from map(reader.read, requests)
         return
-    crew: list[_Worker] = []
+    started: list[_Worker] = []
     # At exit at the latest, before multiprocessing sends SIGTERM, which they ignore, and waits.
-    stop = util.Finalize(None, _stop, (crew,), exitpriority=10)
+    stop = util.Finalize(None, _stop, (started,), exitpriority=10)
     try:
         for _ in range(workers):
-            crew.append(_Worker(reader))
+            started.append(_Worker(reader))
         coming = iter(requests)
         asked: deque[_Worker] = deque()
-        for worker in crew * PREFETCH:
+        for worker in started * PREFETCH:
             _ask(worker, coming, asked)
         while asked:
             worker = asked.popleft()
@@ -71,7 +72,7 @@ def read_slices(
 
 
 class _Worker:
-    """A process that reads, and what it was asked for and has not answered."""
+    """A process that reads, and the requests that it has not answered."""
 
     def __init__(self, reader: Reader):
         self._reader = reader
@@ -80,27 +81,28 @@ class _Worker:
 
     def _start(self) -> None:
         self._connection, theirs = Pipe()
-        self._note = RawValue(c_int64, NOTHING)  # the index of the sample that it reads
+        self._note = RawValue(c_int64, NO_SAMPLE)  # the index of the sample that it reads
         arguments = theirs, self._reader, self._note
         self._process = Process(target=_serve, args=arguments, daemon=True)
-        # It takes them up blocked, and ignores them before it lets them in.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_MAIN_PROCESS)
+        # It inherits them blocked, and ignores them before it unblocks them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, MAIN_PROCESS_SIGNALS)
         try:
             self._process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()  # so that a worker's end is its own alone
+        theirs.close()  # the worker's end is then open in the worker alone
 
     def ask(self, request: Request) -> None:
+        """Sends a request."""
         self._asked.append(request)
         self._send(request)
 
     def _send(self, request: Request) -> None:
-        with suppress(ConnectionError):  # it is dead, which `answer` finds
+        with suppress(ConnectionError):  # it is dead, which `answer` will find
             self._connection.send(request)
 
     def answer(self) -> Slice:
-        """What came of the oldest request. A file that crashes the worker is bad, as others are."""
+        """Returns the slice of the oldest request; a file that crashes the worker is a bad one."""
         crashed: list[tuple[str, str]] = []
         while (answer := self._receive()) is None:
             id, how = self._cause_of_death()
@@ -119,28 +121,29 @@ class _Worker:
         return read._replace(bad=[*crashed, *read.bad])
 
     def _receive(self) -> Any:
-        """An answer, None when the worker died."""
+        """Returns an answer, or None if the worker died."""
         wait([self._connection, self._process.sentinel])
         try:
             return self._connection.recv() if self._connection.poll() else None
         except (EOFError, OSError):
-            # It died while it handed an image over; or it lives, and the failure is another.
+            # It died while it sent an image; or it is alive, and this is another failure.
             self._process.join(1.0)
             if self._process.exitcode is None:
                 raise
             return None
 
     def _cause_of_death(self) -> tuple[str, str]:
-        """(id, signal) of the file that crashed the process.
+        """Returns (id, signal) of the file that crashed the process.
 
-        Raises OSError where no file did, or none is known to have done it.
+        Raises:
+            OSError: no file did, or none is known to have done it.
         """
         self._process.join()
         code, index, source = self._process.exitcode, self._note.value, self._reader.source
         assert code is not None
         how = f"signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exit code {code}"
         died = f"{source.spec}: a process that reads images died on {how}"
-        if index == NOTHING:
+        if index == NO_SAMPLE:
             raise OSError(
                 f"{died} while reading none of them; the memory may have run out, or the shared "
                 "memory (/dev/shm; of a container --shm-size): use fewer --workers"
@@ -161,14 +164,14 @@ class _Worker:
             self._send(request)
 
     def stop(self) -> None:
-        """At once: nothing that it does is worth waiting for."""
+        """Kills the process; nothing that it does is worth waiting for."""
         self._process.kill()
         self._process.join()
         self._connection.close()
 
 
 class _InWorkerError(Exception):
-    """Where an error was raised, in the words of a traceback."""
+    """The traceback of an error in a worker, as text."""
 
     def __str__(self) -> str:
         return f"in a process that reads images:\n{self.args[0]}"
@@ -181,22 +184,22 @@ def _ask(worker: _Worker, coming: Iterator[Request], asked: deque[_Worker]) -> N
         asked.append(worker)
 
 
-def _stop(crew: list[_Worker]) -> None:
-    for worker in crew:
+def _stop(workers: list[_Worker]) -> None:
+    for worker in workers:
         worker.stop()
 
 
 def _serve(connection: Connection, reader: Reader, note: c_int64) -> None:
-    """A worker's life: until the main process closes the pipe, or is gone."""
-    for number in FOR_THE_MAIN_PROCESS:
+    """Answers requests in a worker until the main process closes the pipe, or is gone."""
+    for number in MAIN_PROCESS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_MAIN_PROCESS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, MAIN_PROCESS_SIGNALS)
     torch.set_num_threads(1)
     main = parent_process()
     assert main is not None
 
     def take_note(index: int | None) -> None:
-        note.value = NOTHING if index is None else index
+        note.value = NO_SAMPLE if index is None else index
 
     reader.note = take_note
     while True:
@@ -210,7 +213,7 @@ def _serve(connection: Connection, reader: Reader, note: c_int64) -> None:
 
 
 def _answer(reader: Reader, request: Request) -> bytes:
-    """Pickled: (slice, None, "") or (None, what was raised, where)."""
+    """Returns, pickled, (slice, None, "") or (None, the error, its traceback)."""
     try:
         return bytes(ForkingPickler.dumps((reader.read(request), None, "")))
     except Exception as error:
@@ -222,13 +225,13 @@ def _failed(error: Exception, where: str) -> bytes:
         answer = bytes(ForkingPickler.dumps((None, error, where)))
         ForkingPickler.loads(answer)
     except Exception:  # it cannot be sent as it is
-        said = RuntimeError(f"{type(error).__name__}: {error}")
-        answer = bytes(ForkingPickler.dumps((None, said, where)))
+        plain = RuntimeError(f"{type(error).__name__}: {error}")
+        answer = bytes(ForkingPickler.dumps((None, plain, where)))
     return answer
 
 
 def fair_workers(world: int = 1) -> int:
-    """Cores that this process may use for decoding, when `world` processes share them."""
+    """Returns the number of workers for one of `world` processes that share the cores, 0 to 8."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -1,54 +1,81 @@
-"""Image files that a published data set lists by name."""
+"""A source of image files: the paths of a folder, with labels and captions if any."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from vitrail.data.contract import Detail, Metric, Sample, Source
 from vitrail.data.decode.image import decode_file
+from vitrail.data.sources.channels import choose_channels
+
+Decode = Callable[[Path, int, str, Detail | None], Tensor]
 
 
-class ListedSource(Source):
-    """Files of a folder. An id is the name of the file, within the folder.
+class FileSource(Source):
+    """Image files by path. An id is the path as given, unless `ids` are given.
 
-    Raises ValueError where `channels` is neither 1 nor 3.
+    Args:
+        spec: of the source, as the user wrote it.
+        root: folder that the paths are relative to.
+        paths: of the images, N in order.
+        labels: N class numbers, negative for no label; None if no image has one.
+        classes: names of the classes.
+        captions: N texts, None where an image lacks one; None for a source without captions.
+        channels: of every image read; None means 3.
+        metric: score that is reported on it.
+        ids: N names for people, if paths do not serve.
+        decode: reads an image from path, channels, id and detail, as `decode.image.decode_file`,
+            which gives 1 or 3 channels and is the default.
+
+    Raises:
+        ValueError: `channels` is neither 1 nor 3, without a `decode` for others.
     """
 
     def __init__(
         self,
         spec: str,
         root: Path,
-        names: Sequence[str],
-        labels: Sequence[int] | None,
-        classes: Sequence[str] | None,
-        channels: int | None,
+        paths: Sequence[str],
+        labels: Any = None,
+        classes: Sequence[str] | None = None,
+        channels: int | None = None,
+        *,
+        captions: Sequence[str | None] | None = None,
         metric: Metric = "accuracy",
+        ids: Sequence[str] | None = None,
+        decode: Decode | None = None,
     ):
-        if channels not in (None, 1, 3):
-            raise ValueError(f"{spec}: channels is {channels}; its images give 1 (grey) or 3 (RGB)")
         self.spec = spec
-        self.channels = channels or 3
+        self.channels = choose_channels(spec, channels) if decode is None else channels or 3
         self.classes = classes
+        self.captioned = captions is not None
         self.metric = metric
         self._root = root
-        self._names = tuple(names)
-        self._labels = None if labels is None else tuple(labels)
+        self._paths = paths
+        self._labels = labels
+        self._captions = captions
+        self._ids = paths if ids is None else ids
+        self._decode = decode or decode_file
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._paths)
 
     def read(self, index: int, detail: Detail | None = None) -> Sample:
         id = self.id(index)
-        image = decode_file(self._root / id, self.channels, id, detail)
-        return Sample(image, self.label(index), None, id)
+        image = self._decode(self._root / self._paths[index], self.channels, id, detail)
+        return Sample(image, self.label(index), self.text(index), id)
 
     def id(self, index: int) -> str:
-        return self._names[index]
+        return self._ids[index]
 
-    def label(self, index: int) -> int | None:
-        return None if self._labels is None else self._labels[index]
+    def text(self, index: int) -> str | None:
+        return None if self._captions is None else self._captions[index]
 
     def fingerprint(self) -> str:
-        """Of names and labels: they stand for the same images wherever the set is."""
-        content = repr((self._names, self._labels)).encode()
+        """Returns a digest of paths and labels: a published set has the same images everywhere."""
+        labels = None if self._labels is None else tuple(self._labels)
+        content = repr((tuple(self._paths), labels)).encode()
         return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,12 +1,11 @@
-"""What shards and tables hold as labels, as numbers of classes."""
+"""Labels as shards and tables write them, and the class numbers that they stand for."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
-Array = np.ndarray
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -14,39 +13,62 @@ def _by_number(value: str) -> tuple[int, str]:
     return int(value), value  # 09 and 9 are two
 
 
-def are_numbers(values: Collection[str]) -> bool:
+def _are_numbers(values: Collection[str]) -> bool:
     return all(_NUMBER.fullmatch(value) for value in values)
 
 
-def in_order(values: Collection[str], numeric: bool) -> list[str]:
-    """Classes of such names: of numbers by number, negative ones left out; else of text."""
+def _in_order(values: Collection[str], numeric: bool) -> list[str]:
+    """Returns class names in order: numbers by value without negative ones, else text."""
     if not numeric:
         return sorted(values)
     return sorted((value for value in values if int(value) >= 0), key=_by_number)
 
 
+def encode_labels(column: Iterable[object]) -> tuple[list[str], Int[np.ndarray, " N"]]:
+    """Returns the labels of a column as text, each once and sorted, and the place of each row's.
+
+    Args:
+        column: N values; None and blank text stand for no label.
+
+    Returns:
+        values: the labels.
+        codes: int64 [N], into `values`, -1 for no label.
+    """
+    texts = ["" if value is None else str(value).strip() for value in column]
+    values = sorted(set(texts) - {""})
+    number = {value: i for i, value in enumerate(values)} | {"": -1}
+    return values, np.array([number[text] for text in texts], dtype=np.int64)
+
+
 def number_classes(
     spec: str,
-    codes: Int[Array, " N"],
+    codes: Int[np.ndarray, " N"],
     values: Sequence[str],
     train_values: Sequence[str],
     names: Sequence[str] | None,
-) -> tuple[tuple[str, ...] | None, Int[Array, " N"]]:
-    """(class names, int64 [N] the class of each sample, -1 for none).
+) -> tuple[tuple[str, ...] | None, Int[np.ndarray, " N"]]:
+    """Returns the class names, and the class number of each sample.
 
-    Classes are the values of training, in the order of numbers if all are, else of text. With
-    `names`, numbers are places among them, and values that are no numbers must be some of them.
-    Negative numbers stand for none.
+    Classes are the labels of training, in the order of numbers if all are numbers, else of text.
+    With `names`, numeric labels are places among them, and others must be some of them. Negative
+    numbers stand for no label.
 
     Args:
-        codes: of each sample, into `values`; -1 for none.
-        values: labels as they are written, each once. train_values: those of the training split.
+        spec: of the source, for messages.
+        codes: of each sample, into `values`; -1 for no label.
+        values: labels as they are written, each once.
+        train_values: those of the training split.
+        names: of the classes, if they are known.
+
+    Returns:
+        names: of the classes, None without labels.
+        numbers: int64 [N], -1 for no label.
 
     Raises:
         ValueError: a class that training, or `names`, lacks.
     """
-    numeric = are_numbers((*values, *train_values))
-    train_values = in_order(train_values, numeric)
+    numeric = _are_numbers((*values, *train_values))
+    train_values = _in_order(train_values, numeric)
     if not train_values and names is None:
         return None, np.full(len(codes), -1)
     places = range(len(names)) if names is not None and numeric else names or train_values

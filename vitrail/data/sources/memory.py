@@ -8,13 +8,23 @@ from jaxtyping import Int, UInt8, UInt16
 from torch import Tensor
 
 from vitrail.data.contract import Detail, Sample, Source
+from vitrail.data.sources.channels import choose_channels
 
 
 class MemorySource(Source):
-    """Images of one size, labelled, captioned or not. Grey ones become 3 channels where asked.
+    """Images of one size, with or without labels and captions.
 
-    A negative label is none. Without ids, an image is called by its number.
-    Raises ValueError where `channels` is neither the images' own number nor 3 of grey ones.
+    Args:
+        spec: of the source, as the user wrote it.
+        images: uint8 or uint16 [N, C, H, W].
+        labels: int [N], class numbers, negative for no label; None if no image has one.
+        classes: names of the classes.
+        channels: of every image read, None for the images' own; grey ones may become 3 channels.
+        texts: N captions.
+        ids: N names for people; by default the images' numbers.
+
+    Raises:
+        ValueError: `channels` is neither the images' own number nor 3 of grey ones.
     """
 
     def __init__(
@@ -27,19 +37,13 @@ class MemorySource(Source):
         texts: Sequence[str] | None = None,
         ids: Sequence[str] | None = None,
     ):
-        own = images.shape[1]
-        if channels not in (None, own) and not (own == 1 and channels == 3):
-            raise ValueError(
-                f"{spec}: channels is {channels}, but its images have {own}; "
-                f"use {own} or leave it out"
-            )
         self.spec = spec
-        self.channels = channels or own
+        self.channels = choose_channels(spec, channels, images.shape[1])
         self.bits = 8 if images.dtype == torch.uint8 else 16
         self.classes: Sequence[str] | None = None if classes is None else tuple(classes)
         self._images = images.expand(-1, self.channels, -1, -1).contiguous()
         self.captioned = texts is not None
-        self._labels: list[int] | None = None if labels is None else labels.tolist()
+        self._labels = None if labels is None else labels.tolist()
         self._texts = None if texts is None else tuple(texts)
         self._ids = None if ids is None else tuple(ids)
 
@@ -52,14 +56,11 @@ class MemorySource(Source):
     def id(self, index: int) -> str:
         return str(index) if self._ids is None else self._ids[index]
 
-    def label(self, index: int) -> int | None:
-        label = -1 if self._labels is None else self._labels[index]
-        return None if label < 0 else label
-
     def text(self, index: int) -> str | None:
         return None if self._texts is None else self._texts[index]
 
     def fingerprint(self) -> str:
+        """Returns a digest of pixels, labels and captions."""
         digest = hashlib.blake2b(self._images.flatten().numpy().data, digest_size=16)
         digest.update(repr((tuple(self._images.shape), self._labels)).encode())
         if self._texts is not None:

@@ -1,21 +1,40 @@
-"""What stands after the colon of a SPEC: a path or name, and options as `,key=value`."""
+"""The part of a SPEC after its colon: a path or name, and options as `,key=value`."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from vitrail.data.contract import NoTestSplitError
 
 _COMMA = re.compile(r",(?![^{}]*\})")  # but for those of {a,b}
 
 
-def split_options(kind: str, rest: str, known: Collection[str]) -> tuple[str, dict[str, str]]:
-    """`DIR,labels=FILE` -> ("DIR", {"labels": "FILE"}).
+@contextmanager
+def errors_of(where: str) -> Iterator[None]:
+    """Puts the name of a source, or a part of it, before the message of a ValueError raised within.
 
-    Only the tail is looked at, and only words that are followed by "=", so that commas and equal
-    signs in a path stay what they are, unless they look like an option. Commas in braces, as of
-    `test={a,b}.tar`, part nothing.
+    A NoTestSplitError names its source already.
+    """
+    try:
+        yield
+    except NoTestSplitError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def split_options(kind: str, rest: str, known: Collection[str]) -> tuple[str, dict[str, str]]:
+    """Returns the path and the options: `DIR,labels=FILE` -> ("DIR", {"labels": "FILE"}).
+
+    Options are taken from the end, and only words that are followed by "=", so commas and equal
+    signs in a path stay part of it unless they have the form of an option. Commas in braces, as of
+    `test={a,b}.tar`, separate nothing.
 
     Args:
-        kind: of the source, for messages. known: the options it has.
+        kind: of the source, for messages.
+        rest: of the spec, after the colon of the kind.
+        known: names of the options that the source has.
 
     Raises:
         ValueError: an unknown option, or one given twice or without a value.
@@ -35,14 +54,17 @@ def split_options(kind: str, rest: str, known: Collection[str]) -> tuple[str, di
 
 
 def find_place(kind: str, rest: str, inside: Sequence[str], has: str, remedy: str) -> Path:
-    """The first of the folder `rest` and its subfolders `inside` in which `has` exists.
+    """Returns the first of the folder `rest` and its subfolders `inside` in which `has` exists.
 
     Args:
-        inside: "" for the folder itself, and where archives and others' downloads put it.
+        kind: of the source, for messages.
+        rest: of the spec, after the colon of the kind.
+        inside: "" for the folder itself, and the folders of archives and of other downloaders.
+        has: file or folder that must be there.
         remedy: what to download, and where to put it.
 
     Raises:
-        ValueError: nothing is named, or it is in none of them.
+        ValueError: `rest` is empty, or none of the folders has it.
     """
     if not rest:
         raise ValueError(f"{kind}: names no folder; write {kind}:DIR ({remedy})")
@@ -55,7 +77,7 @@ def find_place(kind: str, rest: str, inside: Sequence[str], has: str, remedy: st
 
 
 def read_lines(spec: str, path: Path, remedy: str) -> list[str]:
-    """The lines of a list that are not blank. ValueError where it cannot be read."""
+    """Returns the lines of a text file that are not blank. ValueError if it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Images made smaller and written as files again, in memory: what `pack` puts into shards.
+"""Images resized and encoded as files again, in memory, for the shards of `pack`.
 
 Shape legend: C channels · H, W an image.
 """
@@ -16,18 +16,24 @@ from vitrail.data.contract import Detail, Look, Sample, Source
 
 @dataclass(frozen=True)
 class Packing:
-    """How images are written.
+    """The size and format in which images are written.
 
     Images of 16 bits, or of other than 1 or 3 channels, are `raw` whatever the format.
+
+    Attributes:
+        size: short side of larger images after resizing, in pixels, 0 to 65536; 0 resizes none.
+        quality: JPEG quality, 1 to 100.
+        shard_mb: largest size of a shard, in 10^6 bytes, 1 to 1000000.
+        format: file format of the images: jpg, png, or raw (a .npy file of [C, H, W]).
 
     Raises:
         ValueError: a number out of its range.
     """
 
-    size: int = 512  # pixels of the short side of what is larger; 0 keeps all as they are
-    quality: int = 95  # of JPEGs
-    shard_mb: int = 256  # a shard's largest size, in 10^6 bytes
-    format: Literal["jpg", "png", "raw"] = "jpg"  # raw: a .npy file of [C, H, W]
+    size: int = 512
+    quality: int = 95
+    shard_mb: int = 256
+    format: Literal["jpg", "png", "raw"] = "jpg"
 
     def __post_init__(self) -> None:
         for name, low, high in (("size", 0, 2**16), ("quality", 1, 100), ("shard_mb", 1, 10**6)):
@@ -36,14 +42,20 @@ class Packing:
                 raise ValueError(f"pack: {name} is {value}; it must be in {low}..{high}")
 
     def suffix(self, source: Source) -> str:
-        """What the images of a source are written as."""
+        """Returns the suffix of the files that a source's images are written as."""
         as_file = source.bits == 8 and source.channels in (1, 3) and self.format != "raw"
         return self.format if as_file else "npy"
 
 
 class Encoded(Source):
-    """A source whose images are files in memory, uint8 [1, 1, bytes]: made where they are read, so
-    that worker processes do all the work."""
+    """A source whose images are encoded files, uint8 [1, 1, bytes].
+
+    They are encoded where they are read, so worker processes do all the work.
+
+    Args:
+        source: of the images.
+        packing: the size and format of the files.
+    """
 
     def __init__(self, source: Source, packing: Packing):
         self.spec = source.spec
@@ -52,8 +64,8 @@ class Encoded(Source):
         self._source = source
         self._packing = packing
         self._suffix = packing.suffix(source)
-        # A JPEG is decoded at a half, a quarter or an eighth of its size where that leaves at least
-        # `detail.GAP` times the size that is wanted.
+        # A JPEG is decoded at a half, a quarter or an eighth of its size if that leaves at least
+        # `contract.GAP` times the size that is wanted.
         looks = (Look(packing.size, 1.0, (1.0, 1.0)),)
         self._detail = Detail(looks) if packing.size else None
 
@@ -78,7 +90,10 @@ class Encoded(Source):
 
 
 def resized(pixels_CHW: np.ndarray, size: int) -> np.ndarray:
-    """The short side made `size` pixels if it has more (bicubic, antialiased), else as it is."""
+    """Returns an image with its short side at most `size` pixels (bicubic, antialiased).
+
+    A smaller one, and any with `size` 0, is returned as it is.
+    """
     height, width = pixels_CHW.shape[1:]
     short = min(height, width)
     if not size or short <= size:
@@ -96,7 +111,13 @@ def resized(pixels_CHW: np.ndarray, size: int) -> np.ndarray:
 
 
 def encode(pixels_CHW: np.ndarray, suffix: str, quality: int) -> bytes:
-    """An image file: jpg or png of uint8 with 1 or 3 channels, or npy of anything."""
+    """Returns an image file: jpg or png of uint8 with 1 or 3 channels, or npy of any array.
+
+    Args:
+        pixels_CHW: uint8 or uint16.
+        suffix: "jpg", "png" or "npy".
+        quality: of a JPEG, 1 to 100.
+    """
     file = io.BytesIO()
     if suffix == "npy":
         np.save(file, np.ascontiguousarray(pixels_CHW), allow_pickle=False)

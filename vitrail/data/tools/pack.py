@@ -1,6 +1,6 @@
-"""A source written once more, smaller: resized images in tar shards, for storage that is slow.
+"""Packing: writes a source's images, resized, into tar shards, for slow storage.
 
-The format is WebDataset's: `wds:DIR` reads it, the `webdataset` package does, and any tar.
+The format is WebDataset's: `wds:DIR`, the `webdataset` package and any tar program read it.
 """
 
 import fcntl
@@ -33,13 +33,21 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MB = 10**6
-NAMED = 10  # bad files in the summary
+LISTED = 10  # bad files in the summary
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
 @dataclass
 class Split:
-    """How far a split is written. shards: [name, samples, bytes]. bad: id -> reason."""
+    """The progress of writing a split.
+
+    Attributes:
+        fingerprint: of the source.
+        samples: number of samples in the source.
+        next: position of the first sample that is not written yet.
+        shards: (name, samples, bytes) of each shard that is complete.
+        bad: id -> reason of the samples that are left out.
+    """
 
     fingerprint: str
     samples: int
@@ -49,16 +57,25 @@ class Split:
 
     @property
     def written(self) -> int:
+        """The number of samples in shards."""
         return sum(samples for _, samples, _ in self.shards)
 
     @property
     def size(self) -> int:
+        """The bytes of all shards."""
         return sum(size for _, _, size in self.shards)
 
 
 @dataclass
 class State:
-    """A pack, and what of it is written."""
+    """A pack and its progress.
+
+    Attributes:
+        out: the folder.
+        spec: of the source.
+        packing: the size and format of the images.
+        splits: the progress of each split.
+    """
 
     out: Path
     spec: str
@@ -66,14 +83,15 @@ class State:
     splits: dict[str, Split]
 
     def save(self, complete: bool) -> None:
-        said = {
+        """Writes pack.json; complete: all splits are written."""
+        content = {
             "version": VERSION,
             "complete": complete,
             "spec": self.spec,
             "packing": asdict(self.packing),
             "splits": {name: asdict(split) for name, split in self.splits.items()},
         }
-        write_atomically(self.out / PACK_FILE, json.dumps(said, indent=1))
+        write_atomically(self.out / PACK_FILE, json.dumps(content, indent=1))
 
 
 def pack(
@@ -81,18 +99,22 @@ def pack(
 ) -> dict[str, Split]:
     """Writes a source's splits as shards train-000000.tar, ..., test-000000.tar, ...
 
-    Beside them: the class names in classes.json, and in pack.json what was written from what. The
-    training split is written in a random order, the same every time, so that few shards hold all
-    kinds of images; the test split in its own. A sample is `NUMBER_name.jpg` (.png, .npy), where it
-    has a label `.cls` with its number, and where it has a caption `.txt`. The same source gives the
-    same bytes. A pack that was stopped goes on after its last whole shard.
+    Beside them are the class names in classes.json, and the source, packing and shards in
+    pack.json. The training split is written in a random order, the same every time, so any few
+    shards hold all kinds of images; the test split in its own. A sample is `NUMBER_name.jpg` (.png,
+    .npy), with `.cls` (the number of its label) if it has a label, and `.txt` if it has a caption.
+    The same source gives the same bytes. A pack that was stopped continues after its last complete
+    shard.
 
     Args:
-        out: a folder that is empty or not there, or that holds a part of this pack.
-        workers: processes that decode, resize and encode. channels: as `open_source`.
+        spec: of the source.
+        out: a folder that is empty or does not exist, or that holds a part of this pack.
+        packing: the size and format of the images.
+        workers: number of processes that decode, resize and encode; 0: this one.
+        channels: as `open_source`.
 
     Returns:
-        what each split came to.
+        the splits as they were written, by name.
 
     Raises:
         ValueError: the folder holds something else, or another pack; or no image can be read.
@@ -100,7 +122,7 @@ def pack(
     """
     sources = _open_splits(spec, channels)
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with _lock_folder(out):
         state = _begin(State(out, spec, packing, {}), sources)
         classes = sources["train"].classes
         if classes is not None:
@@ -116,7 +138,7 @@ def pack(
 
 
 def summary(out: Path, splits: dict[str, Split]) -> list[str]:
-    """What was written, what was left out and why, and how to read it, in lines."""
+    """Returns lines on the shards, the samples left out and why, and how to read the pack."""
     lines = []
     for name, split in splits.items():
         shards = f"{len(split.shards)} shard{'' if len(split.shards) == 1 else 's'}"
@@ -124,10 +146,10 @@ def summary(out: Path, splits: dict[str, Split]) -> list[str]:
             f"{name}: {split.written:,} images in {shards}, {split.size / MB:,.1f} MB"
             + (f"; {len(split.bad):,} left out:" if split.bad else "")
         )
-        listed = list(split.bad.items())[:NAMED]
+        listed = list(split.bad.items())[:LISTED]
         lines += [f"  {json.dumps(id)}: {reason}" for id, reason in listed]
-        if len(split.bad) > NAMED:
-            lines.append(f"  ... and {len(split.bad) - NAMED:,} more, in {out / PACK_FILE}")
+        if len(split.bad) > LISTED:
+            lines.append(f"  ... and {len(split.bad) - LISTED:,} more, in {out / PACK_FILE}")
     return [*lines, f"read it as wds:{out}"]
 
 
@@ -142,8 +164,8 @@ def _open_splits(spec: str, channels: int | None) -> dict[str, Source]:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """ValueError where another process packs into the same folder."""
+def _lock_folder(out: Path) -> Iterator[None]:
+    """Locks the folder; raises ValueError if another process packs into it."""
     folder = os.open(out, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -155,7 +177,11 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 def _begin(state: State, sources: dict[str, Source]) -> State:
-    """With what is there already of this pack. ValueError where something else is."""
+    """Returns the state with the progress found in its folder, after writing it to an empty one.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
     out = state.out
     fresh = {k: Split(source.fingerprint(), len(source)) for k, source in sources.items()}
     if all(path.name.endswith(".writing") for path in out.iterdir()):
@@ -178,7 +204,7 @@ def _begin(state: State, sources: dict[str, Source]) -> State:
     ]
     if version != VERSION:
         changed.append(f"it was written by another version ({version}, not {VERSION})")
-    was, now = ({k: split.fingerprint for k, split in some.items()} for some in (splits, fresh))
+    was, now = ({k: split.fingerprint for k, split in of.items()} for of in (splits, fresh))
     if was != now:
         made_of = before.get("spec")
         changed.append(f"the images of {state.spec} are not those that it is made of ({made_of})")
@@ -204,10 +230,10 @@ def _is_of_size(path: Path, size: int) -> bool:
 
 
 def _pack_split(state: State, name: str, source: Source, workers: int) -> None:
-    """Writes what is left of a split, a shard at a time."""
+    """Writes the rest of a split, a shard at a time."""
     split, packing = state.splits[name], state.packing
     suffix = packing.suffix(source)
-    if name == "train":  # an epoch's order, that of the blocks where the source has some
+    if name == "train":  # an epoch's order, by blocks if the source has some
         order = default_order(source, len(source), seed=0).indices(0).tolist()
     else:
         order = list(range(len(source)))
@@ -218,7 +244,7 @@ def _pack_split(state: State, name: str, source: Source, workers: int) -> None:
     encoded = Subset(Encoded(source, packing), order)
 
     def finish(shard: TarWriter, following: int) -> None:
-        """The shard stays; what follows it is sample `following`."""
+        """Closes the shard, which sample `following` comes after, and saves the progress."""
         split.shards.append((shard.path.name, shard.samples, shard.close()))
         split.next, split.bad = following, dict(quarantine.entries)
         state.save(complete=False)
@@ -241,11 +267,13 @@ def _pack_split(state: State, name: str, source: Source, workers: int) -> None:
 def _one_by_one(
     read: Iterable[tuple[list[int], list[Tensor]]],
 ) -> Iterator[tuple[int, Tensor]]:
+    """Yields (position, image) of each image of the chunks."""
     for positions, images in read:
         yield from zip(positions, images, strict=True)
 
 
 def _members(source: Source, index: int, suffix: str, image: Tensor) -> dict[str, bytes]:
+    """Returns a sample's files by suffix: the image, and its label and caption if any."""
     label, text = source.label(index), source.text(index)
     members = {suffix: image.numpy().tobytes()}
     if label is not None:
@@ -256,6 +284,6 @@ def _members(source: Source, index: int, suffix: str, image: Tensor) -> dict[str
 
 
 def _key(position: int, id: str) -> str:
-    """Unique by its number; for people, the sample's name in letters that every system takes."""
+    """Returns a sample's key: a unique number, and its name in letters that every system allows."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", os.path.splitext(os.path.basename(id))[0])
     return f"{position:09d}_{stem[:60]}"

@@ -1,4 +1,4 @@
-"""How far a pass over images is, for the person watching: a bar, or lines where there is none."""
+"""The progress of a pass over images: a bar on a terminal, else a line now and then."""
 
 import time
 from types import TracebackType
@@ -6,12 +6,17 @@ from types import TracebackType
 from rich import progress as rich_progress
 from rich.console import Console
 
-PLAIN_SECONDS = 10.0  # between two lines where there is no terminal
+PLAIN_SECONDS = 10.0  # between two lines, without a terminal
 MB = 10**6
 
 
 def bar(console: Console, *before: rich_progress.ProgressColumn) -> rich_progress.Progress:
-    """How much is done, of how much, a `status`, and the time left; nothing without a terminal."""
+    """Returns a bar with the number done, the total, a `status` and the time left.
+
+    Args:
+        console: where it is drawn; without a terminal nothing is.
+        before: columns before the bar.
+    """
     return rich_progress.Progress(
         *before,
         rich_progress.BarColumn(bar_width=24),
@@ -24,11 +29,17 @@ def bar(console: Console, *before: rich_progress.ProgressColumn) -> rich_progres
 
 
 class Progress:
-    """Args: name: of the pass. total: images. done: those that were done before."""
+    """Shows the progress of a pass over images on stderr, as a context manager.
+
+    Args:
+        name: of the pass.
+        total: number of images.
+        done: number of images that were done before.
+    """
 
     def __init__(self, name: str, total: int, done: int = 0):
         self._name, self._total, self._first = name, total, done
-        self._began = self._spoken = time.monotonic()
+        self._began = self._printed = time.monotonic()
         self._console = Console(stderr=True)
         self._bar = bar(self._console, rich_progress.TextColumn("{task.description}"))
         self._task = self._bar.add_task(name, total=total, completed=done, status="")
@@ -46,7 +57,13 @@ class Progress:
         self._bar.stop()
 
     def at(self, done: int, bad: int, size: int | None = None) -> None:
-        """done: images. bad: of them. size: bytes written, where anything is."""
+        """Shows the state of the pass.
+
+        Args:
+            done: number of images done, bad ones included.
+            bad: number of bad images.
+            size: bytes written, if any.
+        """
         now = time.monotonic()
         speed = (done - self._first) / max(now - self._began, 1e-3)
         parts = [f"{speed:.0f} images/s"]
@@ -54,7 +71,7 @@ class Progress:
         status = " · ".join(parts + ([f"{bad} bad"] if bad else []))
         if self._console.is_terminal:
             self._bar.update(self._task, completed=done, status=status)
-        elif now - self._spoken > PLAIN_SECONDS:
-            self._spoken = now
+        elif now - self._printed > PLAIN_SECONDS:
+            self._printed = now
             line = f"{self._name} {done:,}/{self._total:,} {status}"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)

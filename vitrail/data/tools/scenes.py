@@ -1,17 +1,16 @@
 """Synthetic scenes with exact masks in COCO's format: textured objects on a textured ground.
 
-For testing detection and segmentation where COCO is not at hand. Every scene is a pure function of
-(seed, index). Objects neither touch nor leave the picture, and each has a texture and two colours
-of its own, so that what is an object is beyond dispute; their edges are hard, so that masks are
-exact. A folder of them:
+For testing detection and segmentation without COCO. Every scene is a pure function of (seed,
+index). Objects neither touch nor leave the picture, and each has a texture and two colours of its
+own, so the objects are unambiguous; their edges are hard, so masks are exact. A folder of them:
 
     images/000001.png ...       RGB, square
     annotations.json            COCO's "instances": images, annotations, categories
 
 Masks are COCO's uncompressed run lengths, which every COCO tool reads. A category is a shape.
 
-Shape legend: S pixels a side · M objects · K = M + 1, the ground and they · G patches a side ·
-D features.
+Shape legend: S pixels a side · M objects · K = M + 1, the ground and the objects · G patches a
+side · D features.
 """
 
 import colorsys
@@ -28,19 +27,25 @@ from scipy import ndimage
 from vitrail.atomic import write_atomically
 from vitrail.nn.random import philox
 
-Array = np.ndarray
 Random = np.random.Generator
 
 SHAPES = ("ellipse", "polygon", "blob")
 TEXTURES = ("stripes", "checks", "spots", "marble")
 RADII = (0.11, 0.24)  # of an object, in sides of the picture
-TRIES = 200  # of a place for an object
+TRIES = 200  # places tried for objects
 
 
 @dataclass(frozen=True)
 class Layout:
-    """size: pixels a side; least, most: objects of a scene; gap: pixels between any two objects,
-    and between an object and the border."""
+    """The layout of scenes.
+
+    Attributes:
+        size: side of the picture, in pixels, at least 32.
+        least: smallest number of objects of a scene, at least 1.
+        most: largest number of objects of a scene.
+        gap: pixels between any two objects, and between an object and the border; from 1 to an
+            eighth of the size.
+    """
 
     size: int = 240
     least: int = 1
@@ -64,16 +69,24 @@ class Layout:
 
 @dataclass(frozen=True)
 class Scene:
-    """image: RGB; masks: of each object, disjoint; shapes: their categories, in SHAPES."""
+    """A picture and its objects.
 
-    image: UInt8[Array, "3 S S"]
-    masks: Bool[Array, "M S S"]
+    Attributes:
+        image: uint8, RGB.
+        masks: of each object, disjoint.
+        shapes: category of each object, in SHAPES.
+    """
+
+    image: UInt8[np.ndarray, "3 S S"]
+    masks: Bool[np.ndarray, "M S S"]
     shapes: list[str]
 
 
 def make_scene(index: int, seed: int = 0, layout: Layout | None = None) -> Scene:
-    """Scene `index` of a seed. It has fewer than `layout.least` objects only where there was no
-    room for more, and never none."""
+    """Returns scene `index` of a seed.
+
+    It has at least one object, and fewer than `layout.least` only if there was no place for more.
+    """
     layout = layout or Layout()
     random = philox(seed, "scenes", index)
     masks, shapes = _objects(random, layout)
@@ -88,15 +101,19 @@ def make_scene(index: int, seed: int = 0, layout: Layout | None = None) -> Scene
 
 def ideal_features(
     scene: Scene, grid: int, noise: float = 1.0, seed: int = 0, dim: int = 384
-) -> Float32[Array, "{grid} {grid} {dim}"]:
-    """What a perfect encoder would say of the patches: to test what comes after the encoder.
+) -> Float32[np.ndarray, "{grid} {grid} {dim}"]:
+    """Returns the patch features of a perfect encoder, for tests of the code after the encoder.
 
     The ground and every object have a random direction of their own. A patch is their mean,
     weighted by the share of its pixels that each has, plus Gaussian noise.
 
     Args:
-        grid: G, which must divide the picture's size. noise: its standard deviation, where the
-            directions' entries have 1; two patches of one object have a cosine of 1 / (1 + noise²).
+        scene: the picture and its objects.
+        grid: G, which must divide the picture's size.
+        noise: its standard deviation; that of the directions' entries is 1, so two patches of one
+            object have a cosine of 1 / (1 + noise²).
+        seed: of the directions and the noise.
+        dim: D, number of features.
 
     Raises:
         ValueError: a grid that does not divide the size.
@@ -119,6 +136,12 @@ def write_scenes(
     """Writes `count` scenes as a COCO-format folder and returns the path of annotations.json.
 
     A scene of 240 pixels takes about 0.1 s and 90 KB.
+
+    Args:
+        folder: empty, or one that does not exist.
+        count: number of scenes, at least 1.
+        seed: of the scenes.
+        layout: of every scene.
 
     Raises:
         ValueError: no scenes, or a folder that holds something already.
@@ -146,8 +169,8 @@ def write_scenes(
     return folder / "annotations.json"
 
 
-def _described(mask: Bool[Array, "S S"]) -> dict[str, Any]:
-    """COCO's fields of an object: its mask, box [x, y, width, height] and area in pixels."""
+def _described(mask: Bool[np.ndarray, "S S"]) -> dict[str, Any]:
+    """Returns COCO's fields of an object: mask, box [x, y, width, height] and area in pixels."""
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = [xs[0], ys[0], xs[-1] - xs[0] + 1, ys[-1] - ys[0] + 1]
     return {
@@ -158,46 +181,46 @@ def _described(mask: Bool[Array, "S S"]) -> dict[str, Any]:
     }
 
 
-def run_lengths(mask: Bool[Array, "H W"]) -> dict[str, list[int]]:
-    """COCO's uncompressed code: lengths of runs down the columns, of absent and present in turn."""
+def run_lengths(mask: Bool[np.ndarray, "H W"]) -> dict[str, list[int]]:
+    """Returns COCO's uncompressed code: lengths of runs down the columns, absent ones first."""
     column = mask.ravel(order="F")
     edges = np.flatnonzero(np.diff(column, prepend=False)) if column.size else np.zeros(0, int)
     counts = np.diff(np.concatenate([[0], edges, [column.size]]))
     return {"size": list(mask.shape), "counts": counts.tolist()}
 
 
-def _objects(random: Random, layout: Layout) -> tuple[list[Array], list[str]]:
-    """Masks that keep the gap, and their shapes."""
+def _objects(random: Random, layout: Layout) -> tuple[list[np.ndarray], list[str]]:
+    """Returns masks that are the gap apart, and their shapes."""
     side, wanted = layout.size, int(random.integers(layout.least, layout.most + 1))
     # How far each pixel is from the border or from the nearest object so far.
-    room_SS = ndimage.distance_transform_edt(np.pad(np.ones((side, side)), 1))[1:-1, 1:-1]
-    masks: list[Array] = []
+    free_SS = ndimage.distance_transform_edt(np.pad(np.ones((side, side)), 1))[1:-1, 1:-1]
+    masks: list[np.ndarray] = []
     shapes: list[str] = []
     for attempt in range(TRIES):
         # Later attempts look for places of smaller objects.
         radius = side * random.uniform(RADII[0], RADII[1] - 0.13 * attempt / TRIES)
         shape = SHAPES[random.integers(len(SHAPES))]
         centre = random.uniform(0, side, 2)
-        if room_SS[tuple(centre.astype(int))] < layout.gap + radius / 2:  # a waste to draw
+        if free_SS[tuple(centre.astype(int))] < layout.gap + radius / 2:  # it cannot fit
             continue
         mask_SS = _inside(random, shape, side, centre, radius)
-        if not mask_SS.any() or room_SS[mask_SS].min() <= layout.gap:
+        if not mask_SS.any() or free_SS[mask_SS].min() <= layout.gap:
             continue
         masks.append(mask_SS)
         shapes.append(shape)
-        room_SS = np.minimum(room_SS, ndimage.distance_transform_edt(~mask_SS))
+        free_SS = np.minimum(free_SS, ndimage.distance_transform_edt(~mask_SS))
         if len(masks) == wanted:
             break
-    if not masks:  # no place was found, but in the middle there is one
+    if not masks:  # no place was found; the middle always is one
         middle = np.full(2, side / 2)
         masks, shapes = [_inside(random, "ellipse", side, middle, 0.2 * side)], ["ellipse"]
     return masks, shapes
 
 
 def _inside(
-    random: Random, shape: str, side: int, centre: Float[Array, "2"], radius: float
-) -> Bool[Array, "S S"]:
-    """The pixels within `radius` of the centre, a radius that depends on the direction."""
+    random: Random, shape: str, side: int, centre: Float[np.ndarray, "2"], radius: float
+) -> Bool[np.ndarray, "S S"]:
+    """Returns the pixels of a shape: within a radius that depends on the direction."""
     y_SS, x_SS = np.indices((side, side)) + 0.5 - centre[:, None, None]
     angle_SS = np.arctan2(y_SS, x_SS) + random.uniform(0, 2 * np.pi)
     if shape == "ellipse":
@@ -215,8 +238,10 @@ def _inside(
     return np.hypot(y_SS, x_SS) < radius * reach_SS
 
 
-def _texture(random: Random, side: int, hue: float, quiet: bool = False) -> Float[Array, "S S 3"]:
-    """Two colours of about one hue, mixed by a pattern. Quiet: pale, low in contrast."""
+def _texture(
+    random: Random, side: int, hue: float, quiet: bool = False
+) -> Float[np.ndarray, "S S 3"]:
+    """Returns two colours of about one hue, mixed by a pattern; quiet: pale, low in contrast."""
     kind = TEXTURES[random.integers(len(TEXTURES))]
     angle, period = random.uniform(0, np.pi), side * random.uniform(0.045, 0.08)
     y_SS, x_SS = np.indices((side, side)) + random.uniform(0, side, (2, 1, 1))
@@ -243,7 +268,7 @@ def _texture(random: Random, side: int, hue: float, quiet: bool = False) -> Floa
     return one + (other - one) * mix_SS1 + grain_SS1
 
 
-def _shading(mask: Bool[Array, "S S"]) -> Float[Array, "S S"]:
-    """Darker towards the edge, as of something round."""
+def _shading(mask: Bool[np.ndarray, "S S"]) -> Float[np.ndarray, "S S"]:
+    """Returns factors that darken an object towards its edge, as if it were round."""
     depth_SS = ndimage.distance_transform_edt(mask)
     return 0.6 + 0.45 * np.sqrt(depth_SS / max(float(depth_SS.max()), 1e-12))

@@ -1,4 +1,4 @@
-"""What the images of a source are: mean and standard deviation of each channel, range, sizes.
+"""Statistics of a source's images: mean and standard deviation of each channel, range, sizes.
 
 Shape legend: C channels · N pixels of an image · H, W an image.
 """
@@ -21,8 +21,6 @@ from vitrail.data.subset import Subset
 from vitrail.data.tools.progress import Progress
 from vitrail.nn.random import philox
 
-Array = np.ndarray
-
 TOGETHER = 2**20  # pixels turned to float64 at a time; sums of their squares are exact below 2^53
 SHOWN_BAD = 5
 CONSTANT = 1e-6  # a std below this is rounding
@@ -30,10 +28,25 @@ CONSTANT = 1e-6  # a std below this is rounding
 
 @dataclass(frozen=True)
 class Stats:
-    """mean, std: of each channel, of pixels in [0, 1], every image counting alike whatever its
-    size, as it does in training. lowest, highest: of each channel, as stored. images: that were
-    read, of `total`. bad: id -> reason. smallest, largest: (height, width) by area; median: of
-    heights and of widths. classes: how many, None without labels.
+    """Statistics of the images of a source.
+
+    Attributes:
+        spec: of the source.
+        split: "train" or "test".
+        total: number of images in the split.
+        images: number of images that were read.
+        bad: id -> reason of those that cannot be read.
+        channels: of every image.
+        bits: of every pixel, 8 or 16.
+        mean: of each channel, of pixels in [0, 1]; every image counts alike whatever its size, as
+            it does in training.
+        std: of each channel, likewise.
+        lowest: smallest value of each channel, as stored.
+        highest: largest value of each channel, as stored.
+        smallest: (height, width) of the image of the smallest area, in pixels.
+        median: of the heights, and of the widths.
+        largest: (height, width) of the image of the largest area, in pixels.
+        classes: number of classes, None without labels.
     """
 
     spec: str
@@ -53,11 +66,11 @@ class Stats:
     classes: int | None
 
     def to_json(self) -> str:
-        """One object, with two spaces an indentation."""
+        """Returns one JSON object, indented by two spaces."""
         return json.dumps(asdict(self), indent=2)
 
     def flags(self) -> str:
-        """The arguments of `vitrail pretrain` that say so. A constant channel has std 1."""
+        """Returns arguments of `vitrail pretrain`; the std of a constant channel is set to 1."""
         mean, std = (" ".join(map(_number, values)) for values in (self.mean, self._divisors))
         return (
             f"--channels {self.channels} --objective.views.mean {mean} --objective.views.std {std}"
@@ -71,7 +84,14 @@ class Stats:
 def statistics(
     source: Source, split: str, most: int | None = None, workers: int = 0, seed: int = 0
 ) -> Stats:
-    """Reads every image once, or `most` that are drawn; the sums are in float64.
+    """Reads every image once, or a random subset; the sums are in float64.
+
+    Args:
+        source: of the images.
+        split: its name, for the report.
+        most: number of images to read, at least 1; None: all.
+        workers: number of processes that decode; 0: this one.
+        seed: of the subset.
 
     Raises:
         ValueError: `most` below 1, or no image can be read.
@@ -92,7 +112,7 @@ def statistics(
             f"{source.spec}: none of its {len(source)} images can be read (the first: "
             f"{json.dumps(id)}: {reason})"
         )
-    # Of the values stored, the largest of which stands for 1.
+    # The largest value that can be stored stands for 1.
     unit = 2**source.bits - 1
     first_C, second_C = sums.first / sums.images, sums.second / sums.images
     sizes = sorted(sums.sizes, key=lambda size: (size[0] * size[1], size))
@@ -120,7 +140,7 @@ def statistics(
 
 
 class _Sums:
-    """first, second: [C], sums over images of the means of their values, and of the squares."""
+    """Sums over images: first, second: [C], of the means of their values and of their squares."""
 
     def __init__(self, channels: int):
         self.images = 0
@@ -129,7 +149,7 @@ class _Sums:
         self.highest = np.full(channels, -1)
         self.sizes: Counter[tuple[int, int]] = Counter()
 
-    def add(self, image: UInt8[Array, "C H W"] | UInt16[Array, "C H W"]) -> None:
+    def add(self, image: UInt8[np.ndarray, "C H W"] | UInt16[np.ndarray, "C H W"]) -> None:
         values_CN = image.reshape(len(image), -1)
         sums = np.zeros((2, len(image)))
         for start in range(0, values_CN.shape[1], TOGETHER):
@@ -154,7 +174,7 @@ def _images(source: Source, quarantine: Quarantine, workers: int) -> Iterator[Te
 
 
 def stats_table(stats: Stats) -> Table:
-    """A row a channel, for a terminal."""
+    """Returns a table for a terminal, one row a channel."""
     table = Table()
     for name in ("channel", "mean", "std", "lowest", "highest"):
         table.add_column(name, justify="right")
@@ -165,7 +185,7 @@ def stats_table(stats: Stats) -> Table:
 
 
 def stats_words(stats: Stats) -> list[str]:
-    """Lines below the table: sizes, what cannot be read, and what to say to `vitrail pretrain`."""
+    """Returns the lines below the table: sizes, bad images, and a `vitrail pretrain` command."""
 
     def by(size: tuple[int, int]) -> str:
         return f"{size[0]} x {size[1]}"
@@ -187,12 +207,12 @@ def stats_words(stats: Stats) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Four digits that count."""
+    """Returns a number with four significant digits."""
     return f"{value:.4f}" if value >= 0.1 or value == 0 else f"{value:#.4g}"
 
 
 def stats_title(stats: Stats) -> str:
-    """The line above the table: what was read."""
+    """Returns the line above the table: the source and the number of images."""
     read = f"{stats.images:,}" + (f" of {stats.total:,}" if stats.images < stats.total else "")
     bad = f", {len(stats.bad):,} bad" if stats.bad else ""
     classes = f", {stats.classes} classes" if stats.classes else ""

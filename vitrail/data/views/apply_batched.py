@@ -1,8 +1,8 @@
 """Views of a batch at once: on an accelerator, and of small images in memory on a CPU.
 
-Crop, resize and flip are two products; colours, grey, blur and solarize are operations on all rows
-that they were drawn for, each row with its own parameters. The host knows which rows these are, so
-that an accelerator is never waited for, and sends them in one copy.
+Crop, resize and flip are two products; an operation works on all rows that it was drawn for, each
+row with its own parameters. The host knows which rows these are, so it never waits for an
+accelerator, and sends them in one copy.
 
 Shape legend: V views · B images · C channels · H, W an image · S output side · N rows, view-major.
 """
@@ -11,19 +11,19 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8, UInt16
 from torch import Tensor
 
-from vitrail.data.views import colour
+from vitrail.data.views.contract import Change, Kernel
 from vitrail.data.views.plan import ViewParams
 from vitrail.data.views.resample import Boxes, resample_boxes
 
 logger = logging.getLogger(__name__)
 
-# Changes only speed: colours of this many floats at a time stay in a CPU core's cache.
+# Floats recoloured at a time on a CPU, which stay in a core's cache; only speed depends on it.
 _CHUNK_FLOATS = 2**18
 
 # Values of padded images turned to float at a time, 256 MB.
@@ -39,7 +39,8 @@ def crop_batched(
 
     Args:
         images: on the device of `out`; of one size as a tensor [B, C, H, W], or of mixed sizes.
-        params: drawn for these images. out: float32 [V, B, C, S, S] per resolution.
+        params: drawn for these images.
+        out: float32 [V, B, C, S, S] per resolution.
     """
     white = torch.iinfo(images[0].dtype).max
     boxes, flip = send([params.box, params.flip], out[0].device)
@@ -58,7 +59,7 @@ def crop_batched(
 
 
 def _groups(images: Sequence[Tensor] | Tensor) -> Iterator[slice]:
-    """Runs of images whose stack, padded to the largest, is bounded."""
+    """Yields runs of images whose stack, padded to the largest, is bounded."""
     start, height, width = 0, 0, 0
     for i, image in enumerate(images):
         channels, h, w = image.shape
@@ -77,18 +78,16 @@ def _padded(images: Sequence[Tensor]) -> UInt8[Tensor, "B C H W"] | UInt16[Tenso
     return stack
 
 
-class Change(NamedTuple):
-    """An operation, the rows that it was drawn for, and a parameter for each of them, if any."""
-
-    operation: colour.Operation
-    rows: Tensor  # int64 [n]
-    parameter: Tensor  # float32 [n, ...]
-
-
 def recolour_batched(
     views: list[Float[Tensor, "_ C _ _"]], params: ViewParams, white: float
 ) -> None:
-    """Jitter, grey, blur, solarize and normalisation, in place, of `crop_batched`'s views."""
+    """Applies the operations and the normalisation, in place, to `crop_batched`'s views.
+
+    Args:
+        views: float32 [V*B, C, S, S] per resolution.
+        params: drawn for these images.
+        white: the largest value of their type.
+    """
     plan, device, first = params.plan, views[0].device, 0
     mean, std = (torch.tensor(v)[:, None, None] for v in (plan.mean, plan.std))
     scale, shift = send([1 / (white * std), mean / std], device)
@@ -97,66 +96,41 @@ def recolour_batched(
         for rows in _chunks(x):
             part = x[rows]
             for change in _sent(_changes(of_side, rows), device):
-                part[change.rows] = change.operation(part[change.rows], change.parameter, white)
+                part[change.rows] = change.kernel(part[change.rows], change.parameter, white)
             part.mul_(scale).sub_(shift)
         first += n_views
 
 
 def _changes(params: ViewParams, rows: slice) -> list[Change]:
-    """What is done to rows of the flattened [V*B] batch, in order. On the CPU."""
-    of_rows = {
-        name: value.flatten(0, 1)[rows] for name, value in vars(params).items() if name != "plan"
-    }
-    factors, order, sigma = of_rows["factors"], of_rows["order"], of_rows["sigma"]
-    changes = []
-
-    def add(operation: colour.Operation, mask: Tensor, parameter: Tensor) -> None:
-        index = mask.nonzero()[:, 0]
-        if len(index):
-            changes.append(Change(operation, index, parameter[index]))
-
-    for slot in range(order.shape[1]):
-        for kind, (operation, neutral) in colour.JITTER.items():
-            factor = factors[:, kind]
-            drawn = of_rows["jitter"] & (order[:, slot] == kind) & (factor != neutral)
-            add(operation, drawn, factor[:, None, None, None])
-    add(_grey, of_rows["grey"], sigma)
-    if (sigma > 0).any():
-        # One reach for all batches: another number of taps would be compiled anew.
-        largest = max(view.blur_sigma[1] for view in params.plan.views)
-        weights = colour.gaussian(sigma.clamp(min=1e-3), largest)
-        add(_blur, sigma > 0, weights)
-    add(_solarize, of_rows["solarize"], sigma)
-    return changes
-
-
-def _grey(x: Tensor, _: Tensor, __: float) -> Tensor:
-    return colour.grey(x)
-
-
-def _blur(x: Tensor, weight_NK: Tensor, _: float) -> Tensor:
-    return colour.blur(x, weight_NK)
-
-
-def _solarize(x: Tensor, _: Tensor, white: float) -> Tensor:
-    return colour.solarize(x, white)
+    """Returns the changes of rows of the flattened [V*B] batch, in order, on the CPU."""
+    changes: list[Change] = []
+    for name, operation in params.plan.operations.items():
+        drawn = {k: value.flatten(0, 1)[rows] for k, value in params.operations[name].items()}
+        changes += operation.apply_batched(drawn, params.plan.views)
+    return [change for change in changes if len(change.rows)]
 
 
 def _sent(changes: list[Change], device: torch.device) -> list[Change]:
-    """The same on the device, compiled there: each operation is then one kernel or two."""
-    sent = iter(send([t for change in changes for t in (change.rows, change.parameter)], device))
-    compiled = _compiled if device.type == "cuda" else lambda operation: operation
-    return [Change(compiled(operation), next(sent), next(sent)) for operation, *_ in changes]
+    """Returns the changes on the device, compiled there: each is then one kernel or two."""
+    tensors = [t for change in changes for t in (change.rows, change.parameter) if t is not None]
+    sent = iter(send(tensors, device))
+    compiled = _compiled if device.type == "cuda" else lambda kernel: kernel
+    return [
+        Change(compiled(kernel), next(sent), None if parameter is None else next(sent))
+        for kernel, _, parameter in changes
+    ]
 
 
 @lru_cache
-def _compiled(operation: colour.Operation) -> colour.Operation:
-    return _where_it_compiles(operation, torch.compile(operation, dynamic=True))
+def _compiled(kernel: Kernel) -> Kernel:
+    return _where_it_compiles(kernel, torch.compile(kernel, dynamic=True))
 
 
-def _where_it_compiles(operation: colour.Operation, compiled: colour.Operation) -> colour.Operation:
-    """The compiled operation; the operation itself, which is only slower, once that has failed, as
-    on machines without Triton or a C compiler."""
+def _where_it_compiles(kernel: Kernel, compiled: Kernel) -> Kernel:
+    """Returns the compiled kernel, which falls back to the kernel itself once it has failed.
+
+    It fails on machines without Triton or a C compiler; the fallback is only slower.
+    """
     use = compiled
 
     def either(x: Tensor, parameter: Any, white: float) -> Tensor:
@@ -166,28 +140,28 @@ def _where_it_compiles(operation: colour.Operation, compiled: colour.Operation) 
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            if use is operation:
+            if use is kernel:
                 raise
-            use = operation
+            use = kernel
             why = next(iter(str(error).strip().splitlines()), type(error).__name__)
             logger.warning("views are slower, since torch.compile fails here: %s", why)
-            return operation(x, parameter, white)
+            return kernel(x, parameter, white)
 
     return either
 
 
 def _chunks(x: Tensor) -> Iterator[slice]:
-    """Rows to recolour together: few on a CPU, all on an accelerator."""
+    """Yields the rows to recolour together: few on a CPU, all on an accelerator."""
     n_rows, floats = x.shape[0], max(1, x[:1].numel())
     step = max(1, _CHUNK_FLOATS // floats) if x.device.type == "cpu" else max(1, n_rows)
     return (slice(start, start + step) for start in range(0, n_rows, step))
 
 
 def send(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Small tensors of the host on the device, in one copy that the host does not wait for."""
+    """Returns small tensors on a device, after one copy that the host does not wait for."""
     if device.type == "cpu" or not tensors:
         return tensors
-    # In turn of their alignment: 8 bytes, 4, 1.
+    # Those of the largest alignment first: 8 bytes, 4, 1.
     order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())
     raw = [tensors[i].contiguous().flatten().view(torch.uint8) for i in order]
     buffer = torch.cat(raw)

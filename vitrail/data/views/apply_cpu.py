@@ -1,13 +1,10 @@
-"""Views of files on a CPU: image by image, so that what is worked on stays in a core's cache.
+"""Views on a CPU: image by image, so the pixels that are worked on stay in a core's cache.
 
-torch's own kernel resizes 8-bit pixels. Only views that were drawn for an operation pay for it, and
-a blur is a product of matrices, which is what a core does best.
+torch's own kernel resizes 8-bit pixels. Only views that were drawn for an operation pay for it.
 
-Shape legend: V views · B images · C channels · H, W an image · S output side · K taps · T a tile ·
-N its inputs.
+Shape legend: V views · B images · C channels · H, W an image · S output side.
 """
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,10 +14,7 @@ from jaxtyping import Float, UInt8, UInt16
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrail.data.views import colour
 from vitrail.data.views.plan import ViewParams
-
-_TILE = 16  # outputs of a blur's product; more multiply more zeros
 
 
 def apply_native(
@@ -31,30 +25,35 @@ def apply_native(
     """Writes the views of images of any sizes, on the CPU, into `out`.
 
     Args:
+        images: B of them, of one type.
         params: drawn for these images.
         out: float32 [V, B, C, S, S] per resolution, in the plan's order.
     """
-    plan = params.plan
+    plan, operations = params.plan, params.plan.operations
     white = float(torch.iinfo(images[0].dtype).max)
     std = torch.tensor(plan.std)[:, None, None]
     scale, shift = 1 / (white * std), torch.tensor(plan.mean)[:, None, None] / std
     _keep_freed_memory()
     targets = [view_BCSS for of_side in out for view_BCSS in of_side]
-    drawn = _as_lists(params)
+    boxes, flips = params.box.tolist(), params.flip.tolist()
+    drawn = {name: _as_lists(params.operations[name]) for name in operations}
     for b, image in enumerate(images):
         whole = image[None]
         if image.dtype == torch.uint8:
             whole = whole.contiguous(memory_format=torch.channels_last)  # as torch's kernel reads
         for v, target_BCSS in enumerate(targets):
-            view = {name: values[v][b] for name, values in drawn.items()}
             target_1CSS = target_BCSS[b : b + 1]  # planes: colours are worked on one by one
-            _crop(whole, view["box"], view["flip"], target_1CSS)
-            x = _recolour(target_1CSS, view, white)
+            _crop(whole, boxes[v][b], flips[v][b], target_1CSS)
+            x = target_1CSS
+            for name, operation in operations.items():
+                if drawn[name]["on"][v][b]:
+                    of_view = {key: values[v][b] for key, values in drawn[name].items()}
+                    x = operation.apply(x, of_view, white)
             torch.mul(x, scale, out=target_1CSS).sub_(shift)
 
 
-def _as_lists(params: ViewParams) -> dict[str, list[list[Any]]]:
-    return {name: value.tolist() for name, value in vars(params).items() if name != "plan"}
+def _as_lists(drawn: dict[str, Tensor]) -> dict[str, list[list[Any]]]:
+    return {name: value.tolist() for name, value in drawn.items()}
 
 
 def _crop(image: Tensor, box: list[int], flip: bool, out: Float[Tensor, "1 C S S"]) -> None:
@@ -68,51 +67,11 @@ def _crop(image: Tensor, box: list[int], flip: bool, out: Float[Tensor, "1 C S S
         out.round_().clamp_(0, torch.iinfo(image.dtype).max)
 
 
-def _recolour(
-    x: Float[Tensor, "1 C S S"], view: dict[str, Any], white: float
-) -> Float[Tensor, "1 C S S"]:
-    """Jitter in the drawn order, grey, blur and solarize, where they were drawn."""
-    for kind in view["order"] if view["jitter"] else ():
-        operation, neutral = colour.JITTER[kind]
-        if view["factors"][kind] != neutral:
-            x = operation(x, view["factors"][kind], white)
-    if view["grey"]:
-        x = colour.grey(x)
-    if view["sigma"] > 0:
-        x = _blur(x, view["sigma"])
-    return colour.solarize(x, white) if view["solarize"] else x
-
-
-def _blur(x: Float[Tensor, "1 C S S"], sigma: float) -> Float[Tensor, "1 C S S"]:
-    """`colour.blur` as products with a band of its matrix, a tile at a time, rows and columns."""
-    side = x.shape[-1]
-    reach, tile = max(1, math.ceil(4 * sigma)), min(_TILE, side)
-    band_TN = _band([math.exp(-0.5 * (k / sigma) ** 2) for k in range(-reach, reach + 1)], tile)
-    missing = -side % tile  # the last tile may reach beyond; what comes of that is cut off
-    pad = (reach, reach + missing)
-
-    # Overlapping tiles are written out: a product of views of them would go row by row.
-    tiles_1CStN = F.pad(x, (*pad, 0, 0), mode="replicate").unfold(3, band_TN.shape[1], tile)
-    x = torch.mm(tiles_1CStN.flatten(0, 3), band_TN.T).view(*x.shape[:3], -1)[..., :side]
-
-    tiles_1CtSN = F.pad(x, (0, 0, *pad), mode="replicate").unfold(2, band_TN.shape[1], tile)
-    tiles_MNS = tiles_1CtSN.transpose(3, 4).flatten(0, 2)
-    x = torch.matmul(band_TN, tiles_MNS).view(1, x.shape[1], -1, side)[:, :, :side]
-    return x
-
-
-def _band(weights: list[float], tile: int) -> Float[Tensor, "T N"]:
-    """Row t holds the weights, of sum 1, from column t on."""
-    taps, total = len(weights), sum(weights)
-    # With one column more each row would begin one place further: so the rows are one long run.
-    run = torch.zeros(tile, tile + taps)
-    run[:, :taps] = torch.tensor([weight / total for weight in weights])
-    return run.flatten()[:-tile].view(tile, -1)
-
-
 @lru_cache(maxsize=1)
 def _keep_freed_memory() -> None:
-    """glibc gives freed blocks above a size back to the system, and pays for every page when it
-    asks again: three times the work of a colour jitter. The size grows to what was freed once, up
-    to 32 MB."""
+    """Raises the size up to which glibc keeps freed blocks, by freeing one of 31 MB.
+
+    It gives larger ones back to the system and pays for every page when it asks again: three times
+    the work of a colour jitter. The size grows to that of a freed block, up to 32 MB.
+    """
     torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What an encoder sees at evaluation: the whole image, made small, its centre cut out, normalised.
+"""The transform of images at evaluation: resize, cut out the centre, normalise.
 
 Shape legend: N images · C channels · H, W an image.
 """
@@ -22,7 +22,13 @@ class Preprocess:
     """Resizes the short side to `resize` pixels, cuts out the central `size` × `size`, normalises.
 
     As torchvision's Resize(resize, BICUBIC), CenterCrop(size), Normalize(mean, std) without the
-    rounding to 8 bits; only the pixels that are kept are computed, whatever the image's shape.
+    rounding to 8 bits; only the pixels that remain are computed, whatever the image's shape.
+
+    Attributes:
+        size: side of the result, in pixels, at least 1 and at most `resize`.
+        resize: short side of the resized image, in pixels.
+        mean: subtracted from the pixels, in [0, 1], one value a channel.
+        std: divides the pixels after that, above 0, one value a channel.
     """
 
     size: int
@@ -44,9 +50,14 @@ class Preprocess:
         | UInt8[Tensor, "N C H W"]
         | UInt16[Tensor, "N C H W"],
     ) -> Float[Tensor, "N C {self.size} {self.size}"]:
-        """Computes on the device of the images, of which the largest number of their type is 1.
+        """Returns the images transformed, computed on their device.
 
-        Raises ValueError if their channels do not fit.
+        Args:
+            images: 0 to the largest number of their type, which stand for 0 to 1; a list for mixed
+                sizes.
+
+        Raises:
+            ValueError: their channels do not fit.
         """
         device = images[0].device if len(images) else torch.device("cpu")
         mean = torch.tensor(self.mean, device=device)[:, None, None]
@@ -59,7 +70,7 @@ class Preprocess:
                         f"preprocess: image {start} has {same_NCHW.shape[1]} channels, but mean "
                         f"has {len(self.mean)}; open the images with channels={len(self.mean)}"
                     )
-                # To the two products, the images of a stack are so many more channels.
+                # To the two products, the images of a stack are just more channels.
                 resized_MSS = self._resized(same_NCHW.flatten(0, 1))
                 resized_MSS.div_(torch.iinfo(same_NCHW.dtype).max)
                 out[start : start + len(same_NCHW)] = resized_MSS.unflatten(0, same_NCHW.shape[:2])
@@ -68,10 +79,16 @@ class Preprocess:
     def stretched(
         self, image: UInt8[Tensor, "_ _ _"] | UInt16[Tensor, "_ _ _"], size: tuple[int, int]
     ) -> Float[Tensor, "C H W"]:
-        """The whole of an image, nothing cut off, resized to (height, width) and normalised.
+        """Returns the whole of an image, nothing cut off, resized and normalised.
 
-        For who looks at places in the image; its shape is that of `size`. Same filter as above.
-        Raises ValueError if the channels do not fit.
+        For uses that refer to places in the image. The filter is that of `__call__`.
+
+        Args:
+            image: 0 to the largest number of its type, which stand for 0 to 1.
+            size: (height, width) of the result, in pixels.
+
+        Raises:
+            ValueError: the channels do not fit.
         """
         if len(image) != len(self.mean):
             raise ValueError(
@@ -104,7 +121,7 @@ class Preprocess:
         return resample_one(image[:, windows[0], windows[1]], *sides)
 
     def _window(self, length: int, out_length: int, first: int) -> tuple[slice, Taps]:
-        """The pixels that are needed along one axis, and the taps counted from their first."""
+        """Returns the pixels needed along one axis, and the taps counted from the first of them."""
         no = torch.tensor(False)
         along = taps(
             torch.tensor(length), torch.tensor(out_length), torch.tensor(first), no, self.size
@@ -120,7 +137,7 @@ def _of_one_size(
     | UInt8[Tensor, "N C H W"]
     | UInt16[Tensor, "N C H W"],
 ) -> Iterator[tuple[int, UInt8[Tensor, "n C H W"] | UInt16[Tensor, "n C H W"]]]:
-    """Stacks of images to resize together, each with the position of its first."""
+    """Yields stacks of images to resize together, each with the position of its first."""
     if isinstance(images, list):
         yield from ((i, image[None]) for i, image in enumerate(images))
         return

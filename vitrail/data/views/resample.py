@@ -5,8 +5,8 @@ and is clipped to the box, where the weights are normalised again). There are tw
 
 *Rounded*, for the views of 8-bit images: that of torch's `interpolate(..., antialias=True)` on
 uint8, which is Pillow's up to the number of bits of a weight. Weights are 16-bit integers, and each
-of the two passes, rows first, ends in 8 bits. Here the integers are held by float32, whose sums are
-exact below 2^24: so a GPU, a batch of images and torch's own kernel give the same bits. (Where a
+of the two passes, rows first, ends in 8 bits. Here float32 holds the integers, and its sums are
+exact below 2^24, so a GPU, a batch of images and torch's own kernel give the same bits. (Where a
 box shrinks more than 4 times the sums grow longer: about one value in 10,000 may be off by 1.)
 
 *Plain* floats, for evaluation and 16-bit images: nothing is rounded, and overshoot is clamped once.
@@ -25,7 +25,12 @@ _STRIP = 1024  # rows of an image turned to float at a time; bounds the memory o
 
 
 class Taps(NamedTuple):
-    """The pixels of the box that each output pixel is a sum of. Position -1: none, of weight 0."""
+    """The pixels of a box that each output pixel is a weighted sum of.
+
+    Attributes:
+        position: int64, -1 for none.
+        weight: float, of sum 1 over K; 0 for none.
+    """
 
     position: Int[Tensor, "*N S K"]
     weight: Float[Tensor, "*N S K"]
@@ -38,10 +43,17 @@ def taps(
     flip: Bool[Tensor, "*N"],
     count: int,
 ) -> Taps:
-    """The taps of output pixels [first, first + count) when `length` pixels become `out_length`.
+    """Returns the taps of output pixels [first, first + count), with float32 weights.
 
     Computed in float64: the distance of a tap is the sum of an exact integer and a small fraction,
-    so that the weights hold for images of any size. They are float32.
+    so the weights are right for images of any size.
+
+    Args:
+        length: pixels of the box along this axis.
+        out_length: pixels that it is resized to.
+        first: the first output pixel that is wanted.
+        flip: true where the wanted output pixels are mirrored.
+        count: S, the number of output pixels that are wanted.
     """
     position_NSK, weight_NSK = _taps64(
         length, out_length, first, flip, count, _reach(length, out_length)
@@ -50,7 +62,7 @@ def taps(
 
 
 def _reach(length: Tensor, out_length: Tensor) -> int:
-    """Taps on each side of an output pixel's centre, enough for all. Waits for the device."""
+    """Returns taps on each side of an output pixel's centre, enough for all; waits for a device."""
     if not length.numel():
         return 0
     return math.ceil(2 * (length / out_length.double()).clamp(min=1).max().item())
@@ -76,7 +88,7 @@ def _taps64(
 
 
 def _bicubic(x: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel with a = -1/2."""
+    """Returns Keys' cubic convolution kernel with a = -1/2."""
     x = x.abs()
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
@@ -84,7 +96,8 @@ def _bicubic(x: Tensor) -> Tensor:
 
 
 def dense(position: Tensor, weight: Tensor, width: int) -> Float[Tensor, "*N S W"]:
-    """Taps as rows of a matrix over `width` pixels. Column 0 collects the taps outside."""
+    """Returns taps as rows of a matrix over `width` pixels."""
+    # Column 0 collects the taps of no pixel.
     rows = weight.new_zeros(*weight.shape[:-1], width + 1)
     return rows.scatter_(-1, position + 1, weight)[..., 1:]
 
@@ -94,10 +107,10 @@ def resample_one(
     taps_y: Taps,
     taps_x: Taps,
 ) -> Float[Tensor, "C S S2"]:
-    """One box of one image; the taps are of shape [S, K] and on the image's device."""
+    """Returns one box of one image; the taps are [S, K] and on the image's device."""
     _, height, width = image.shape
     wx_wS = dense(*taps_x, width).T
-    # A product of planes: images of files come interleaved.
+    # A product needs planes: images of files come interleaved.
     planes = (strip.float().contiguous() for strip in image.split(_STRIP, dim=1))
     strips = [strip @ wx_wS for strip in planes]
     rows_ChS = strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)
@@ -105,9 +118,14 @@ def resample_one(
 
 
 class Boxes(NamedTuple):
-    """V boxes of each of B images. corner: top and left. size: height and width, in pixels.
+    """V boxes of each of B images.
 
-    reach: of the taps, on the host, so that a device need not be asked. flip: left-right.
+    Attributes:
+        corner: int64, (top, left) in pixels.
+        size: int64, (height, width) in pixels.
+        flip: true where the result is mirrored left to right.
+        reach: taps on each side of an output pixel's centre; a number of the host, since reading
+            it from a device would wait for that.
     """
 
     corner: Int[Tensor, "V B 2"]
@@ -119,9 +137,14 @@ class Boxes(NamedTuple):
 def resample_boxes(
     images: UInt8[Tensor, "B C H W"] | UInt16[Tensor, "B C H W"], boxes: Boxes, side: int
 ) -> Float[Tensor, "V B C S S"]:
-    """All boxes of a stack of images, resized to a square. Two batched products.
+    """Returns all boxes of a stack of images, resized to a square by two batched products.
 
-    What lies outside the boxes is not looked at, so that images of mixed sizes may be padded.
+    Pixels outside the boxes do not count, so images of mixed sizes may be padded.
+
+    Args:
+        images: B of them, on any device.
+        boxes: on the same device.
+        side: S, in pixels.
 
     Returns:
         float32: integers in [0, 255] of uint8 images; of uint16 ones values about [0, 65535].
@@ -130,7 +153,7 @@ def resample_boxes(
     n_views = boxes.flip.shape[0]
     y, x = (_side_weights(boxes, axis, side, images.dtype) for axis in (0, 1))
 
-    # The views of an image share its one product with Wx: their columns stand side by side.
+    # The views of an image share one product with Wx, in which their columns are side by side.
     wx_BVSW = dense(x.position, x.weight, width).transpose(0, 1)
     wx_BWN = wx_BVSW.reshape(n_images, n_views * side, width).transpose(1, 2)
     values_BMW = images.reshape(n_images, channels * height, width).float().sub_(x.offset)
@@ -146,8 +169,15 @@ def resample_boxes(
 class _Weights(NamedTuple):
     """Taps of one axis, counted from the image's edge.
 
-    Rounded: weights are integers, `unit` to 1, and pixels are taken `offset` lower, which keeps the
-    sums small; total: of the weights, times offset, which is added again.
+    In the rounded arithmetic weights are integers, and `offset` is subtracted from the pixels,
+    which keeps the sums small.
+
+    Attributes:
+        position: int64, -1 for none.
+        weight: float32; integers when rounded.
+        total: the sum of the weights times `offset`, which is added to the sums again.
+        unit: the integer that stands for a weight of 1.
+        offset: subtracted from the pixels; 0 in the plain arithmetic.
     """
 
     position: Int[Tensor, "V B S K"]
@@ -157,7 +187,7 @@ class _Weights(NamedTuple):
     offset: float
 
     def finished(self, sums: Tensor, total: Tensor, unit: Tensor) -> Tensor:
-        """Sums of a pass as pixel values."""
+        """Returns the sums of a pass as pixel values."""
         if self.offset == 0:
             return sums
         return ((sums + total) / unit + 0.5).floor_().clamp_(0, 255)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitrail.backbones.contract import Backbone
-from vitrail.backbones.registry import create_backbone
-from vitrail.data.contract import Metric, Source
+from vitrail.backbones.create import create_backbone
+from vitrail.data.contract import Metric, Source, number_of
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.subset import Subset
@@ -257,7 +257,7 @@ def _views(encoder: Encoder, config: Finetune) -> ViewPlan:
 def labels_of(source: Source) -> Int64[Array, " N"]:
     """Of every sample, readable or not; -1 where there is none."""
     labels = (source.label(i) for i in range(len(source)))
-    return np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+    return np.array([number_of(label) for label in labels], dtype=np.int64)
 
 
 def finetune_accuracy(

@@ -1,0 +1,1 @@
+"""Readers of official checkpoints, timm's and Hugging Face's files."""

@@ -1,4 +1,4 @@
-"""What a layout's weights need besides new names.
+"""Changes to the weights of a layout besides new names.
 
 Shape legend: D features · R registers · n tokens with positions · h heads of p features.
 """
@@ -11,10 +11,10 @@ from vitrail.interop.read.weights_file import Weights
 
 
 def adapt_timm(weights: Weights) -> Weights:
-    """timm's positions and gated MLPs.
+    """Adapts timm's positions and gated MLPs.
 
-    Where registers have positions, these are added to them. Where the class token has none, it gets
-    a zero. An `fc1` with two rows for each column of `fc2` is SwiGLU's W12.
+    If registers have positions, these are added to them. If the class token has none, it gets a
+    zero. An `fc1` with two rows for each column of `fc2` is SwiGLU's W12.
     """
     adapted = dict(weights)
     positions, registers = weights.get("pos_embed"), weights.get("register_tokens")
@@ -40,7 +40,7 @@ def adapt_timm(weights: Weights) -> Weights:
 
 
 def adapt_jax(weights: Weights) -> Weights:
-    """JAX's kernels are inputs × outputs, its heads have an axis, its convolutions are HWIO."""
+    """Adapts JAX's kernels (inputs × outputs, an axis for heads) and convolutions (HWIO)."""
     adapted = dict(weights)
     for key, value in weights.items():
         if key.endswith("attn.qkv.weight") and value.ndim == 3:  # [D, h, p]
@@ -53,7 +53,7 @@ def adapt_jax(weights: Weights) -> Weights:
 
 
 def adapt_swin(weights: Weights) -> Weights:
-    """The official code and transformers end a stage with what timm and we begin the next with."""
+    """Moves the downsampling from the end of a stage to the start of the next, as in timm."""
     if not any(key.startswith("layers.0.downsample.") for key in weights):
         return weights
     pattern = re.compile(r"layers\.(\d+)\.(downsample\..+)")
@@ -64,10 +64,11 @@ def adapt_swin(weights: Weights) -> Weights:
 
 
 def settle_biases(weights: Weights) -> Weights:
-    """A ViT's linear maps have either all of their biases or none.
+    """Gives a ViT's linear maps either all of their biases or none.
 
-    Layers without biases of `qkv`, or of all other maps, get zeros there, if they have others that
-    are not zero. If they have not, those of zeros are left out. What only some layers lack is left.
+    Layers without biases of `qkv`, or of all other maps, get zeros there, if they have other biases
+    that are not zero. Otherwise biases of zeros are removed. Biases that only some layers lack are
+    left unchanged.
     """
     linear = re.compile(r"blocks\.\d+\.(?:attn\.(qkv|proj)|mlp\.(?:fc1|fc2|w12|w3))\.weight")
     matches = [match for key in weights if (match := linear.fullmatch(key))]

@@ -1,6 +1,6 @@
-"""The layouts of other people's weights: how each is recognised, and what its keys are called here.
+"""The table of formats of other people's weights: how to recognise each, and names for its keys.
 
-Read in the public code at these commits: DINO 7c446df, DINOv2 b8931f7, SimDINO 8149fc4, CRATE and
+From the public code at these commits: DINO 7c446df, DINOv2 b8931f7, SimDINO 8149fc4, CRATE and
 CRATE-MAE 674408f, CRATE-α edbd624, ToST 071ea98, MAE efb2a80; and timm 1.0 and transformers 5,
 against whose models the tests are run.
 """
@@ -30,18 +30,26 @@ from vitrail.interop.read.weights_file import Weights
 
 @dataclass(frozen=True)
 class Format:
-    """A layout. All patterns are regular expressions for whole keys.
+    """A format of weights. All patterns are regular expressions for whole keys.
 
     A file has this format if each pattern of `has` matches one of its keys, none of `lacks` does,
-    and its weights were in one of `containers`, where these are given (see `read_checkpoint`).
+    and its weights were in one of `containers`, if these are given (see `read_checkpoint`).
 
-    family: of the backbones that it holds; "vit" stands for "dinov2" too, where there are
-    LayerScales. renames: a key's pattern, and our key. One that ends in "#i/n" gives the i-th of n
-    parts, which are joined along their first axis. left_out: keys that are known and not needed.
-    adapt: what remains to be done to the renamed weights. heads: the key and the axis that tell the
-    number of heads. antialias: how the format's own code resamples positions, as in
-    `resize_positions`. options: arguments of the backbone that its weights do not show. lone: not
-    for a folder of timm's, whose config.json names the architecture.
+    Attributes:
+        name: for messages.
+        family: family of the backbones that it holds; "vit" stands for "dinov2" too, which has
+            LayerScales.
+        has: patterns of keys that a file must have.
+        lacks: patterns of keys that a file must not have.
+        containers: keys under which the weights were found; () for any.
+        renames: (pattern of a key, our key). A name of ours that ends in "#i/n" is the i-th of n
+            parts, which are joined along their first axis.
+        left_out: patterns of keys that are known and not needed.
+        adapt: further changes to the renamed weights.
+        heads: key and axis that show the number of heads.
+        antialias: how the format's own code resamples positions, as in `resize_positions`.
+        options: arguments of the backbone that its weights do not show.
+        lone: not for a folder of timm's, whose config.json gives the architecture.
     """
 
     name: str
@@ -60,7 +68,7 @@ class Format:
 
 HEADS = (r"heads?\..*", r"dino_head\..*", r"ibot_head\..*", r"classifier\..*", r"pre_logits\..*")
 CRATE_HEAD = (r"mlp_head\.1\..*",)
-OF_MASKING = (r"mask_token", r"masked_embed", r"decoder_.*")  # what only masked prediction needs
+OF_MASKING = (r"mask_token", r"masked_embed", r"decoder_.*")  # needed by masked prediction only
 HF_LEFT_OUT = (*HEADS, HF + r"pooler\..*", HF_EMBEDDINGS + r"mask_token", r"(?:\w+\.)?decoder\..*")
 SWIN_BUFFERS = (r".*\.relative_position_index", r".*\.attn_mask")
 
@@ -72,7 +80,7 @@ VIT = (
 TSSA = r"blocks\.0\.attn\.temp"
 HF_VIT = (HF_EMBEDDINGS + r"patch_embeddings\.projection\.weight",)
 
-# The first row that fits is taken: a row may rely on those above it.
+# The first row that fits is used: a row may rely on those above it.
 FORMATS: tuple[Format, ...] = (
     Format(
         "CRATE-α (JAX)",
@@ -212,7 +220,7 @@ FORMATS: tuple[Format, ...] = (
         left_out=HEADS,
         antialias=False,
     ),
-    # MAE's encoder alone, for fine-tuning, or fine-tuned; DeiT's files look the same.
+    # MAE's encoder alone, for fine-tuning, or fine-tuned; DeiT's files have the same keys.
     Format(
         "MAE (encoder)",
         "vit",

@@ -1,14 +1,13 @@
-"""What the config.json of a hub folder says of an architecture, where its weights do not show it.
+"""Reads what a hub folder's config.json adds to its weights: heads, image size, architecture.
 
-Of timm's it names an architecture and the arguments that differ. The model is built on the meta
-device, without memory for its weights, and what it is made of is looked at.
+timm's config.json names an architecture and the arguments that differ. timm's model is then built
+on the meta device, without memory for its weights, and its modules are compared with ours.
 """
 
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
@@ -16,7 +15,7 @@ from vitrail.backbones.registry import BACKBONES
 from vitrail.interop.read.weights_file import Checkpoint
 from vitrail.interop.vit_shape import NORM_EPS
 
-# timm's arguments that are of training, or of how other sizes of images are taken.
+# timm's arguments for training, or for images of other sizes
 HARMLESS = {
     *("num_classes", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"),
     *("attn_drop_rate", "drop_path_rate", "drop_block_rate", "weight_init", "fix_init"),
@@ -46,7 +45,13 @@ OF_RESNET = {
 
 @dataclass(frozen=True)
 class OfTimm:
-    """A class of timm's that we have too: its modules, norms and how its features are pooled."""
+    """A class of timm's that vitrail has too.
+
+    Attributes:
+        parts: names of the classes of its modules.
+        norm_eps: epsilon of its norms.
+        pools: values of timm's `global_pool` for which its features are ours.
+    """
 
     parts: set[str]
     norm_eps: float
@@ -61,10 +66,14 @@ CLASSES = {
 
 
 @dataclass(frozen=True)
-class Told:
-    """heads: of the layers, or of a Swin's stages. img_size: what it was trained on.
+class Described:
+    """An architecture, as far as config.json describes it.
 
-    backbone: a row of our table by name, with kwargs of `create_backbone`.
+    Attributes:
+        heads: heads of the layers, or of each of a Swin's stages; None if not given.
+        img_size: side in pixels of the images of its training; None if not given.
+        backbone: name of a row of BACKBONES; None for other architectures.
+        kwargs: arguments of `create_backbone` for that row.
     """
 
     heads: int | tuple[int, ...] | None = None
@@ -73,11 +82,11 @@ class Told:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-def told_by(checkpoint: Checkpoint) -> Told:
-    """What a hub folder's config.json says; nothing for a lone file.
+def read_description(checkpoint: Checkpoint) -> Described:
+    """Reads a hub folder's config.json; a lone file has none, and all fields are None.
 
     Raises:
-        ValueError: another function than ours, with the name of what makes it so.
+        ValueError: it describes another function than ours; the difference is listed by name.
     """
     config = checkpoint.config
     if "architecture" in config:
@@ -85,10 +94,12 @@ def told_by(checkpoint: Checkpoint) -> Told:
     if config.get("hidden_act", "gelu") != "gelu":
         raise _refusal(checkpoint, f"hidden_act is {config['hidden_act']!r}, not 'gelu'")
     heads = config.get("num_attention_heads", config.get("num_heads"))
-    return Told(tuple(heads) if isinstance(heads, list) else heads, config.get("image_size"))
+    return Described(tuple(heads) if isinstance(heads, list) else heads, config.get("image_size"))
 
 
-def _by_timm(checkpoint: Checkpoint) -> Told:
+def _by_timm(checkpoint: Checkpoint) -> Described:
+    import timm  # lazy import: timm takes seconds
+
     name = str(checkpoint.config["architecture"]).partition(".")[0]
     arguments = checkpoint.config.get("model_args") or {}
     if name in BACKBONES and not _is_timms(name):
@@ -101,20 +112,22 @@ def _by_timm(checkpoint: Checkpoint) -> Told:
     _check(checkpoint, model)
     if type(model).__name__ == "ResNet":
         size = checkpoint.config.get("pretrained_cfg", {}).get("input_size")
-        return Told(img_size=size[-1] if size else None)
+        return Described(img_size=size[-1] if size else None)
     if type(model).__name__ == "VisionTransformer":
-        return Told(heads=model.blocks[0].attn.num_heads)
+        return Described(heads=model.blocks[0].attn.num_heads)
     _check_windows(checkpoint, model)
     heads = tuple(stage.blocks[0].attn.num_heads for stage in model.layers)
-    return Told(heads=heads, img_size=model.patch_embed.img_size[0])
+    return Described(heads=heads, img_size=model.patch_embed.img_size[0])
 
 
 def _is_timms(name: str) -> bool:
-    """Whether timm has the name without us: `timm_zoo` adds ours."""
+    """Checks that timm itself has the name; `timm_zoo` adds ours."""
+    import timm  # lazy import: timm takes seconds
+
     return timm.is_model(name) and timm.models.model_entrypoint(name).__module__.startswith("timm.")
 
 
-def _of_our_table(checkpoint: Checkpoint, name: str, arguments: dict[str, Any]) -> Told:
+def _of_our_table(checkpoint: Checkpoint, name: str, arguments: dict[str, Any]) -> Described:
     known = {"img_size", "in_chans", *BACKBONES[name].options()}
     pool = checkpoint.config.get("global_pool", arguments.get("global_pool", "token"))
     unknown = arguments.keys() - known - HARMLESS - {"global_pool"}
@@ -122,10 +135,12 @@ def _of_our_table(checkpoint: Checkpoint, name: str, arguments: dict[str, Any]) 
         raise _refusal(checkpoint, f"{name} has {_listed(arguments, unknown)}, not known here")
     if pool not in ("token", ""):
         raise _refusal(checkpoint, f"global_pool is {pool!r}, and ours is the class token")
-    return Told(backbone=name, kwargs={k: v for k, v in arguments.items() if k in known})
+    return Described(backbone=name, kwargs={k: v for k, v in arguments.items() if k in known})
 
 
 def _built(checkpoint: Checkpoint, name: str, arguments: dict[str, Any]) -> Any:
+    import timm  # lazy import: timm takes seconds
+
     unknown = arguments.keys() - UNDERSTOOD - HARMLESS
     if unknown:
         raise _refusal(checkpoint, f"{name} has {_listed(arguments, unknown)}, not understood here")
@@ -138,13 +153,12 @@ def _built(checkpoint: Checkpoint, name: str, arguments: dict[str, Any]) -> Any:
 
 
 def _check(checkpoint: Checkpoint, model: Any) -> None:
-    """Refuses a model that is made of other things than ours, though its keys may be the same."""
+    """Refuses a model of other modules than ours, though its keys may be the same."""
     kind = type(model).__name__
     if kind not in CLASSES:
         raise _refusal(checkpoint, f"it is a {kind} of timm's, which vitrail does not have")
     expected = CLASSES[kind]
     strange = {type(m).__name__ for m in model.modules()} - expected.parts - COMMON
-    # Pooled by another norm, as the keys say too.
     pool = checkpoint.config.get("global_pool", getattr(model, "global_pool", "avg"))
     if not isinstance(pool, str):  # timm's ResNets and Swins have a module there
         pool = "avg"
@@ -161,7 +175,7 @@ def _check(checkpoint: Checkpoint, model: Any) -> None:
 
 
 def _check_gate(checkpoint: Checkpoint, module: Any) -> None:
-    """An MLP is with GELU, and a gated one is SwiGLU, whose first half is the gate."""
+    """Checks that MLPs have GELU, and that gated ones are SwiGLU, whose first half is the gate."""
     act = type(getattr(module, "act", None)).__name__
     kind = type(module).__name__
     if (kind == "Mlp" and act != "GELU") or (kind == "GluMlp" and act != "SiLU"):
@@ -171,7 +185,7 @@ def _check_gate(checkpoint: Checkpoint, module: Any) -> None:
 
 
 def _check_windows(checkpoint: Checkpoint, model: Any) -> None:
-    """timm pads maps after their shift, we do before: they must be whole windows."""
+    """Checks that maps are whole windows: timm pads maps after their shift, vitrail before it."""
     size, patch = model.patch_embed.img_size, model.patch_embed.patch_size[0]
     if size[0] != size[1]:
         raise _refusal(checkpoint, f"img_size is {size[0]} × {size[1]}; ours are squares")

@@ -1,4 +1,4 @@
-"""Other people's keys, as patterns, and ours: the tables that `formats` refers to.
+"""The tables of `formats`: patterns of other people's keys, and our names for them.
 
 In each pair, the first is a regular expression for a whole key. A name of ours that ends in "#i/n"
 stands for the i-th of n parts of a tensor.
@@ -18,7 +18,7 @@ CRATE_RENAMES = (
     (r"mlp_head\.0\.(\w+)", r"norm.\1"),
 )
 
-# The encoder is given the positions that are called the decoder's; `pos_embed` is not used.
+# The encoder's positions are called `decoder_pos_embed` there; `pos_embed` is not used.
 CRATE_MAE_RENAMES = (
     (r"decoder_pos_embed", r"pos_embed"),
     (r"blocks\.(\d+)\.layers\.0\.0\.norm\.(\w+)", r"blocks.\1.norm1.\2"),

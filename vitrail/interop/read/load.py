@@ -1,6 +1,6 @@
-"""Other people's weights as our backbones: DINO's, CRATE's, ToST's, MAE's, timm's, Hugging Face's.
+"""Reads other people's weights: DINO's, CRATE's, ToST's, MAE's, timm's, Hugging Face's.
 
-`formats.FORMATS` has all of them. Heads, decoders, mask tokens and optimizers are left out.
+`formats.FORMATS` lists the formats. Heads, decoders, mask tokens and optimizers are left out.
 """
 
 import logging
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.backbones.contract import Backbone
+from vitrail.backbones.create import create_backbone, find_row
 from vitrail.backbones.embedding import resize_positions
-from vitrail.backbones.registry import create_backbone, find_model
 from vitrail.backbones.skeleton import SkeletonBackbone
 from vitrail.interop.read.formats import OURS
 from vitrail.interop.read.match import choose_row, expected_state
@@ -24,16 +24,20 @@ logger = logging.getLogger(__name__)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = ((0.449,), (0.226,))  # averages over the channels
 DINOV2_TRAINED, DINOV2_EVALUATED = 518, 224  # pixels a side
-CROP = 0.875  # the side of what is cut out, of the side of the whole
+CROP = 0.875  # side of the centre crop, as a share of the resized side
 
 
 @dataclass(frozen=True)
 class Official:
-    """A file of other people's weights, and the backbone that it belongs to.
+    """Weights of a file, and the backbone that they belong to.
 
-    format: a name of `formats.FORMATS`. backbone, kwargs: arguments of `create_backbone`. weights:
-    by the backbone's keys. preprocess: size, resize, mean and std of the images at evaluation.
-    info: what vitrail wrote of the encoder, if it did.
+    Attributes:
+        format: name of the file's format in `formats.FORMATS`.
+        backbone: name of the backbone.
+        kwargs: further arguments of `create_backbone`.
+        weights: by the backbone's keys.
+        preprocess: size, resize, mean and std of the images at evaluation.
+        info: vitrail's description of the encoder, if the file is an export of vitrail's.
     """
 
     format: str
@@ -44,38 +48,41 @@ class Official:
     info: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> Backbone:
-        """The backbone with these weights, on the CPU, in float32."""
+        """Builds the backbone with these weights, on the CPU, in float32."""
         backbone = create_backbone(self.backbone, **self.kwargs)
         _copy(self.weights, backbone)
         return backbone
 
 
 def read_official(path: str | Path) -> Official:
-    """Reads a file or hub folder, whose format and sizes are told by its keys and shapes.
+    """Reads a file or hub folder, whose format and sizes are found from its keys and shapes.
 
-    Of a folder that `vitrail export` wrote, in whatever layout, the backbone and its preprocessing
-    are those of the encoder that was exported, as its config.json says.
+    For a folder that `vitrail export` wrote, in any layout, the backbone and its preprocessing are
+    those of the exported encoder, as described in its config.json.
 
-    Else images are prepared as for ImageNet at the size the positions were learned on, 224 for
-    DINOv2's 518 (its own evaluations' size). A hub folder's preprocessor_config.json, or the
-    pretrained_cfg in timm's config.json, may name another mean and std. If timm's names the
-    architecture, its size and crop_pct are kept too, though not another crop or interpolation.
+    For other files, images are prepared as for ImageNet at the size the positions were learned on,
+    224 for DINOv2's 518 (the size of its own evaluations). A hub folder's preprocessor_config.json,
+    or the pretrained_cfg in timm's config.json, may give another mean and std. If timm's gives the
+    architecture, its size and crop_pct are used too, but not another crop or interpolation.
 
     Positions of DINO, DINOv2 without registers, SimDINO and CRATE-MAE are later resampled as in
     their code (`antialias=False`), those of the others with antialiasing, as in timm. transformers
     differs there: it has no antialiasing for ViTs, and no 0.1 in the sizes for DINOv2. A ViT of
-    timm's that was saved without its head has the keys of DINO's, and is taken for one; at the size
-    it was trained on, that makes no difference.
+    timm's that was saved without its head has the keys of DINO's, and is read as one; at the size
+    of its training, that makes no difference.
 
     Of lone files only CRATE-α's (JAX), ToST's and Swin's show their heads. For the others they are
-    the row's of that width, else of 64 features. A lone Swin does not tell the size it was trained
-    on: it is the row's. A lone file of timm's resnetblur18 has the keys of resnet18, and cannot
-    be told from it.
+    the row's of that width, else of 64 features. A lone Swin does not show the size it was trained
+    on: the row's is used. A lone file of timm's resnetblur18 has the keys of resnet18, and cannot
+    be distinguished from it.
+
+    Args:
+        path: a file of weights, or a folder of the Hugging Face hub; see `read_checkpoint`.
 
     Raises:
-        ValueError: what cannot be read, is in no known format, or is not a whole backbone of its
-            format: missing and unexpected keys, and shapes that differ, are listed by name; weights
-            that are not finite; a config.json that says that the function is another than ours.
+        ValueError: a file that cannot be read, is in no known format, or is not a whole backbone of
+            its format (missing and unexpected keys, and shapes that differ, are listed by name);
+            weights that are not finite; a config.json that describes another function than ours.
     """
     checkpoint = read_checkpoint(path)
     if "vitrail" in checkpoint.config:
@@ -84,7 +91,7 @@ def read_official(path: str | Path) -> Official:
     name, kwargs = choose_row(found)
     wanted = expected_state(name, kwargs)
     _check(found, wanted, f"a {name}" + (f" with {kwargs}" if kwargs else ""))
-    img_size = kwargs.get("img_size", find_model(name).img_size)
+    img_size = kwargs.get("img_size", find_row(name).img_size)
     preprocess = _preprocess(found, img_size, kwargs.get("in_chans", 3))
     return Official(found.format.name, name, kwargs, found.weights, preprocess)
 
@@ -93,9 +100,13 @@ def load_official(backbone: Backbone, path: str | Path) -> None:
     """Copies a file's weights into a backbone of the same architecture.
 
     All weights are checked before any is copied. Positions that were learned on another square
-    grid than the backbone's are resampled, as the backbone does it for images of another size
-    (`resize_positions`), and this is logged: at the backbone's size it then computes what it would
-    compute with the file's own grid.
+    grid than the backbone's are resampled, as the backbone does for images of another size
+    (`resize_positions`), and this is logged: at the backbone's size, its function is then the same
+    as with the file's own grid.
+
+    Args:
+        backbone: changed in place.
+        path: a file of weights, or a folder of the Hugging Face hub; see `read_checkpoint`.
 
     Raises:
         ValueError: what `read_official` raises, or weights that are not this backbone's, listing
@@ -108,7 +119,7 @@ def load_official(backbone: Backbone, path: str | Path) -> None:
 
 
 def _read_ours(checkpoint: Checkpoint) -> Official:
-    """What `vitrail export` wrote: its description says all that the weights do not."""
+    """Reads an export of vitrail's, with the description in its config.json."""
     described = checkpoint.config["vitrail"]
     try:
         name, kwargs, plain = (described[key] for key in ("backbone", "kwargs", "preprocess"))
@@ -128,9 +139,9 @@ def _read_ours(checkpoint: Checkpoint) -> Official:
 
 
 def _without_neutral(found: Translation, wanted: Weights) -> Translation:
-    """Without biases of 0 and LayerScales of 1 that the backbone lacks.
+    """Removes biases of 0 and LayerScales of 1 that the backbone lacks.
 
-    transformers always has them, and ours are written to it with these.
+    transformers always has them, and exports to it contain these.
     """
     neutral = {".bias": 0.0, ".gamma": 1.0}
     weights = {
@@ -143,7 +154,7 @@ def _without_neutral(found: Translation, wanted: Weights) -> Translation:
 
 
 def _check(found: Translation, wanted: Weights, what: str) -> None:
-    """Raises ValueError, with all that differs, where a file is not the backbone's."""
+    """Raises ValueError, with all differences, if a file's weights are not the backbone's."""
     weights = found.weights
     shapes = [
         f"{key}: {list(weights[key].shape)} in the file, {list(wanted[key].shape)} in the backbone"
@@ -152,7 +163,7 @@ def _check(found: Translation, wanted: Weights, what: str) -> None:
     ]
     missing = wanted.keys() - weights.keys()
     problems = {
-        # Files from before PyTorch 0.4.1 have no such counters, and evaluation needs none.
+        # files from before PyTorch 0.4.1 have no such counters, and evaluation needs none
         "missing": {key for key in missing if not key.endswith("num_batches_tracked")},
         "unexpected": {found.origin.get(key, key) for key in weights.keys() - wanted.keys()},
         "different shapes": shapes,
@@ -183,7 +194,7 @@ def _resized(found: Translation, backbone: Backbone) -> Translation:
 
 
 def _copy(weights: Weights, backbone: Backbone) -> None:
-    # They are checked: what may be missing is counters of batch norms.
+    # not strict: `_check` allows missing counters of batch norms
     backbone.load_state_dict(weights, strict=False)
 
 
@@ -193,7 +204,7 @@ def _preprocess(found: Translation, img_size: int, in_chans: int) -> dict[str, A
     resize = round(size / CROP)
     if "architecture" in found.source.config:
         size = img_size
-        # As timm rounds, but what is below a whole number by rounding alone is that number.
+        # as timm rounds, but a value just below a whole number by rounding error is that number
         resize = max(size, math.floor(size / (timm.get("crop_pct") or CROP) + 1e-6))
     plain = {"size": size, "resize": resize}
     hub = found.source.preprocessing

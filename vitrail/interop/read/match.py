@@ -1,4 +1,4 @@
-"""Which row of the table of backbones a file's weights belong to, and what differs from the row.
+"""Finds the row of BACKBONES for a file's weights, and the options that differ from the row.
 
 Shape legend: D features · P patch size in pixels · C channels · G×G the grid of learned positions.
 """
@@ -7,61 +7,48 @@ import math
 import re
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vitrail.backbones.contract import Backbone, Model
-from vitrail.backbones.families import Skeleton
-from vitrail.backbones.registry import BACKBONES, find_model
-from vitrail.backbones.resnet import TimmResNet
-from vitrail.backbones.swin import TimmSwin
-from vitrail.backbones.tost import ToSTModel
-from vitrail.interop.read.hub_config import Told, told_by
+from vitrail.backbones.create import loadable_rows, outline
+from vitrail.backbones.families import BackboneRow, Skeleton, TimmResNet, TimmSwin, ToSTModel
+from vitrail.interop.read.hub_config import Described, read_description
 from vitrail.interop.read.translate import Translation
 from vitrail.interop.read.weights_file import Weights, some
 
-INITIAL = 1e-5  # of a LayerScale; it says that there is one, and is overwritten
+INITIAL = 1e-5  # of a LayerScale, which is overwritten by the file's
 TOST_SIZE = 224  # pixels a side, as published: its positions do not show it
-TYPES: dict[str, type[Model]] = {"tost": ToSTModel, "swin": TimmSwin, "resnet": TimmResNet}
+TYPES: dict[str, type[BackboneRow]] = {"tost": ToSTModel, "swin": TimmSwin, "resnet": TimmResNet}
 
 
 def choose_row(found: Translation) -> tuple[str, dict[str, Any]]:
-    """The name of a backbone for a file's weights, and the arguments of `create_backbone`.
+    """Returns the name of a backbone for a file's weights, and the arguments of `create_backbone`.
 
-    The row of the family whose sizes are the file's; else the nearest one, with overrides. Heads
-    are config.json's, else as the weights show, else the row's of that width, else of 64 features.
+    The row is the one of the family with the file's sizes, else the nearest one, with overrides.
+    Heads are config.json's, else as the weights show, else the row's of that width, else of 64
+    features.
 
     Raises:
-        ValueError: weights whose sizes cannot be read, a family without rows, or what `told_by`
-            refuses.
+        ValueError: weights whose sizes cannot be read, a family without rows, or what
+            `read_description` refuses.
     """
-    told = told_by(found.source)
-    if told.backbone is not None:
-        return told.backbone, told.kwargs
+    config = read_description(found.source)
+    if config.backbone is not None:
+        return config.backbone, config.kwargs
     family = _family(found)
-    rows = {name: row for name, row in BACKBONES.items() if _is_of(row, family)}
+    rows = {name: row for name, row in loadable_rows().items() if _is_of(row, family)}
     if not rows:
         raise ValueError(
             f"{found.source.path}: there is no backbone for weights of the format "
             f"{found.format.name}; for vitrail's own, give the file with its encoder.json"
         )
     if family in ("swin", "resnet"):
-        return _by_shapes(found, rows, told)
-    return _by_sizes(found, rows, told)
+        return _by_shapes(found, rows, config)
+    return _by_sizes(found, rows, config)
 
 
 def expected_state(name: str, kwargs: dict[str, Any]) -> Weights:
-    """The keys and shapes of a backbone, without memory for its weights."""
-    return _outline(name, kwargs).state_dict()
-
-
-def _outline(name: str, kwargs: dict[str, Any]) -> Backbone:
-    overrides = dict(kwargs)
-    img_size, in_chans = overrides.pop("img_size", None), overrides.pop("in_chans", 3)
-    with torch.device("meta"):
-        return find_model(name).build(
-            name, img_size=img_size, in_chans=in_chans, drop_path=0.0, overrides=overrides
-        )
+    """Returns the keys and shapes of a backbone, without memory for its weights."""
+    return outline(name, kwargs).state_dict()
 
 
 def _family(found: Translation) -> str:
@@ -72,13 +59,15 @@ def _family(found: Translation) -> str:
     return "dinov2" if "blocks.0.ls1.gamma" in found.weights else "vit"
 
 
-def _is_of(row: Model, family: str) -> bool:
+def _is_of(row: BackboneRow, family: str) -> bool:
     if isinstance(row, Skeleton):
         return row.family == family
     return family in TYPES and isinstance(row, TYPES[family])
 
 
-def _by_sizes(found: Translation, rows: dict[str, Model], told: Told) -> tuple[str, dict[str, Any]]:
+def _by_sizes(
+    found: Translation, rows: dict[str, BackboneRow], config: Described
+) -> tuple[str, dict[str, Any]]:
     sizes = _sizes(found)
     order = {name: _distance(row, sizes) for name, row in rows.items()}
     name = min(order, key=lambda name: order[name])  # of equals, the first in the table
@@ -87,7 +76,7 @@ def _by_sizes(found: Translation, rows: dict[str, Model], told: Told) -> tuple[s
         **sizes,
         **found.format.options,
         **_layer_scale(found.weights, row),
-        "heads": _heads(found, row, sizes["width"], told),
+        "heads": _heads(found, row, sizes["width"], config),
         "antialias": found.format.antialias,
     }
     if found.format.family == "vit":
@@ -107,8 +96,8 @@ def _distance(row: Any, sizes: dict[str, int]) -> tuple[float, ...]:
     )
 
 
-def _heads(found: Translation, row: Any, width: int, told: Told) -> int:
-    heads = found.heads if told.heads is None else told.heads
+def _heads(found: Translation, row: Any, width: int, config: Described) -> int:
+    heads = found.heads if config.heads is None else config.heads
     if heads is not None:
         return _whole(found, "the number of heads", heads)
     if row.width == width:
@@ -130,13 +119,13 @@ def _layer_scale(weights: Weights, row: Any) -> dict[str, float | None]:
 
 
 def _sizes(found: Translation) -> dict[str, int]:
-    """D, the depth, P, C, pixels a side, and so on, as far as the weights show them."""
+    """Returns D, the depth, P, C, the image size and so on, as far as the weights show them."""
     weights = found.weights
     matches = (re.match(r"blocks\.(\d+)\.", key) for key in weights)
     last = max((int(match[1]) for match in matches if match), default=-1)
     sizes = {
         "width": _need(found, "cls_token", 3).shape[2],
-        "depth": min(last + 1, len(weights)),  # whatever a damaged key counts to
+        "depth": min(last + 1, len(weights)),  # bounded: a damaged key may have any number
         "registers": weights["register_tokens"].shape[1] if "register_tokens" in weights else 0,
     }
     sizes |= _patches(found)
@@ -169,7 +158,7 @@ def _patches(found: Translation) -> dict[str, int]:
 
 
 def _ratio(weights: Weights, width: int) -> dict[str, int]:
-    """Hidden features or atoms per feature."""
+    """Returns hidden features or atoms per feature."""
     for key, axis in (("blocks.0.mlp.fc1.weight", 0), ("blocks.0.mlp.D", 1)):
         if key in weights and weights[key].ndim == 2:
             return {"ratio": max(1, weights[key].shape[axis] // width)}
@@ -188,9 +177,11 @@ def _need(found: Translation, key: str, ndim: int) -> Tensor:
 
 
 def _by_shapes(
-    found: Translation, rows: dict[str, Model], told: Told
+    found: Translation, rows: dict[str, BackboneRow], config: Described
 ) -> tuple[str, dict[str, Any]]:
-    """The row whose keys and shapes differ least; of equals, one of the trained size, or the first.
+    """Returns the row whose keys and shapes differ least.
+
+    Of equals it is one of the trained size, else the first.
 
     Raises:
         ValueError: a Swin with other numbers of heads than any row's.
@@ -198,34 +189,34 @@ def _by_shapes(
     kernel = "conv1.weight" if found.format.family == "resnet" else "patch_embed.proj.weight"
     shape = _need(found, kernel, 4).shape
     chans = {"in_chans": shape[1]} if shape[1] != 3 else {}
-    if told.img_size is not None:
-        _whole(found, "the size of images", told.img_size)
+    if config.img_size is not None:
+        _whole(found, "the size of images", config.img_size)
     best: tuple[tuple[int, bool], str, dict[str, Any]] | None = None
     of_width = {name: row for name, row in rows.items() if _width(row) in (None, shape[0])}
     for name, row in (of_width or rows).items():
-        kwargs = chans | _of_swin(found, row, shape[3]) | _img_size(row, told)
+        kwargs = chans | _of_swin(found, row, shape[3]) | _img_size(row, config)
         wanted = expected_state(name, kwargs)
         same = sum(k in wanted and wanted[k].shape == v.shape for k, v in found.weights.items())
         differing = len(wanted) + len(found.weights) - 2 * same
-        order = (differing, told.img_size not in (None, row.img_size))
+        order = (differing, config.img_size not in (None, row.img_size))
         if best is None or order < best[0]:
             best = (order, name, kwargs)
     assert best is not None
     _, name, kwargs = best
     row = rows[name]
-    if isinstance(row, TimmSwin) and told.heads not in (None, row.heads):
+    if isinstance(row, TimmSwin) and config.heads not in (None, row.heads):
         raise ValueError(
-            f"{found.source.path}: by its config.json, its stages have {told.heads} heads, and "
+            f"{found.source.path}: by its config.json, its stages have {config.heads} heads, and "
             f"those of {name}, which is nearest to it, have {row.heads}"
         )
     return name, kwargs
 
 
-def _width(row: Model) -> int | None:
+def _width(row: BackboneRow) -> int | None:
     return row.width if isinstance(row, TimmSwin) else None
 
 
-def _of_swin(found: Translation, row: Model, patch_size: int) -> dict[str, Any]:
+def _of_swin(found: Translation, row: BackboneRow, patch_size: int) -> dict[str, Any]:
     if not isinstance(row, TimmSwin):
         return {}
     table = _need(found, "layers.0.blocks.0.attn.relative_position_bias_table", 2)
@@ -234,5 +225,5 @@ def _of_swin(found: Translation, row: Model, patch_size: int) -> dict[str, Any]:
     return {key: value for key, value in wanted.items() if row.options()[key] != value}
 
 
-def _img_size(row: Model, told: Told) -> dict[str, int]:
-    return {} if told.img_size in (None, row.img_size) else {"img_size": told.img_size}
+def _img_size(row: BackboneRow, config: Described) -> dict[str, int]:
+    return {} if config.img_size in (None, row.img_size) else {"img_size": config.img_size}

@@ -1,4 +1,4 @@
-"""From a file's keys to ours."""
+"""Translates the keys of a file of weights to ours."""
 
 import re
 from dataclasses import dataclass
@@ -12,7 +12,15 @@ from vitrail.interop.read.weights_file import Checkpoint, Weights, some
 
 @dataclass(frozen=True)
 class Translation:
-    """A checkpoint under our keys. origin: the file's key for each, for messages."""
+    """A checkpoint under our keys.
+
+    Attributes:
+        source: the file.
+        format: its format.
+        weights: by our keys.
+        origin: the file's key for each of ours, for messages.
+        heads: number of heads, if the weights show it.
+    """
 
     source: Checkpoint
     format: Format
@@ -22,7 +30,11 @@ class Translation:
 
 
 def detect(checkpoint: Checkpoint) -> Format:
-    """The first format of the table that fits. ValueError, with the file's keys, if none does."""
+    """Returns the first format of FORMATS that fits.
+
+    Raises:
+        ValueError: none does; with the file's keys.
+    """
     for candidate in FORMATS:
         if _fits(candidate, checkpoint):
             return candidate
@@ -34,28 +46,29 @@ def detect(checkpoint: Checkpoint) -> Format:
 
 
 def translate(checkpoint: Checkpoint, chosen: Format | None = None) -> Translation:
-    """A file's weights under our keys. Keys that the format does not know keep their names.
+    """Translates a file's weights to our keys. Keys that are not in the format stay as they are.
 
     Args:
-        chosen: its format, where that is known.
+        checkpoint: the file.
+        chosen: its format; None to detect it.
 
     Raises:
         ValueError: no known format, or weights that are not finite as float32, by name.
     """
     if chosen is None:
         chosen = detect(checkpoint)
-    kept = {
+    needed = {
         key: value
         for key, value in checkpoint.weights.items()
         if not any(re.fullmatch(pattern, key) for pattern in chosen.left_out)
     }
-    _require_finite(checkpoint, kept)
+    _require_finite(checkpoint, needed)
     heads = None
     if chosen.heads is not None:
         pattern, axis = chosen.heads
-        shapes = [value.shape for key, value in kept.items() if re.fullmatch(pattern, key)]
+        shapes = [value.shape for key, value in needed.items() if re.fullmatch(pattern, key)]
         heads = next((shape[axis] for shape in shapes if len(shape) > axis), None)
-    named = {_rename(key, chosen.renames): (key, value) for key, value in kept.items()}
+    named = {_rename(key, chosen.renames): (key, value) for key, value in needed.items()}
     origin = {ours: theirs for ours, (theirs, _) in named.items()}
     weights = chosen.adapt(_join({ours: value for ours, (_, value) in named.items()}))
     if chosen.family == "vit":
@@ -64,7 +77,7 @@ def translate(checkpoint: Checkpoint, chosen: Format | None = None) -> Translati
 
 
 def _require_finite(checkpoint: Checkpoint, weights: Weights) -> None:
-    # The extremes need no memory, and a NaN is its tensor's extreme.
+    # aminmax: needs no memory, and is NaN if any value is
     bad = [
         key
         for key, value in weights.items()
@@ -100,7 +113,7 @@ def _rename(key: str, renames: tuple[tuple[str, str], ...]) -> str:
 
 
 def _join(weights: Weights) -> Weights:
-    """Puts "key#0/3", "key#1/3", "key#2/3" together as "key"; incomplete sets stay as they are."""
+    """Joins "key#0/3", "key#1/3", "key#2/3" into "key"; incomplete sets stay as they are."""
     joined = {}
     for key, value in weights.items():
         whole, mark, part = key.partition("#")

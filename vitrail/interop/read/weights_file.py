@@ -1,4 +1,4 @@
-"""Reading other people's weights from disk. Nothing in a file is ever executed."""
+"""Reads files of weights from disk. Nothing in a file is ever executed."""
 
 import argparse
 import json
@@ -14,10 +14,10 @@ from jaxtyping import Shaped
 from safetensors.torch import load_file
 from torch import Tensor
 
-# What training code wraps its weights in; of several, the first is taken (a teacher is exported).
+# Keys under which training code stores weights; of several, the first is read.
 CONTAINERS = ("state_dict", "model", "teacher", "student")
 PREFIXES = ("_orig_mod.", "module.", "backbone.")  # stripped in any order
-# What a folder of the Hugging Face hub holds. Of two files of weights, the first is taken.
+# Files of a Hugging Face hub folder. Of two files of weights, the first is read.
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 HUB_CONFIG, HUB_PREPROCESSING = "config.json", "preprocessor_config.json"
 
@@ -27,11 +27,15 @@ Weights = dict[str, Shaped[Tensor, "..."]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of weights, read.
+    """The content of a file of weights.
 
-    weights: by the file's keys, prefixes stripped, on the CPU; all are floating point but the
-    counters of batch norms. container: the innermost of CONTAINERS that they were found in.
-    config, preprocessing: what a hub folder says beside its weights, {} for a lone file.
+    Attributes:
+        path: the file.
+        weights: by the file's keys, prefixes stripped, on the CPU; all are floating point but the
+            counters of batch norms.
+        container: the innermost of CONTAINERS that held the weights, if any.
+        config: content of a hub folder's config.json; {} for a lone file.
+        preprocessing: content of a hub folder's preprocessor_config.json; {} for a lone file.
     """
 
     path: Path
@@ -42,19 +46,19 @@ class Checkpoint:
 
 
 def is_hub_folder(path: Path) -> bool:
-    """Whether a folder holds weights under the names that the Hugging Face hub gives them."""
+    """Checks whether a folder holds weights under the names of the Hugging Face hub."""
     return any((path / name).is_file() for name in HUB_WEIGHTS)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """The weights of a file, unwrapped from their containers, prefixes stripped, on the CPU.
+    """Reads the weights of a file, without their containers and prefixes, on the CPU.
 
     Args:
-        path: a .safetensors file, what torch.save wrote, numpy's .npz, or a folder of the Hugging
-            Face hub. For a file that has its name in such a folder, the folder is read too.
+        path: a .safetensors file, a file of torch.save, numpy's .npz, or a folder of the Hugging
+            Face hub. For a file with a name of HUB_WEIGHTS, config files beside it are read too.
 
     Raises:
-        ValueError: no such file, not a checkpoint, no weights in it, or a pickle that asks for code
+        ValueError: no such file, not a checkpoint, no weights in it, or a pickle that needs code
             to be run (it is refused; nothing has been run).
     """
     path = Path(path)
@@ -75,7 +79,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def some(keys: Iterable[str], limit: int = 12) -> str:
-    """The first of many names, for a message."""
+    """Returns the first of many names, for a message."""
     names = list(keys)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return (", ".join(names[:limit]) or "none") + rest
@@ -87,7 +91,7 @@ def _load(path: Path) -> Any:
             return load_file(path)
         if path.suffix == ".npz":
             return _load_npz(path)
-        # DINO's full checkpoints keep their command line; a Namespace only holds attributes.
+        # DINO's full checkpoints contain their command line; a Namespace only holds attributes
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -95,12 +99,12 @@ def _load(path: Path) -> Any:
             f"{path}: refused: either it is no checkpoint, or reading it would mean running code "
             f"from it ({_first_line(error)}); ask its author for .safetensors"
         ) from error
-    except Exception as error:  # a parser on bytes that are not its own raises anything
+    except Exception as error:  # parsers raise anything for bytes of another format
         raise ValueError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
 
 
 def _load_npz(path: Path) -> dict[str, Tensor]:
-    # Only what can be weights is read: an optimizer's moments weigh twice the parameters.
+    # without the optimizer's moments, which are twice as large as the parameters
     with np.load(path, allow_pickle=False) as arrays:
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("an .npy array instead of an .npz archive")

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
 
 The binary version is rows of label bytes and 3072 pixels. The Python version, which torchvision
-downloads, is pickles: of these the opcodes are looked through for the pixels and labels, and
-nothing that they describe is built or called.
+downloads, is pickles: their opcodes are searched for the pixels and labels, and nothing that they
+describe is built or called.
 
 Shape legend: N images.
 """
@@ -10,24 +10,29 @@ Shape legend: N images.
 import pickletools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 
-from vitrail.data.contract import Source
+from vitrail.data.contract import Source, Split
 from vitrail.data.sources.memory import MemorySource
 from vitrail.data.sources.spec import find_place, read_lines
-
-Array = np.ndarray
 
 PIXELS = 3 * 32 * 32
 MAX_BYTES = 2**29  # of one file; CIFAR-100's largest has 156 million
 
 
 class Version(NamedTuple):
-    """One of the archives: its folder, files of each split, and where class names are."""
+    """One of the archives.
+
+    Attributes:
+        folder: that it unpacks to.
+        train: files of the training split.
+        test: files of the test split.
+        names: file of the class names.
+    """
 
     folder: str
     train: tuple[str, ...]
@@ -36,8 +41,16 @@ class Version(NamedTuple):
 
 
 class Cifar(NamedTuple):
-    """label_bytes: before the pixels of a row, of which the last is the class. labels, label_names:
-    the keys in the pickles."""
+    """One of the data sets.
+
+    Attributes:
+        binary: its binary version.
+        python: its Python version.
+        label_bytes: number before the pixels of a row; the last is the class.
+        classes: number of classes.
+        labels: key of the labels in the pickles.
+        label_names: key of the class names in the pickles.
+    """
 
     binary: Version
     python: Version
@@ -76,23 +89,21 @@ CIFAR100 = Cifar(
 KINDS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 
-def open_cifar10(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`cifar10:DIR`, DIR holding cifar-10-batches-bin or cifar-10-batches-py, or being one.
+def open_cifar10(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `cifar10:DIR`, DIR holding cifar-10-batches-bin or cifar-10-batches-py, or being one.
 
     Raises:
-        ValueError: files that are missing, damaged or of another kind, named; or other channels.
+        ValueError: files that are missing, damaged or of another kind; or other channels.
     """
     return _open("cifar10", rest, split, channels)
 
 
-def open_cifar100(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`cifar100:DIR`, as `open_cifar10`. The classes are the 100 fine ones."""
+def open_cifar100(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `cifar100:DIR`, as `open_cifar10`. The classes are the 100 fine ones."""
     return _open("cifar100", rest, split, channels)
 
 
-def _open(
-    kind: str, rest: str, split: Literal["train", "test"], channels: int | None
-) -> MemorySource:
+def _open(kind: str, rest: str, split: Split, channels: int | None) -> MemorySource:
     spec, cifar = f"{kind}:{rest}", KINDS[kind]
     remedy = (
         f"download the binary version (cifar-{cifar.classes}-binary.tar.gz, from "
@@ -130,8 +141,8 @@ def _open(
 
 def binary_rows(
     content: bytes, label_bytes: int
-) -> tuple[UInt8[Array, "N 3072"], Int64[Array, " N"]]:
-    """Pixels and classes of a file of the binary version. ValueError where it is none."""
+) -> tuple[UInt8[np.ndarray, "N 3072"], Int64[np.ndarray, " N"]]:
+    """Returns pixels and classes of a file of the binary version. ValueError if it has no rows."""
     row = label_bytes + PIXELS
     if not content or len(content) % row:
         raise ValueError(f"it has {len(content):,} bytes, which are not rows of {row}")
@@ -139,14 +150,17 @@ def binary_rows(
     return rows[:, label_bytes:], rows[:, label_bytes - 1].astype(np.int64)
 
 
-def python_batch(content: bytes, labels: str) -> tuple[UInt8[Array, "N 3072"], Int64[Array, " N"]]:
-    """Pixels and classes of a pickled batch, which is not unpickled.
+def python_batch(
+    content: bytes, labels: str
+) -> tuple[UInt8[np.ndarray, "N 3072"], Int64[np.ndarray, " N"]]:
+    """Returns pixels and classes of a pickled batch, which is not unpickled.
 
     Python 2 wrote {"data": an array of bytes, labels: a list of numbers, ...}: the array's content
     is a string that follows its type, "u1", and False (not in Fortran's order).
 
     Args:
-        labels: the key of the list.
+        content: of the file.
+        labels: key of the list.
 
     Raises:
         ValueError: it is not such a pickle.
@@ -168,10 +182,7 @@ def python_batch(content: bytes, labels: str) -> tuple[UInt8[Array, "N 3072"], I
 
 
 def python_names(content: bytes, key: str) -> list[str]:
-    """The list of texts under a key of a pickle, which is not unpickled.
-
-    ValueError where it is none.
-    """
+    """Returns the list of texts under a key of a pickle, which is not unpickled."""
     names: list[str] | None = None
     for name, argument in _opcodes(content):
         if isinstance(argument, str) and (names is not None or argument == key):
@@ -182,14 +193,14 @@ def python_names(content: bytes, key: str) -> list[str]:
 
 
 def _opcodes(content: bytes) -> Iterator[tuple[str, Any]]:
-    """Names and arguments, those that store what others have built left out."""
+    """Yields names and arguments of a pickle's opcodes, without those that memorise objects."""
     for opcode, argument, _ in pickletools.genops(content):
         if "PUT" not in opcode.name and opcode.name != "MEMOIZE":
             yield opcode.name, argument
 
 
 def _is_binary(cifar: Cifar, given: Path) -> bool:
-    """Whether the binary version is there, or none."""
+    """Returns true if the binary version is there, or no version is."""
 
     def has(version: Version) -> bool:
         first = (*version.train, *version.test)
@@ -199,7 +210,7 @@ def _is_binary(cifar: Cifar, given: Path) -> bool:
 
 
 def _class_names(spec: str, path: Path, cifar: Cifar, binary: bool, remedy: str) -> Sequence[str]:
-    """As a file beside the batches has them; numbers where there is none."""
+    """Returns the names of the file beside the batches, or numbers without it."""
     if not path.exists():
         return [str(number) for number in range(cifar.classes)]
     if binary:

@@ -1,4 +1,4 @@
-"""COCO's images (Lin et al. 2014, https://cocodataset.org), all objects of one as its mask.
+"""COCO's images (Lin et al. 2014, https://cocodataset.org), with all objects of one as its mask.
 
 train2017/000000000009.jpg, val2017/...
 annotations/instances_train2017.json, instances_val2017.json
@@ -9,17 +9,16 @@ Shape legend: H, W an image.
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from vitrail.data.contract import BadSampleError, Mask, NoTestSplitError, Source
+from vitrail.data.contract import BadSampleError, Mask, Source, Split
 from vitrail.data.decode.image import MAX_PIXELS
-from vitrail.data.sources.files import ListedSource
+from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.spec import find_place
-
-Array = np.ndarray
+from vitrail.data.sources.splits import no_test_split
 
 FOLDERS = {"train": "train2017", "test": "val2017"}
 INSIDE = ("", "coco")
@@ -30,24 +29,24 @@ REMEDY = (
 )
 
 
-class CocoSource(ListedSource):
-    """Without labels: an image shows objects of several classes."""
+class CocoSource(FileSource):
+    """Images without labels: one shows objects of several classes."""
 
     def __init__(self, spec: str, root: Path, folder: str, names: list[str], channels: int | None):
-        super().__init__(spec, root, names, None, None, channels)
+        super().__init__(spec, root, names, channels=channels)
         self._annotations = root / "annotations" / f"instances_{folder}.json"
         self.masked = self._annotations.is_file()
         self._objects: dict[str, Any] | None = None
 
     def mask(self, index: int) -> Mask | None:
-        """Objects of all classes together; crowds are ignored. None where nothing was annotated.
+        """Returns the objects of all classes as one mask; crowds are ignored. None if unannotated.
 
-        The annotations are read, whole, when the first mask is asked for. Those of train2017 are
-        450 MB of JSON.
+        The whole file of annotations is read for the first mask. That of train2017 is 450 MB of
+        JSON.
 
         Raises:
-            BadSampleError: its annotation is not COCO's.
-            ValueError: the file of annotations is not, or pycocotools is not installed.
+            BadSampleError: its annotation has another format than COCO's.
+            ValueError: so has the file of annotations, or pycocotools is not installed.
         """
         if not self.masked:
             return None
@@ -61,8 +60,8 @@ class CocoSource(ListedSource):
         return self.__dict__ | {"_objects": None}
 
 
-def open_coco_images(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`coco:DIR`: the images of train2017, and as "test" those of val2017.
+def open_coco_images(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `coco:DIR`: the images of train2017, and as "test" those of val2017.
 
     Raises:
         ValueError: no such folder, no images in it, or channels other than 1 and 3.
@@ -74,12 +73,9 @@ def open_coco_images(rest: str, split: Literal["train", "test"], channels: int |
     root = find_place("coco", rest, INSIDE, has, REMEDY)
     if not (root / folder).is_dir():
         if split == "test":
-            raise NoTestSplitError(
-                f"{spec} has no test split: there is no {root / folder}; add it, or hold samples "
-                "out with vitrail.data.subset.hold_out"
-            )
+            raise no_test_split(spec, f"there is no {root / folder}", "add it")
         raise ValueError(f"{spec}: there is no {root / folder}; {REMEDY}")
-    # Their names are numbers of one width: in order.
+    # names are numbers of one width, so this is their order
     files = sorted(os.listdir(root / folder))
     names = [f"{folder}/{name}" for name in files if name.lower().endswith(SUFFIXES)]
     if not names:
@@ -92,7 +88,7 @@ def _holds(rest: str, folder: str) -> bool:
 
 
 def _read_objects(spec: str, path: Path) -> dict[str, tuple[int, int, list[tuple[Any, bool]]]]:
-    """File name -> height, width, (segmentation, whether it is a crowd) of each object."""
+    """Returns height, width and (segmentation, true for a crowd) of each object, by file name."""
     try:
         content = json.loads(path.read_bytes())
         images = {
@@ -124,7 +120,7 @@ def _union(id: str, height: int, width: int, objects: list[tuple[Any, bool]]) ->
         try:
             lengths = _lengths(code, shape, height, width)
             masks[crowd] |= code.decode(lengths).astype(bool)
-        # pycocotools meets what is none with whatever it trips over.
+        # pycocotools raises many types for a damaged one
         except Exception as error:
             raise BadSampleError(
                 id, f"an object of it is not marked as COCO does ({error})"
@@ -134,7 +130,7 @@ def _union(id: str, height: int, width: int, objects: list[tuple[Any, bool]]) ->
 
 
 def _lengths(code: Any, shape: Any, height: int, width: int) -> Any:
-    """Run lengths of an object: of its outlines together, of counts, or as they are."""
+    """Returns the run lengths of an object, made of its outlines or counts if need be."""
     if isinstance(shape, list):
         return code.merge(code.frPyObjects(shape, height, width))
     if shape["size"] != [height, width]:

@@ -1,13 +1,11 @@
-"""scikit-learn's handwritten digits: 1797 images of 8 × 8 that come with it, no download."""
-
-from typing import Literal
+"""scikit-learn's handwritten digits: 1797 images of 8 × 8 pixels, part of the package."""
 
 import numpy as np
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitrail.data.contract import Source
+from vitrail.data.contract import Source, Split
 from vitrail.data.sources.memory import MemorySource
 from vitrail.data.subset import stratified_split
 from vitrail.nn.random import philox
@@ -17,11 +15,11 @@ CANVAS = 16  # pixels, the side of a scattered digit's image
 SIDES = (10, 14)  # pixels, the smallest and largest side of a scattered digit, both included
 
 
-def open_digits(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`digits`, or `digits:scattered`: each digit at its own scale and place on a larger canvas.
+def open_digits(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `digits`, or `digits:scattered`: each at its own scale and place on a larger canvas.
 
-    8 × 8 digits are centred and of one size, so that raw pixels alone tell them apart. Scattered,
-    they do not, and an encoder has something to learn. Scale and place are a pure function of the
+    8 × 8 digits are centred and of one size, so raw pixels are enough to classify them. Scattered
+    digits need an encoder. Scale and place are a pure function of the
     digit's index, drawn independently of its label and of the split.
     """
     if rest not in ("", "scattered"):
@@ -43,7 +41,7 @@ def open_digits(rest: str, split: Literal["train", "test"], channels: int | None
 
 
 def _scattered(images_NHW: np.ndarray) -> np.ndarray:
-    """Digits resized (bicubic; Pillow's integer arithmetic is the same everywhere) on black."""
+    """Returns digits resized (bicubic, in Pillow's portable integer arithmetic) on black."""
     canvases = np.zeros((len(images_NHW), CANVAS, CANVAS), dtype=np.uint8)
     draws_N3 = philox(0, "digits scattered", 0).random((len(images_NHW), 3))
     smallest, largest = SIDES

@@ -1,6 +1,7 @@
-"""Emoji as a picture drawn by a font, with their Unicode names as captions. No download.
+"""Emoji as pictures drawn from a font, with their Unicode names as captions. No download.
 
-The pictures are of Noto Color Emoji, the names of Unicode's emoji-test.txt; Debian packages both.
+The pictures are Noto Color Emoji's, the names those of Unicode's emoji-test.txt; Debian packages
+both.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from vitrail.data.contract import Source
+from vitrail.data.contract import Source, Split
+from vitrail.data.sources.channels import choose_channels
 from vitrail.data.sources.memory import MemorySource
 
 TEST_SHARE = 1 / 5
@@ -33,7 +35,14 @@ _SKIN_TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 
 
 class Emoji(NamedTuple):
-    """text: one or more codepoints, shown as one picture. The rest as Unicode names them."""
+    """One emoji of Unicode's list.
+
+    Attributes:
+        text: one or more codepoints, shown as one picture.
+        name: Unicode's name of it.
+        group: Unicode's group, such as "Food & Drink".
+        subgroup: Unicode's subgroup, such as "food-fruit".
+    """
 
     text: str
     name: str
@@ -42,10 +51,10 @@ class Emoji(NamedTuple):
 
 
 def parse_emoji(lines: Iterable[str]) -> list[Emoji]:
-    """The fully-qualified emoji of an emoji-test.txt, in order, but for variants of skin tone.
+    """Returns the fully-qualified emoji of an emoji-test.txt, without variants of skin tone.
 
     Raises:
-        ValueError: the line that is not of the format.
+        ValueError: a line is not of the format.
     """
     found = []
     headings = {"group": "", "subgroup": ""}
@@ -67,7 +76,7 @@ def parse_emoji(lines: Iterable[str]) -> list[Emoji]:
     return found
 
 
-# What tells the members of a family apart. Wrong guesses only make families larger.
+# Words by which members of a family differ. Wrong guesses only make families larger.
 _PEOPLE = "man men woman women person people boy girl child mr mrs mx santa"
 _AGES = "old older"
 _DIRECTIONS = "left right up down leftward rightward upward downward clockwise counterclockwise"
@@ -89,13 +98,13 @@ _CLOCK = re.compile(r"\w+(-thirty| o’clock)")
 
 
 def family_key(name: str) -> str:
-    """The name without what varies within a family of emoji that look nearly alike.
+    """Returns the name without the words that vary within a family of emoji with similar pictures.
 
-    Left out: sex, age, the members of a family or couple and a person's hair (what follows a
+    Left out: sex, age, the members of a family or couple and a person's hair (the words after a
     colon), direction, colour, size, plural, open or closed, the phase of the moon, the hour of a
     clock, the digit of a keycap. "woman judge" and "judge" have one key, as have "blue heart" and
-    "red heart". Flags of countries ("flag: Peru") are a family each. A name that holds nothing
-    else stays as it is.
+    "red heart". Flags of countries ("flag: Peru") are a family each. A name of such words alone
+    stays as it is.
     """
     lowered = name.lower()
     if lowered.startswith("flag: "):
@@ -117,9 +126,9 @@ def _singular(word: str) -> str:
 
 
 def find_families(keys: Sequence[str], pictures: Sequence[Hashable]) -> list[int]:
-    """A number for each emoji; the same one where keys or pictures are equal, however indirectly.
+    """Returns a number for each emoji, the same for equal keys or pictures, however indirectly.
 
-    Fonts draw some emoji alike whose names do not tell: the flags of Norway and Bouvet Island.
+    Fonts draw some emoji of different names alike: the flags of Norway and Bouvet Island.
     """
     pairs = []
     for traits in (keys, pictures):
@@ -133,10 +142,11 @@ def find_families(keys: Sequence[str], pictures: Sequence[Hashable]) -> list[int
 def split_families(
     groups: Sequence[str], keys: Sequence[str], families: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """(train, test): positions in order, whole families on one side, TEST_SHARE of each group.
+    """Returns the positions for training and for testing, in order, TEST_SHARE of each group.
 
-    A family belongs to the group of its first member. Families enter the test side in the order
-    of a hash of their first key, where they still fit, so that a newer list or font moves few.
+    Families are not divided; each belongs to the group of its first member. Families enter the test
+    side in the order of a hash of their first key, while they fit, so a newer list or font moves
+    few.
     """
     members: dict[int, list[int]] = {}
     for position, family in enumerate(families):
@@ -146,10 +156,10 @@ def split_families(
         by_group.setdefault(groups[family_members[0]], []).append(family_members)
     test: set[int] = set()
     for group_families in by_group.values():
-        room = round(sum(map(len, group_families)) * TEST_SHARE)
+        left = round(sum(map(len, group_families)) * TEST_SHARE)
         for family_members in sorted(group_families, key=lambda m: _hash(keys[m[0]])):
-            if len(family_members) <= room:
-                room -= len(family_members)
+            if len(family_members) <= left:
+                left -= len(family_members)
                 test.update(family_members)
     return [i for i in range(len(groups)) if i not in test], sorted(test)
 
@@ -171,23 +181,22 @@ _REMEDY = (
 )
 
 
-def open_emoji(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`emoji[:subgroups][:DIR]`: a 64 × 64 picture on white of each emoji, captioned by its name.
+def open_emoji(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `emoji[:subgroups][:DIR]`: a 64 × 64 picture on white of each emoji, and its name.
 
-    Each fully-qualified emoji that the font has a picture for, but for variants of skin tone.
-    Classes: Unicode's nine groups ("Food & Drink"); with `subgroups` its hundred subgroups
-    ("food fruit"), of which some are in one split alone. Both have the same splits: a fifth of
-    each group is for testing, and families by name (`emoji_list.family_key`), and equal
-    pictures, are never parted. An id is the name. Drawing takes seconds; it is done once for
-    both splits, and the result (23 MB) kept.
+    It has each fully-qualified emoji that the font has a picture for, without variants of skin
+    tone. Classes: Unicode's nine groups ("Food & Drink"); with `subgroups` its hundred subgroups
+    ("food fruit"), of which some are in one split alone. Both have the same splits: a fifth of each
+    group is for testing, and neither families by name (`family_key`) nor equal pictures are
+    divided. An id is the name. Drawing takes seconds; it is done once for both splits, and the
+    result (23 MB) stays in memory.
 
     Raises:
         ValueError: a file that is missing, damaged or of another kind, a Pillow without Raqm, or
             channels other than 1 (luma) and 3.
     """
     spec = f"emoji:{rest}" if rest else "emoji"
-    if channels not in (None, 1, 3):
-        raise ValueError(f"{spec}: channels is {channels}; emoji have 1 (grey) or 3 (RGB)")
+    choose_channels(spec, channels)
     word, _, after = rest.partition(":")
     by_subgroup = word == "subgroups"
     drawn = _draw_list(*_find_files(after if by_subgroup else rest))
@@ -208,7 +217,7 @@ def open_emoji(rest: str, split: Literal["train", "test"], channels: int | None)
         texts=names,
         ids=names,
     )
-    # Of the hundred, one (the flags of countries) holds an eighth of all emoji.
+    # one of the hundred, the flags of countries, has an eighth of all emoji
     source.metric = "mean_per_class" if by_subgroup else "accuracy"
     return source
 
@@ -219,7 +228,7 @@ class _Drawn(NamedTuple):
 
 
 def _find_files(folder: str) -> tuple[Path, Path]:
-    """The font and the list. ValueError where one is missing."""
+    """Returns the font and the list. ValueError if one is missing."""
     paths = (DEBIAN_FONT, DEBIAN_LIST)
     if folder:
         directory = Path(folder).expanduser()
@@ -232,14 +241,14 @@ def _find_files(folder: str) -> tuple[Path, Path]:
 
 @lru_cache(maxsize=1)
 def _draw_list(font_path: Path, list_path: Path) -> _Drawn:
-    """All emoji of the list that the font has a picture for."""
+    """Draws all emoji of the list that the font has a picture for."""
     try:
         listed = parse_emoji(list_path.read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError) as error:
         raise ValueError(f"emoji: {list_path} cannot be read ({error}); {_REMEDY}") from error
     font = _load_font(font_path)
     one_glyph = font.getlength("\N{GRINNING FACE}")  # every glyph of the font is as wide
-    # What the font draws for what it does not know: nothing, a box, or a flag with a question mark.
+    # pictures of unknown text: nothing, a box, or a flag with a question mark
     unknown = {_draw(font, text).tobytes() for text in (" ", "\U0010ffff", "\U0001f1fd" * 2)}
     emoji, images = [], []
     for entry in listed:
@@ -265,7 +274,7 @@ def _load_font(path: Path) -> ImageFont.FreeTypeFont:
             "install FriBidi (Debian's libfribidi0), which Pillow's own wheels lack"
         )
     try:
-        # By its bytes: in place of a damaged file Pillow would look for an installed one so named.
+        # by its bytes: for a damaged file Pillow would search the installed fonts for its name
         file = BytesIO(path.read_bytes())
         return ImageFont.truetype(file, FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
     except OSError as error:
@@ -275,8 +284,8 @@ def _load_font(path: Path) -> ImageFont.FreeTypeFont:
 
 
 def _draw(font: ImageFont.FreeTypeFont, text: str) -> Image.Image:
-    """Centred on a white square, then made smaller (bicubic, antialiased) with its aspect kept."""
-    width, height = 136, 128  # of the font's bitmaps; asking for each would decode it once more
+    """Draws an emoji centred on a white square, scaled down (bicubic, antialiased)."""
+    width, height = 136, 128  # of the font's bitmaps; measuring each would decode it once more
     canvas = Image.new("RGB", (width, width), "white")
     ImageDraw.Draw(canvas).text((0, (width - height) // 2), text, font=font, embedded_color=True)
     return canvas.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -290,6 +299,6 @@ def _split(drawn: _Drawn) -> tuple[list[int], list[int]]:
 
 
 def _luma(images: UInt8[Tensor, "N 3 64 64"]) -> UInt8[Tensor, "N 1 64 64"]:
-    """Grey as of image files (`decode.from_pil`)."""
+    """Returns grey images, as `decode.image.from_pil` makes them."""
     grey = [Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L") for image in images]
     return torch.from_numpy(np.stack([np.asarray(image) for image in grey]))[:, None]

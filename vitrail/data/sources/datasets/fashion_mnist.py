@@ -5,14 +5,13 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from vitrail.data.contract import Source
+from vitrail.data.contract import Source, Split
 from vitrail.data.sources.cache import cache_folder
 from vitrail.data.sources.memory import MemorySource
 
@@ -33,11 +32,14 @@ PREFIX = {"train": "train", "test": "t10k"}
 MAX_BYTES = 2**30  # of one IDX file; Fashion-MNIST's largest has 47 million
 
 
-def open_fashion_mnist(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`fashion-mnist[:DIR]`: the four IDX .gz files in DIR.
+def open_fashion_mnist(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `fashion-mnist[:DIR]`: the four IDX .gz files in DIR.
 
-    Without DIR: Debian's package if it is installed, else torchvision's download into
-    the cache (`cache.cache_folder`). Raises ValueError, naming a file that is missing or damaged.
+    Without DIR: Debian's package if it is installed, else torchvision's download into the cache
+    (`cache.cache_folder`).
+
+    Raises:
+        ValueError: a file is missing or damaged.
     """
     folder = Path(rest).expanduser() if rest else _default_folder()
     if not folder.is_dir():
@@ -80,15 +82,19 @@ def _default_folder() -> Path:
 
 
 def _download(cache: Path) -> None:
-    from torchvision.datasets import FashionMNIST  # only here: it is slow to import
+    from torchvision.datasets import FashionMNIST  # lazy import: it is slow
 
     FashionMNIST(str(cache), download=True)
 
 
 def read_idx(path: Path, axes: int) -> UInt8[Tensor, "..."]:
-    """A gzipped IDX file of uint8 with so many axes. ValueError if it is missing or damaged.
+    """Reads a gzipped IDX file of uint8. ValueError if it is missing or damaged.
 
     Format: 0, 0, 8 (unsigned byte), the number of axes; a big-endian uint32 an axis; the bytes.
+
+    Args:
+        path: of the file.
+        axes: number that the file must have.
     """
     try:
         with gzip.open(path, "rb") as file:

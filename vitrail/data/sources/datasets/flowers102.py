@@ -1,22 +1,19 @@
 """Oxford Flowers 102 (Nilsback & Zisserman 2008, https://www.robots.ox.ac.uk/~vgg/data/flowers/102/).
 
 jpg/image_00001.jpg, ...        8,189 images
-imagelabels.mat                 a class of 1 to 102 each
+imagelabels.mat                 the class of each, 1 to 102
 setid.mat                       the numbers of the images of trnid, valid and tstid
 """
 
 import zlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int64
 
-from vitrail.data.contract import Source
-from vitrail.data.sources.files import ListedSource
+from vitrail.data.contract import Source, Split
+from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.spec import find_place
-
-Array = np.ndarray
 
 CLASSES = 102
 INSIDE = ("", "flowers-102")  # the second: torchvision's
@@ -27,14 +24,14 @@ REMEDY = (
 )
 
 
-def open_flowers102(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`flowers102:DIR`. "train" is its training and validation images (2,040), "test" its test.
+def open_flowers102(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `flowers102:DIR`: "train" is its training and validation images (2,040).
 
-    So do those who report linear probes on it, by the mean of the classes' accuracies. The files do
-    not name the classes: they are "1" to "102".
+    Linear probes on it are commonly reported this way, by the mean of the classes' accuracies. The
+    files do not name the classes: they are "1" to "102".
 
     Raises:
-        ValueError: a file is missing or not such a one, or channels other than 1 and 3.
+        ValueError: a file is missing or damaged, or channels other than 1 and 3.
     """
     spec = f"flowers102:{rest}"
     root = find_place("flowers102", rest, INSIDE, "imagelabels.mat", REMEDY)
@@ -48,19 +45,19 @@ def open_flowers102(rest: str, split: Literal["train", "test"], channels: int | 
             f"{spec}: setid.mat names images other than the {len(classes)} that have labels; "
             f"{REMEDY}"
         )
-    return ListedSource(
+    return FileSource(
         spec,
         root,
         [f"jpg/image_{number:05d}.jpg" for number in numbers.tolist()],
         (classes[numbers - 1] - 1).tolist(),
         [str(number) for number in range(1, CLASSES + 1)],
         channels,
-        "mean_per_class",
+        metric="mean_per_class",
     )
 
 
-def _matrix(spec: str, path: Path, name: str) -> Int64[Array, " N"]:
-    from scipy.io import loadmat  # only here: it is slow to import
+def _matrix(spec: str, path: Path, name: str) -> Int64[np.ndarray, " N"]:
+    from scipy.io import loadmat  # lazy import: it is slow
     from scipy.io.matlab import MatReadError
 
     try:
@@ -71,6 +68,6 @@ def _matrix(spec: str, path: Path, name: str) -> Int64[Array, " N"]:
         return values.ravel().astype(np.int64)
     except FileNotFoundError as error:
         raise ValueError(f"{spec}: there is no file {path}; {REMEDY}") from error
-    # Damaged ones: SciPy meets them with any of these.
+    # SciPy raises any of these for a damaged file
     except (MatReadError, OSError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise ValueError(f"{spec}: {path} has no {name} that can be read ({error!r})") from error

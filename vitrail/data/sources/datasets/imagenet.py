@@ -4,19 +4,18 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from vitrail.data.contract import NoTestSplitError, Source
+from vitrail.data.contract import Source, Split
 from vitrail.data.sources.formats.folder import open_folder
 from vitrail.data.sources.spec import find_place, read_lines
+from vitrail.data.sources.splits import no_test_split
 
 logger = logging.getLogger(__name__)
 
 INSIDE = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")  # the others: Kaggle's
-# Kaggle's folder `test` has no classes.
-SPLITS = {"train": ("train",), "test": ("val",)}
+FOLDERS = {"train": "train", "test": "val"}  # Kaggle's folder `test` has no classes
 META = "meta.bin"  # torchvision's
 MAPPING = "LOC_synset_mapping.txt"  # Kaggle's: a line a class, "n01440764 tench, Tinca tinca"
 REMEDY = (
@@ -25,31 +24,28 @@ REMEDY = (
 )
 
 
-def open_imagenet(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`imagenet:DIR`: DIR/train and DIR/val with a subfolder a class. "test" is val.
+def open_imagenet(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `imagenet:DIR`: DIR/train and DIR/val with a subfolder a class. "test" is val.
 
-    Classes are called by their first name where torchvision's meta.bin or Kaggle's
-    LOC_synset_mapping.txt is there, else by their WordNet number.
+    Classes have their first name if torchvision's meta.bin or Kaggle's LOC_synset_mapping.txt is
+    there, else their WordNet number.
 
     Raises:
-        ValueError: no such folders, or val without subfolders, as the archive has it.
+        ValueError: no such folders, or val without subfolders, as in the archive.
         NoTestSplitError: "test" without val.
     """
     spec = f"imagenet:{rest}"
     root = find_place("imagenet", rest, INSIDE, "train", REMEDY)
     has_val = (root / "val").is_dir()
     if split == "test" and not has_val:
-        raise NoTestSplitError(
-            f"{spec} has no test split: there is no {root / 'val'}; add it, or hold samples out "
-            "with vitrail.data.subset.hold_out"
-        )
+        raise no_test_split(spec, f"there is no {root / 'val'}", "add it")
     if has_val and not any(path.is_dir() for path in (root / "val").iterdir()):
         raise ValueError(
             f"{spec}: the images in {root / 'val'} are not in subfolders, so that nothing tells "
             "their classes; move them into those of train (val/n01440764/...), as torchvision's "
             "ImageNet does from the archives"
         )
-    source = open_folder(str(root if has_val else root / "train"), split, channels, SPLITS)
+    source = open_folder(str(root if has_val else root / "train"), split, channels, FOLDERS)
     source.spec = spec
     if source.classes is not None:
         source.classes = _readable(list(source.classes), _names(root))
@@ -57,14 +53,14 @@ def open_imagenet(rest: str, split: Literal["train", "test"], channels: int | No
 
 
 def _readable(wnids: list[str], names: Mapping[str, str]) -> list[str]:
-    """The first of a class's names, or all where two classes share it (crane, maillot)."""
+    """Returns the first name of each class, or all names if two classes share it (crane)."""
     first = {wnid: names.get(wnid, wnid).split(",")[0] for wnid in wnids}
     times = Counter(first.values())
     return [first[w] if times[first[w]] == 1 else names.get(w, w) for w in wnids]
 
 
 def _names(root: Path) -> dict[str, str]:
-    """WordNet number -> names, comma-separated; empty where nothing tells them."""
+    """Returns the names of each WordNet number, comma-separated; empty without a list of names."""
     for folder in (root, *root.parents[:3]):
         if (folder / META).is_file():
             return _read_meta(folder / META)
@@ -78,7 +74,7 @@ def _read_meta(path: Path) -> dict[str, str]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return {str(wnid): ", ".join(map(str, names)) for wnid, names in content[0].items()}
-    # Whatever it holds: names are for people, and the numbers do as well.
+    # whatever it raises: names are for people, and the numbers serve as well
     except Exception as error:
         logger.warning("%s is not torchvision's list of class names (%s)", path, error)
         return {}

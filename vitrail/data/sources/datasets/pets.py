@@ -2,16 +2,15 @@
 
 images/Abyssinian_100.jpg, ...
 annotations/trainval.txt, test.txt      a line an image: NAME CLASS SPECIES BREED, classes from 1
-annotations/trimaps/NAME.png            1 the animal, 2 not, 3 the border between
+annotations/trimaps/NAME.png            1 animal, 2 background, 3 border
 """
 
 import re
 from pathlib import Path
-from typing import Literal
 
-from vitrail.data.contract import Mask, Source
+from vitrail.data.contract import Mask, Source, Split
 from vitrail.data.decode.image import decode_numbers
-from vitrail.data.sources.files import ListedSource
+from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.spec import find_place, read_lines
 
 INSIDE = ("", "oxford-iiit-pet")  # the second: torchvision's
@@ -24,20 +23,8 @@ REMEDY = (
 )
 
 
-class PetsSource(ListedSource):
-    """With the animals marked, where the trimaps are there."""
-
-    def __init__(
-        self,
-        spec: str,
-        root: Path,
-        names: list[str],
-        labels: list[int],
-        classes: list[str],
-        channels: int | None,
-    ):
-        super().__init__(spec, root, names, labels, classes, channels, "mean_per_class")
-        self.masked = (root / TRIMAPS).is_dir()
+class PetsSource(FileSource):
+    """Images with the animal as their mask, if the trimaps are there."""
 
     def mask(self, index: int) -> Mask | None:
         if not self.masked:
@@ -47,13 +34,13 @@ class PetsSource(ListedSource):
         return Mask(numbers_HW == ANIMAL, numbers_HW == BORDER)
 
 
-def open_pets(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`pets:DIR`: 37 breeds of cats and dogs. "train" is trainval (3,680 images).
+def open_pets(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `pets:DIR`: 37 breeds of cats and dogs. "train" is trainval (3,680 images).
 
     Results on it are the mean of the classes' accuracies.
 
     Raises:
-        ValueError: a file is missing, a line of a list is none, or channels other than 1 and 3.
+        ValueError: a file is missing, a line of a list is damaged, or channels other than 1 and 3.
     """
     spec = f"pets:{rest}"
     root = find_place("pets", rest, INSIDE, LISTS["train"], REMEDY)
@@ -62,14 +49,17 @@ def open_pets(rest: str, split: Literal["train", "test"], channels: int | None) 
     if sorted(names) != list(range(len(names))):
         raise ValueError(f"{spec}: the classes of its lists are not 1 to {len(names)}; {REMEDY}")
     chosen = rows[split]
-    return PetsSource(
+    source = PetsSource(
         spec,
         root,
         [f"images/{image}.jpg" for image, _ in chosen],
         [label for _, label in chosen],
         [names[label] for label in sorted(names)],
         channels,
+        metric="mean_per_class",
     )
+    source.masked = (root / TRIMAPS).is_dir()
+    return source
 
 
 def _breed(image: str) -> str:
@@ -77,12 +67,12 @@ def _breed(image: str) -> str:
 
 
 def _read_list(spec: str, path: Path) -> list[tuple[str, int]]:
-    """(image, class from 0) of each line; some lines are remarks."""
+    """Returns (image, class from 0) of each line; lines that begin with # are remarks."""
     rows = []
     for line in read_lines(spec, path, REMEDY):
         if line.startswith("#"):
             continue
-        # No separators: an image is in its folder.
+        # no separators: an image is in its folder
         found = re.fullmatch(r"(\w[\w.-]*) ([1-9][0-9]{0,3})( [0-9]+)*", line)
         if not found:
             raise ValueError(f"{spec}: {path} has the line {line!r}, not NAME CLASS SPECIES BREED")

@@ -4,13 +4,13 @@ Images are 3 x 96 x 96 bytes, each channel column by column; labels are bytes fr
 """
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from vitrail.data.contract import NoTestSplitError, Source
+from vitrail.data.contract import Source, Split
 from vitrail.data.sources.formats.mapped import Classes, Stored, open_stored
 from vitrail.data.sources.spec import find_place, read_lines
+from vitrail.data.sources.splits import no_test_split
 
 SIDE = 96
 PIXELS = 3 * SIDE * SIDE
@@ -22,20 +22,20 @@ REMEDY = (
 )
 
 
-def open_stl10(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`stl10:DIR` (5,000 and 8,000 images) or `stl10:unlabeled:DIR` (100,000, for training).
+def open_stl10(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `stl10:DIR` (5,000 and 8,000 images) or `stl10:unlabeled:DIR` (100,000, for training).
 
-    The unlabelled ones, 2.8 GB, are read as they are needed.
+    The unlabelled images, 2.8 GB, are read as they are needed.
 
     Raises:
-        ValueError: a file is missing or not such a one, or other channels.
+        ValueError: a file is missing or damaged, or other channels.
         NoTestSplitError: "test" of the unlabelled images.
     """
     spec = f"stl10:{rest}"
     variant, _, after = rest.partition(":")
     unlabeled = variant == UNLABELED
     if unlabeled and split == "test":
-        raise NoTestSplitError(f"{spec} has no test split; evaluate on stl10:{after or 'DIR'}")
+        raise no_test_split(spec, "it has no labels", f"evaluate on stl10:{after or 'DIR'}")
     part = UNLABELED if unlabeled else split
     root = find_place("stl10", after if unlabeled else rest, INSIDE, f"{part}_X.bin", REMEDY)
     path = root / f"{part}_X.bin"

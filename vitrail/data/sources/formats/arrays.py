@@ -1,4 +1,4 @@
-"""Images and labels as NumPy saves them: `npy:FILE` and `npz:FILE`. Nothing is ever unpickled.
+"""Images and labels in NumPy's files: `npy:FILE` and `npz:FILE`. Nothing is ever unpickled.
 
 Shape legend: N images · C channels · H, W an image.
 """
@@ -9,11 +9,11 @@ import zipfile
 import zlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vitrail.data.contract import NoTestSplitError, Source
+from vitrail.data.contract import Source, Split
 from vitrail.data.decode.npy import read_header
 from vitrail.data.sources.formats.mapped import (
     Classes,
@@ -27,44 +27,40 @@ from vitrail.data.sources.formats.mapped import (
 )
 from vitrail.data.sources.labels import number_classes
 from vitrail.data.sources.spec import split_options
+from vitrail.data.sources.splits import PARTS, WORDS, no_test_split
 
-Array = np.ndarray
-Split = Literal["train", "test"]
-
-# As people name them, in whatever case; of each line the first that is there.
+# Usual names, in any case; of each line the first that is there.
 IMAGES = ("images", "image", "x", "data", "arr_0")
 LABELS = ("labels", "label", "y", "targets", "target", "arr_1")
-PREFIXES = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
+PREFIXES = {split: [word for part in PARTS[split] for word in WORDS[part]] for split in PARTS}
 
-NONE = "none"  # as the option `labels`: there are some, and they are not to be used
-# An .npz is unpacked into memory, whatever it holds: more is better off as a .npy.
+NONE = "none"  # value of the option `labels`: do not use them
+# an .npz is unpacked into memory, a .npy is mapped
 NPZ_LIMIT = 2**31  # bytes of an array
 HEADER = 2**14  # bytes that hold the header of any array: NumPy's limit is 10,000
 
-_HOLD_OUT = "hold samples out with vitrail.data.subset.hold_out"
-
 
 def open_npy(rest: str, split: Split, channels: int | None) -> Source:
-    """`npy:FILE[,labels=FILE][,axes=NHWC]`: N x H x W, N x H x W x C or N x C x H x W.
+    """Opens `npy:FILE[,labels=FILE][,axes=NHWC]`: N x H x W, N x H x W x C or N x C x H x W.
 
     uint8 or uint16. labels: a .npy of N whole numbers or texts, negative numbers for no label;
-    relative to the folder of FILE. axes: one letter an axis, where the shape leaves a doubt.
+    relative to the folder of FILE. axes: one letter an axis, if the shape is ambiguous.
 
     Raises:
         ValueError: no such file, not such an array, labels that do not fit, other channels.
-        NoTestSplitError: "test", which a single array does not have.
+        NoTestSplitError: "test": a single array has none.
     """
     spec = f"npy:{rest}"
     where, options = split_options("npy", rest, ("labels", "axes"))
     path = _file(spec, where, "npy:FILE.npy")
     if split == "test":
-        raise NoTestSplitError(
-            f"{spec} has no test split; save both in one .npz (train_images, train_labels, "
-            f"test_images, test_labels), or {_HOLD_OUT}"
+        raise no_test_split(
+            spec,
+            "it is one array",
+            "save both in one .npz (train_images, train_labels, test_images, test_labels)",
         )
     array = _load(spec, path)
     axes = find_axes(spec, array.shape, options.get("axes"), channels)
-    # What np.load maps, and where in the file it starts.
     stored = Stored(path, array.dtype, array.shape, axes, array.offset, _is_fortran(array))
     classes = None
     if options.get("labels", NONE) != NONE:
@@ -74,11 +70,12 @@ def open_npy(rest: str, split: Split, channels: int | None) -> Source:
 
 
 def open_npz(rest: str, split: Split, channels: int | None) -> Source:
-    """`npz:FILE[,images=KEY][,labels=KEY|none][,axes=NHWC]`: arrays as `open_npy`, by name.
+    """Opens `npz:FILE[,images=KEY][,labels=KEY|none][,axes=NHWC]`: arrays as `open_npy`, by name.
 
     Names (IMAGES, LABELS) may have a split before or behind: train_images and test_labels as
-    MedMNIST, x_train and y_test as Keras. `test` is the test split, else `val`; of three splits
-    `val` is not used. Without splits all is "train".
+    MedMNIST, x_train and y_test as Keras. The test split is one for testing, else for validation
+    (`splits.WORDS`); of three splits the one for validation is not used. Without splits all is
+    "train".
 
     Raises:
         ValueError: no such file, not such an archive, no images in it, labels that do not fit, an
@@ -95,15 +92,17 @@ def open_npz(rest: str, split: Split, channels: int | None) -> Source:
         raise ValueError(f"{spec}: {path} is not a .npz archive that is whole ({error})") from error
 
 
-def number_labels(spec: str, values: Array, train: Array) -> Classes | None:
-    """Labels as numbers of classes, which are those of the train labels; None without any.
+def number_labels(spec: str, values: np.ndarray, train: np.ndarray) -> Classes | None:
+    """Returns class numbers and names, those of the train labels; None without any.
 
     Args:
-        values: [N] or [N, 1], whole numbers (negative: none) or texts.
+        spec: of the source, for messages.
+        values: [N] or [N, 1], whole numbers (negative for no label) or texts.
+        train: those of the training split.
     """
     written, codes = np.unique(_flat(spec, values), return_inverse=True)
     known = np.unique(_flat(spec, train))
-    texts, train_texts = ([str(value) for value in some] for some in (written, known))
+    texts, train_texts = ([str(value) for value in labels] for labels in (written, known))
     names, labels = number_classes(spec, codes.reshape(-1), texts, train_texts, None)
     return None if names is None else Classes(labels.tolist(), names)
 
@@ -136,7 +135,7 @@ def _of_archive(
 
 
 def _find_keys(spec: str, names: Sequence[str], options: dict[str, str], split: Split) -> _Keys:
-    """The names of a split's arrays."""
+    """Returns the names of a split's arrays."""
     for option, name in options.items():
         if option != "axes" and name not in names and (option, name) != ("labels", NONE):
             raise ValueError(f"{spec}: there is no {name!r} in it; it has {_listed(names)}")
@@ -144,17 +143,15 @@ def _find_keys(spec: str, names: Sequence[str], options: dict[str, str], split: 
         found = {"train": options["images"]}
     else:
         found = {s: key for s in PREFIXES if (key := _of_split(names, IMAGES, PREFIXES[s]))}
-        if not found and (key := _first(names, IMAGES)):
-            found = {"train": key}
+        if "train" not in found and (key := _first(names, IMAGES)):
+            found["train"] = key
     if "train" not in found:
         raise ValueError(
             f"{spec}: it has {_listed(names)}, and no images by a known name ({', '.join(IMAGES)}, "
             "or with train_ before or _train behind); name them by images=KEY"
         )
     if split not in found:
-        raise NoTestSplitError(
-            f"{spec} has no test split: it has {_listed(names)}; add test_images, or {_HOLD_OUT}"
-        )
+        raise no_test_split(spec, f"it has {_listed(names)}", "add test_images")
     if "labels" in options:
         label = None if options["labels"] == NONE else options["labels"]
         return _Keys(found[split], label, label)
@@ -163,7 +160,7 @@ def _find_keys(spec: str, names: Sequence[str], options: dict[str, str], split: 
 
 
 def _label_key(names: Sequence[str], found: dict[str, str], split: str) -> str | None:
-    """The labels that go with a split's images."""
+    """Returns the name of the labels that belong to a split's images."""
     for prefix in PREFIXES[split]:
         if found[split] in _with(prefix, IMAGES, names):
             return next(iter(_with(prefix, LABELS, names)), None)
@@ -190,8 +187,8 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:20])) or "no arrays"
 
 
-def _flat(spec: str, values: Array) -> Array:
-    """[N] of int64 or text."""
+def _flat(spec: str, values: np.ndarray) -> np.ndarray:
+    """Returns labels as int64 or text [N]."""
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
@@ -217,13 +214,13 @@ def _file(spec: str, where: str, usage: str) -> Path:
 
 
 def _load(spec: str, path: Path) -> Any:
-    """A .npy, mapped."""
+    """Maps a .npy into memory."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ValueError(f"{spec}: there is no file {path}") from error
     except (OSError, ValueError, EOFError, tokenize.TokenError) as error:
-        # NumPy's advice on what it takes for a pickle is to open it.
+        # NumPy's own message advises to unpickle
         why = "it is none, or holds objects" if "pickle" in str(error) else str(error)
         raise ValueError(
             f"{spec}: {path} is not a .npy of numbers that is whole ({why})"
@@ -233,12 +230,12 @@ def _load(spec: str, path: Path) -> Any:
     return array
 
 
-def _is_fortran(array: Array) -> bool:
+def _is_fortran(array: np.ndarray) -> bool:
     return array.flags.f_contiguous and not array.flags.c_contiguous
 
 
 def _header(spec: str, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype, of which nothing more is unpacked."""
+    """Returns shape and dtype of an array; only its header is unpacked."""
     try:
         with archive.open(f"{key}.npy") as file:
             header, _ = read_header(file.read(HEADER))
@@ -247,7 +244,7 @@ def _header(spec: str, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, .
     return header.shape, header.dtype
 
 
-def _member(spec: str, archive: zipfile.ZipFile, key: str) -> Array:
+def _member(spec: str, archive: zipfile.ZipFile, key: str) -> np.ndarray:
     shape, dtype = _header(spec, archive, key)
     if (size := math.prod(shape) * dtype.itemsize) > NPZ_LIMIT:
         raise ValueError(

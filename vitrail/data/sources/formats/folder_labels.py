@@ -1,4 +1,4 @@
-"""Labels of a folder's images by a table: a path, a class and, where it is there, a split a row."""
+"""Labels of a folder's images by a table: each row has a path, a class and, if any, a split."""
 
 import logging
 import os
@@ -10,15 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, Int32
 
-from vitrail.data.sources.formats.columns import (
-    COLUMNS,
-    choose_rows,
-    find_columns,
-    number_labels,
-    texts,
-)
+from vitrail.data.contract import Split
+from vitrail.data.sources.formats.columns import choose_rows, number_labels, read_columns, texts
 from vitrail.data.sources.formats.listing import Paths
-from vitrail.data.sources.formats.read_table import read_table
+from vitrail.data.sources.spec import errors_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,45 +22,58 @@ NEEDED = ("image", "label")
 
 
 class Chosen(NamedTuple):
-    """A split of a folder. positions: of its images in the listing, None for all."""
+    """A split of a folder.
+
+    Attributes:
+        positions: int [N], of its images in the listing, None for all.
+        labels: int32 [N], class numbers, -1 for no label.
+    """
 
     positions: Int[np.ndarray, " N"] | None
-    labels: Int32[np.ndarray, " N"]  # -1 for none
+    labels: Int32[np.ndarray, " N"]
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """files: as written, made plain (`./a//b.jpg` is `a/b.jpg`). labels: of each, -1 for none.
+    """A table of labels.
 
-    splits: the column, None where there is none. classes: those of the whole table.
+    Attributes:
+        name: of the table, for messages.
+        files: paths in normal form (`./a//b.jpg` is `a/b.jpg`).
+        labels: class number of each, -1 for no label.
+        classes: names of the classes of the whole table.
+        splits: column of splits, None for a table without.
     """
 
-    name: str  # for messages
+    name: str
     files: list[str]
     labels: list[int]
     classes: list[str]
     splits: list | None
 
-    def choose(self, paths: Paths, inside: str, split: str) -> Chosen:
-        """The images of a split, and their labels.
+    def choose(self, spec: str, paths: Paths, inside: str, split: Split) -> Chosen:
+        """Returns the images of a split, and their labels.
 
         With a column of splits an image without a row belongs to "train". Without one, `paths` are
         of the split already, and all are taken.
 
         Args:
+            spec: of the source, for messages.
             paths: of the folder, or of its subfolder `inside`.
+            inside: the subfolder, "" for none.
+            split: "train" or "test".
 
         Raises:
-            ValueError: no row names an image, or two rows of an image say different things.
-            NoTestSplitError: "test", where there are splits and none of them is it.
+            ValueError: no row names an image, or two rows of an image differ.
+            NoTestSplitError: "test" of a table with splits that has no such row.
         """
         places = {path: place for place, path in enumerate(paths.raws())}
         rows = [places.get(os.fsencode(file), -1) for file in self.files]
-        self._tell_missing(rows, paths, inside)
+        self._report_missing(rows, paths, inside)
         labels = self._per_image(rows, self.labels, len(paths), "label")
         if self.splits is None:
             return Chosen(None, labels)
-        wanted = set(choose_rows(self.splits, split, len(self.files)))
+        wanted = set(choose_rows(spec, self.splits, split, len(self.files)))
         is_wanted = [row in wanted for row in range(len(rows))]
         states = self._per_image(rows, is_wanted, len(paths), "split")
         taken = (states != 0) if split == "train" else (states == 1)
@@ -75,7 +83,7 @@ class LabelTable:
     def _per_image(
         self, rows: list[int], values: list[int] | list[bool], n_images: int, kind: str
     ) -> Int32[np.ndarray, " N"]:
-        """The values of the rows at their images, -1 where an image has no row."""
+        """Returns the values of the rows at their images, -1 for an image without a row."""
         per_image = np.full(n_images, -1, np.int32)
         seen = np.zeros(n_images, bool)
         for row, (place, value) in enumerate(zip(rows, values, strict=True)):
@@ -89,8 +97,8 @@ class LabelTable:
             per_image[place], seen[place] = value, True
         return per_image
 
-    def _tell_missing(self, rows: list[int], paths: Paths, inside: str) -> None:
-        """A line in the log on rows that name no image; an error if none does."""
+    def _report_missing(self, rows: list[int], paths: Paths, inside: str) -> None:
+        """Logs the number of rows that name no image. ValueError if no row names one."""
         prefix = f"{inside}/" if inside else ""
         missing = [
             file
@@ -114,24 +122,26 @@ class LabelTable:
 
 
 def read_labels(root: Path, name: str) -> LabelTable:
-    """Reads `name`, relative to `root` unless it is absolute, as `tables.read_table` does.
+    """Reads a table of labels, as `read_table.read_table` does.
 
-    Columns are found by name, in whatever case (`columns.COLUMNS`): an image's path relative to
-    `root`; its label, text or a whole number, blank for none; and maybe a split, as of `pairs:`.
+    Columns are found by name, in any case (`columns.COLUMNS`): an image's path relative to `root`;
+    its label, text or a whole number, blank for none; and maybe a split, as of `pairs:`.
+
+    Args:
+        root: folder of the images.
+        name: of the table, relative to `root` unless it is absolute.
 
     Raises:
-        ValueError: naming the file and what is wrong with it.
+        ValueError: the table cannot be used; says which and why.
     """
     path = root / Path(name).expanduser()
     try:
-        table = read_table(path, {word for kind in KINDS for word in COLUMNS[kind]})
-        columns = find_columns(table, NEEDED, KINDS)
-        labels, classes = number_labels(columns["label"])
-        files = [posixpath.normpath(file) for file in texts(columns["image"], "image")]
+        with errors_of(f"labels={name}"):
+            columns = read_columns(path, NEEDED, KINDS)
+            labels, classes = number_labels(columns["label"])
+            files = [posixpath.normpath(file) for file in texts(columns["image"], "image")]
+            if labels is None or classes is None:
+                raise ValueError("none of its rows has a label")
     except OSError as error:
         raise ValueError(f"labels={name}: {path} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ValueError(f"labels={name}: {error}") from error
-    if labels is None or classes is None:
-        raise ValueError(f"labels={name}: none of its rows has a label")
     return LabelTable(f"labels={name}", files, labels, classes, columns.get("split"))

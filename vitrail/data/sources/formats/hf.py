@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or saved by `datasets`: as files on the disk, or streamed."""
+"""Data sets of the Hugging Face hub, or saved by `datasets`: files on the disk, or streamed."""
 
 import hashlib
 import os
@@ -6,25 +6,25 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from vitrail.data.contract import BadSampleError, Detail, NoTestSplitError, Sample, Source
+from vitrail.data.contract import BadSampleError, Detail, Sample, Source, Split
 from vitrail.data.decode.image import decode_bytes
+from vitrail.data.sources.channels import choose_channels
+from vitrail.data.sources.formats.columns import Columns, find_schema_columns
 from vitrail.data.sources.formats.parquet import OPTIONS, image_bytes, parquet_source, plain_text
 from vitrail.data.sources.formats.parquet_index import Files
-from vitrail.data.sources.labels import number_classes
-from vitrail.data.sources.parquet_columns import Columns, find_columns
-from vitrail.data.sources.spec import split_options
-
-TEST_SPLITS = ("test", "validation", "val", "valid")  # the first that there is
+from vitrail.data.sources.labels import encode_labels, number_classes
+from vitrail.data.sources.spec import errors_of, split_options
+from vitrail.data.sources.splits import choose_name, no_test_split
 
 
 class HfSource(Source):
-    """A data set on the disk, in the Arrow files that `datasets` keeps. An id is the row's number.
+    """A data set in the Arrow files of `datasets` on the disk. An id is the row's number.
 
-    Images stay encoded until they are read, and are read by our own decoder.
+    Images stay encoded until they are read, and vitrail's own decoder reads them.
     """
 
     def __init__(
@@ -40,9 +40,8 @@ class HfSource(Source):
         self.classes, self._labels = classes
         self.captioned = columns.text is not None
         self._columns = columns
-        kept = [columns.image] + ([columns.text] if columns.text else [])
-        self._rows = rows.select_columns(kept).with_format("arrow")
         texts = [columns.text] if columns.text else []
+        self._rows = rows.select_columns([columns.image, *texts]).with_format("arrow")
         self._texts = rows.select_columns(texts).with_format("arrow") if texts else None
 
     def __len__(self) -> int:
@@ -64,10 +63,6 @@ class HfSource(Source):
     def id(self, index: int) -> str:
         return str(index)
 
-    def label(self, index: int) -> int | None:
-        label = int(self._labels[index])
-        return None if label < 0 else label
-
     def text(self, index: int) -> str | None:
         if self._texts is None:
             return None
@@ -77,7 +72,7 @@ class HfSource(Source):
             return None
 
     def fingerprint(self) -> str:
-        """Of the columns and labels, and of the sizes of the encoded images."""
+        """Returns a digest of columns and labels, and of the sizes of the encoded images."""
         from pyarrow import compute, types
 
         digest = hashlib.blake2b(repr(self._columns).encode(), digest_size=16)
@@ -91,19 +86,19 @@ class HfSource(Source):
         return digest.hexdigest()
 
 
-def open_hf(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`hf:NAME[,config=..][,split=..][,image=..][,label=..][,text=..][,stream=yes]`.
+def open_hf(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `hf:NAME[,config=..][,split=..][,image=..][,label=..][,text=..][,stream=yes]`.
 
     NAME: of the hub, as `uoft-cs/cifar10`, or a folder: saved by `save_to_disk`, or of files that
-    `load_dataset` understands. No code of a data set is ever run. split: what to train on, by
-    default `train`; the test split is `test`, else `validation`. image, label, text: columns
-    (`parquet_columns.find_columns`). stream: nothing is downloaded as a whole; the hub's Parquet
-    files are read a row group at a time, in the same order as every time.
+    `load_dataset` understands. No code of a data set is ever run. split: the training split, by
+    default `train`; the test split is one for testing, else for validation (`splits.WORDS`). image,
+    label, text: columns (`columns.find_schema_columns`). stream: nothing is downloaded as a whole;
+    the hub's Parquet files are read a row group at a time, always in the same order.
 
     Raises:
         ValueError: no such data set, configuration, split or column, no network, an option that
             does not fit, or `datasets` is not installed.
-        NoTestSplitError: "test" where there is none.
+        NoTestSplitError: "test" of a data set that has none.
     """
     spec = f"hf:{rest}"
     name, options = split_options("hf", rest, (*OPTIONS, "config", "split", "stream"))
@@ -111,8 +106,7 @@ def open_hf(rest: str, split: Literal["train", "test"], channels: int | None) ->
         raise ValueError("hf: names no data set; write hf:NAME, or hf:FOLDER")
     if options.get("stream", "no") not in ("yes", "no"):
         raise ValueError(f"{spec}: stream is {options['stream']!r}; it must be yes or no")
-    if channels not in (None, 1, 3):
-        raise ValueError(f"{spec}: channels is {channels}; image files give 1 (grey) or 3 (RGB)")
+    channels = choose_channels(spec, channels)
     _check_installed(spec)
     asked = {key: options[key] for key in OPTIONS if key in options}
     train_split = options.get("split", "train")
@@ -133,25 +127,21 @@ def open_hf(rest: str, split: Literal["train", "test"], channels: int | None) ->
     return _hf_source(spec, rows, train, asked, channels)
 
 
-def _hf_source(
-    spec: str, rows: Any, train: Any, asked: dict[str, str], channels: int | None
-) -> HfSource:
+def _hf_source(spec: str, rows: Any, train: Any, asked: dict[str, str], channels: int) -> HfSource:
     rows, train = _undecoded(rows), _undecoded(train)
     if not len(rows):
         raise ValueError(f"{spec}: the split has no rows")
-    try:
-        columns = find_columns(rows.features.arrow_schema, asked)
-    except ValueError as error:
-        raise ValueError(f"{spec}: {error}") from error
+    with errors_of(spec):
+        columns = find_schema_columns(rows.features.arrow_schema, asked)
     _require_bytes(spec, rows, columns.image)
     values, codes = _labels(rows, columns.label)
     train_values = _labels(train, columns.label)[0] if columns.classes is None else values
     classes = number_classes(spec, codes, values, train_values, columns.classes)
-    return HfSource(spec, rows, columns, classes, channels or 3)
+    return HfSource(spec, rows, columns, classes, channels)
 
 
 def _require_bytes(spec: str, rows: Any, image: str) -> None:
-    """ValueError where the images are files beside the data set, as the first row tells."""
+    """ValueError if the first row has the path of a file in place of an image."""
     first = rows.with_format("arrow")[0].column(image)[0].as_py()
     if isinstance(first, dict) and first.get("bytes") is None and first.get("path"):
         raise ValueError(
@@ -161,7 +151,7 @@ def _require_bytes(spec: str, rows: Any, image: str) -> None:
 
 
 def _undecoded(rows: Any) -> Any:
-    """Images as the bytes of their files."""
+    """Returns the data set with images as the bytes of their files."""
     from datasets import Image
 
     for name, feature in rows.features.items():
@@ -171,14 +161,11 @@ def _undecoded(rows: Any) -> Any:
 
 
 def _labels(rows: Any, name: str | None) -> tuple[list[str], np.ndarray]:
-    """(the labels as text, each once; int64 [N] the place of each row's, -1 for none)."""
+    """Returns the labels as text, each once, and the place of each row's, -1 for no label."""
     if name is None:
         return [], np.full(len(rows), -1)
     column = rows.select_columns([name]).with_format("arrow")[:].column(0)
-    written = [None if v is None else str(v).strip() or None for v in column.to_pylist()]
-    values = sorted({value for value in written if value is not None})
-    number = {value: i for i, value in enumerate(values)}
-    return values, np.array([-1 if v is None else number[v] for v in written], dtype=np.int64)
+    return encode_labels(column.to_pylist())
 
 
 def _check_installed(spec: str) -> None:
@@ -189,14 +176,11 @@ def _check_installed(spec: str) -> None:
 
 
 def _wanted(spec: str, split: str, train_split: str, names: list[str]) -> str:
-    """Which of the data set's splits is meant."""
+    """Returns the name of the data set's split that is "train" or "test"."""
     if split == "test":
-        found = next((name for name in TEST_SPLITS if name in names and name != train_split), None)
+        found = choose_name([name for name in names if name != train_split], "test")
         if found is None:
-            raise NoTestSplitError(
-                f"{spec} has no test split: its splits are {', '.join(names)}; hold samples out "
-                "with vitrail.data.subset.hold_out"
-            )
+            raise no_test_split(spec, f"its splits are {', '.join(names)}")
         return found
     if train_split not in names:
         raise ValueError(
@@ -206,8 +190,8 @@ def _wanted(spec: str, split: str, train_split: str, names: list[str]) -> str:
 
 
 @contextmanager
-def _told(spec: str, name: str) -> Iterator[None]:
-    """What the hub and `datasets` raise, in words: they do so with types of their own."""
+def _translate_errors(spec: str, name: str) -> Iterator[None]:
+    """Raises ValueError for any error of the hub and `datasets`, which have types of their own."""
     try:
         yield
     except MemoryError:
@@ -219,11 +203,11 @@ def _told(spec: str, name: str) -> Iterator[None]:
 
 
 def _load(spec: str, name: str, config: str | None, split: str | None = None) -> Any:
-    """All splits by name, or one."""
+    """Returns all splits by name, or one split."""
     import datasets
 
     folder = Path(name).expanduser()
-    with _told(spec, name):
+    with _translate_errors(spec, name):
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             if config or split:
                 raise ValueError("a saved data set has no configurations, and no parts of splits")
@@ -234,12 +218,12 @@ def _load(spec: str, name: str, config: str | None, split: str | None = None) ->
 
 
 def _parquet_files(spec: str, name: str, config: str | None) -> dict[str, Files]:
-    """The Parquet files of every split, where they lie."""
+    """Returns the Parquet files of every split, which stay on the hub."""
     import datasets
     import fsspec
 
     folder = Path(name).expanduser()
-    with _told(spec, name):
+    with _translate_errors(spec, name):
         path = str(folder) if folder.is_dir() else name
         builder = datasets.load_dataset_builder(path, config)
         of_split = {str(k): [str(url) for url in v] for k, v in builder.config.data_files.items()}

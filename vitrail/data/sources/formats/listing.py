@@ -1,12 +1,12 @@
-"""What files a folder holds, listed once: a second start on a million files takes seconds.
+"""The files of a folder, listed once: a second start on a million files takes seconds.
 
-The listing is kept in the user's cache folder, with the status of every folder that was walked.
-Adding, removing or renaming a file changes the status of the folder it is in, so that a listing
-whose folders are all as they were is still right. What this cannot see is a file whose content is
-replaced in place: its size stays the one that was listed, as does the fingerprint. Remove the cache
-(`vitrail.data.sources.cache.cache_folder`) where that matters.
+The listing is saved in the user's cache folder, with the status of every folder that was walked.
+Adding, removing or renaming a file changes the status of its folder, so a listing is valid as long
+as the status of every folder is the same. A file whose content is replaced in place goes unnoticed:
+its listed size stays, as does the fingerprint. If that matters, remove the cache
+(`vitrail.data.sources.cache.cache_folder`).
 
-Shape legend: N files · M = N + 1 places where a path begins or all end · F folders.
+Shape legend: N files · M = N + 1 starts of paths, the last the end of all · F folders.
 """
 
 import logging
@@ -25,21 +25,25 @@ from vitrail.data.sources.cache import load_arrays, save_arrays
 
 logger = logging.getLogger(__name__)
 
-KEPT_FROM = 5000  # files; fewer are listed as fast as looked up
-VERSION = "1"  # of what is kept
+KEPT_FROM = 5000  # files; listing fewer is as fast as reading the cache
+VERSION = "1"  # of the cached arrays
 
 # A change within the tick of a file system's clock leaves a folder's time as it is (FAT's is 2
-# seconds): of a folder that has just changed, nothing that is listed is known to last.
+# seconds), so the listing of a folder that has just changed is not saved.
 SETTLED_NS = 2_000_000_000
 
 KIND = "folders"
 
 
-class Paths:
-    """Many paths in little memory: one text, and where each begins. Immutable, cheap to pickle.
+class Paths(Sequence[str]):
+    """Many paths in little memory: one text, and the start of each. Immutable, cheap to pickle.
 
-    None of it counts references, so that forked worker processes share the memory. Two numbers a
-    path (8 bytes here, as many for sizes) beside the text itself.
+    It has no counted references to each path, so forked worker processes share the memory. Each
+    path takes 8 bytes beside the text itself.
+
+    Args:
+        text: uint8, all paths one after another.
+        starts: int64 [M].
     """
 
     def __init__(self, text: np.ndarray, starts: Int64[np.ndarray, " M"]):
@@ -55,29 +59,34 @@ class Paths:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
         return os.fsdecode(self.raw(index))
 
     def __iter__(self) -> Iterator[str]:
         return map(os.fsdecode, self.raws())
 
     def raw(self, index: int) -> bytes:
-        """The path as the file system has it. IndexError beyond the last; -1 is the last."""
+        """Returns a path as the file system has it. IndexError beyond the last; -1 is the last."""
         index = range(len(self))[index]
         return self._text[self._starts[index] : self._starts[index + 1]].tobytes()
 
     def raws(self) -> Iterator[bytes]:
-        """All, in order."""
+        """Yields all paths in order, as the file system has them."""
         text, starts = self._text.tobytes(), self._starts.tolist()
         return (text[a:b] for a, b in pairwise(starts))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `of_arrays` makes the same paths of."""
+        """Returns the arrays that make up the paths, to be saved."""
         return {"text": self._text, "starts": self._starts}
 
 
 class Listing(NamedTuple):
-    """Files in the order of their paths' bytes, relative to the root. sizes: bytes, -1 unknown."""
+    """Files in the order of their paths' bytes.
+
+    Attributes:
+        paths: relative to the root.
+        sizes: int64 [N], in bytes, -1 for an unknown size.
+    """
 
     paths: Paths
     sizes: Int64[np.ndarray, " N"]
@@ -85,28 +94,41 @@ class Listing(NamedTuple):
 
 @dataclass
 class _Walk:
-    """What a walk has found. status: of each folder, (device, inode, changed, modified) in ns."""
+    """The files and folders that a walk has found.
+
+    Attributes:
+        paths: of the files.
+        sizes: of the files.
+        folders: paths of the folders.
+        status: of each folder, (device, inode, changed, modified), times in ns.
+        lasting: false with links to nowhere, whose target may become a folder.
+    """
 
     paths: list[bytes] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     folders: list[bytes] = field(default_factory=list)
     status: list[tuple[int, int, int, int]] = field(default_factory=list)
-    lasting: bool = True  # false with links to nowhere, whose target may come to be a folder
+    lasting: bool = True
 
 
 def list_files(root: Path, inside: str, suffixes: Sequence[str]) -> Listing:
-    """All files under root/inside whose names end so, in whatever case.
+    """Returns all files under root/inside with one of these suffixes, in any case.
 
     Hidden files and folders are skipped. Links to folders are followed; a folder that is reached
-    twice is read once, at the first place in order, so that loops end.
+    twice is read once, at the first place in order, so loops end.
+
+    Args:
+        root: folder that paths are relative to.
+        inside: subfolder to list, "" for the root itself.
+        suffixes: in lower case, with the dot.
 
     Raises:
         ValueError: a folder cannot be listed.
     """
     key = "\0".join((VERSION, str(root.absolute()), inside, *suffixes))
-    kept = _load(root, key)
-    if kept is not None:
-        return kept
+    cached = _load(root, key)
+    if cached is not None:
+        return cached
     begin = time.time_ns()
     walk = _walk(root, inside, tuple(map(os.fsencode, suffixes)))
     order = sorted(range(len(walk.paths)), key=walk.paths.__getitem__)
@@ -141,18 +163,18 @@ def _walk(root: Path, inside: str, suffixes: tuple[bytes, ...]) -> _Walk:
         seen.add(status[:2])
         found.folders.append(folder)
         found.status.append(status)
-        below = _sort_out(entries, folder + b"/" if folder else b"", suffixes, found)
+        below = _add_files(entries, folder + b"/" if folder else b"", suffixes, found)
         waiting += reversed(below)  # the first is walked next
     return found
 
 
-def _sort_out(
+def _add_files(
     entries: Iterable["os.DirEntry[bytes]"],
     prefix: bytes,
     suffixes: tuple[bytes, ...],
     found: _Walk,
 ) -> list[bytes]:
-    """Adds the files among them to what was found; returns the folders."""
+    """Adds the files among the entries to those found; returns the folders."""
     folders = []
     for entry in entries:
         name = entry.name
@@ -188,15 +210,15 @@ def _join(root: Path, folder: bytes) -> bytes:
 
 
 def _status(root: Path, folder: bytes) -> tuple[int, int, int, int]:
-    """Modified alone would not do: a folder that is copied over another may bring its time."""
+    """Returns device, inode and times; a folder copied over another may bring its modified time."""
     status = os.stat(_join(root, folder))
-    # Unsigned, as inodes are; a time before 1970 is told from others all the same.
+    # unsigned, as inodes are; a time before 1970 stays distinct
     times = (status.st_ctime_ns % 2**64, status.st_mtime_ns % 2**64)
     return (status.st_dev % 2**64, status.st_ino % 2**64, *times)
 
 
 def _load(root: Path, key: str) -> Listing | None:
-    """What is kept, if it is whole and every folder is as it was."""
+    """Returns the cached listing, if it is whole and no folder has changed."""
     arrays = load_arrays(KIND, key)
     if arrays is None:
         return None
@@ -209,7 +231,7 @@ def _load(root: Path, key: str) -> Listing | None:
         if status_F4.shape != (len(folders), 4) or status_F4.dtype != np.uint64:
             raise ValueError("status")
     except (KeyError, ValueError) as error:
-        logger.info("a kept listing of %s is damaged and made again (%s)", root, error)
+        logger.info("a cached listing of %s is damaged and made again (%s)", root, error)
         return None
     try:
         same = all(
@@ -222,7 +244,7 @@ def _load(root: Path, key: str) -> Listing | None:
 
 
 def _paths(text: np.ndarray, starts: np.ndarray) -> Paths:
-    """Checked, as a file may hold anything."""
+    """Returns paths of cached arrays. ValueError if they are not such arrays."""
     sound = text.ndim == starts.ndim == 1 and text.dtype == np.uint8 and starts.dtype == np.int64
     if not sound or len(starts) < 1 or starts[0] != 0 or starts[-1] != len(text):
         raise ValueError("paths")

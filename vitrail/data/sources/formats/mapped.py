@@ -1,4 +1,4 @@
-"""Images of one size that lie one after another in a file: read as they are needed, or all at once.
+"""Images of one size in one array of a file: read as they are needed, or all at once.
 
 Shape legend: N images · C channels · H, W an image.
 """
@@ -22,20 +22,29 @@ from vitrail.data.decode.pixels import (
     check_numbers,
     check_size,
 )
+from vitrail.data.sources.channels import choose_channels
 from vitrail.data.sources.memory import MemorySource
+from vitrail.data.sources.spec import errors_of
 
-Array = np.ndarray
-
-# Up to here images become one tensor on the device, which no reading from files can match: all of
-# CIFAR, or 21,000 of 128 x 128. Beyond, a GPU has better use for its memory, and so has a machine.
+# Up to this size images become one tensor on the device, which is faster than any reading from
+# files: all of CIFAR, or 21,000 of 128 x 128. Larger ones would take memory that training needs.
 IN_MEMORY = 2**30  # bytes of the images as they are read
 
-FEW = 16  # an axis no longer than this is taken for channels, where nothing else tells
-LOOKED_AT = 64  # images that a fingerprint looks at
+FEW = 16  # an axis no longer than this is taken for channels if nothing else decides
+FINGERPRINTED = 64  # images that a fingerprint reads
 
 
 class Stored(NamedTuple):
-    """Where an array of images lies: axes as "NHW", "NHWC", "NCHW", or in any other order."""
+    """An array of images in a file.
+
+    Attributes:
+        path: of the file.
+        dtype: of the array.
+        shape: of the array.
+        axes: a letter for each axis: "NHW", "NHWC", "NCHW", or in any other order.
+        offset: of its first byte.
+        fortran: true if the first axis is the fastest.
+    """
 
     path: Path
     dtype: np.dtype
@@ -45,27 +54,36 @@ class Stored(NamedTuple):
     fortran: bool = False
 
     def size(self, axis: str) -> int:
-        """The length of an axis, 1 where there is none."""
+        """Returns the length of an axis, 1 for a missing one."""
         return self.shape[self.axes.index(axis)] if axis in self.axes else 1
 
-    def map(self) -> Array:
-        """All images as [N, C, H, W], of which nothing is read yet."""
+    def map(self) -> np.ndarray:
+        """Maps all images as [N, C, H, W]; nothing is read yet."""
         order: Literal["F", "C"] = "F" if self.fortran else "C"
         array = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order)
         return channels_first(array, self.axes)
 
 
 class Classes(NamedTuple):
-    """labels: of every image, -1 for none. names: of the classes."""
+    """The labels of images.
+
+    Attributes:
+        labels: N class numbers, negative for no label.
+        names: of the classes.
+    """
 
     labels: Sequence[int]
     names: Sequence[str]
 
 
 class MappedSource(Source):
-    """Images of a file too large for memory, which is mapped when it is first read.
+    """Images of a file too large for memory, which is mapped at the first read.
 
-    Grey ones become 3 channels where asked.
+    Args:
+        spec: of the source, as the user wrote it.
+        stored: the array.
+        classes: labels, if any.
+        channels: of every image read, None for the images' own; grey ones may become 3 channels.
     """
 
     def __init__(self, spec: str, stored: Stored, classes: Classes | None, channels: int | None):
@@ -75,7 +93,7 @@ class MappedSource(Source):
         self.classes = None if classes is None else tuple(classes.names)
         self._labels = None if classes is None else [int(label) for label in classes.labels]
         self._stored = stored
-        self._map: Array | None = None
+        self._map: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self._stored.size("N")
@@ -91,38 +109,35 @@ class MappedSource(Source):
     def id(self, index: int) -> str:
         return str(index)
 
-    def label(self, index: int) -> int | None:
-        label = -1 if self._labels is None else self._labels[index]
-        return None if label < 0 else label
-
     def fingerprint(self) -> str:
-        """Of shape, numbers, labels, and the pixels of LOOKED_AT images evenly over the file."""
+        """Returns a digest of shape, dtype, labels, and the pixels of FINGERPRINTED images."""
         stored = self._stored
         digest = hashlib.blake2b(digest_size=16)
         digest.update(repr((stored.dtype.str, stored.shape, stored.axes, self._labels)).encode())
-        for index in np.linspace(0, len(self) - 1, min(LOOKED_AT, len(self))).astype(int):
+        for index in np.linspace(0, len(self) - 1, min(FINGERPRINTED, len(self))).astype(int):
             digest.update(self._images()[index].tobytes())
         return digest.hexdigest()
 
-    def _images(self) -> Array:
-        # A process that is forked may go on with its parent's map: nobody's place in it is shared.
+    def _images(self) -> np.ndarray:
+        # a forked process may use its parent's map: there is no shared position in it
         if self._map is None:
             self._map = self._stored.map()
         return self._map
 
     def __getstate__(self) -> dict[str, Any]:
-        # A map that is pickled is all of its file.
+        # a pickled map would be the whole file
         return self.__dict__ | {"_map": None}
 
 
 def open_stored(spec: str, stored: Stored, classes: Classes | None, channels: int | None) -> Source:
-    """In memory up to IN_MEMORY bytes, else read as they are needed.
+    """Opens images in memory up to IN_MEMORY bytes, else to be read as they are needed.
 
     Raises:
-        ValueError: numbers that are no pixels, no images, too large ones, as many labels as there
-            are not images, channels that do not fit, or a file that is too short or not readable.
+        ValueError: numbers that are no pixels, no images, too large ones, another number of labels
+            than of images, channels that do not fit, or a file that is too short or not readable.
     """
-    _check(spec, stored, classes, channels)
+    check_images(spec, stored.dtype, stored.shape, stored.axes, channels)
+    check_labels(spec, classes, stored.size("N"))
     try:
         if (size := stored.path.stat().st_size) < stored.offset + _bytes(stored):
             raise ValueError(
@@ -139,9 +154,9 @@ def open_stored(spec: str, stored: Stored, classes: Classes | None, channels: in
 
 
 def in_memory(
-    spec: str, images_NCHW: Array, classes: Classes | None, channels: int | None
+    spec: str, images_NCHW: np.ndarray, classes: Classes | None, channels: int | None
 ) -> Source:
-    """A MemorySource of images, which are not copied where they lie in order."""
+    """Returns a MemorySource of images, which are not copied if they are contiguous."""
     wanted = np.uint8 if images_NCHW.dtype.itemsize == 1 else np.uint16
     pixels = torch.from_numpy(np.ascontiguousarray(images_NCHW, dtype=wanted))
     labels = None if classes is None else torch.as_tensor(np.asarray(classes.labels, np.int64))
@@ -151,27 +166,28 @@ def in_memory(
 def check_images(
     spec: str, dtype: np.dtype, shape: Sequence[int], axes: str, channels: int | None
 ) -> None:
-    """ValueError where an array of such a shape is not to be used as images."""
+    """ValueError if an array of such a shape cannot be used as images."""
     sizes = dict(zip(axes, shape, strict=True))
     own = sizes.get("C", 1)
-    try:
+    with errors_of(spec):
         check_numbers(dtype)
         check_size(sizes["H"], sizes["W"])
-    except UnusablePixelsError as error:
-        raise ValueError(f"{spec}: {error}") from error
     if not sizes["N"] or not own:
         raise ValueError(f"{spec}: its array has the shape {list(shape)} and holds no images")
-    if channels not in (None, own) and not (own == 1 and channels == 3):
-        raise ValueError(
-            f"{spec}: channels is {channels}, but its images have {own}; use {own} or leave it out"
-        )
+    choose_channels(spec, channels, own)
 
 
 def find_axes(spec: str, shape: Sequence[int], given: str | None, channels: int | None) -> str:
-    """The names of the axes of an array: `given`, or NHW, NHWC or NCHW where there is no doubt.
+    """Returns the names of the axes of an array: `given`, or NHW, NHWC or NCHW by its shape.
+
+    Args:
+        spec: of the source, for messages.
+        shape: of the array.
+        given: by the user, None to decide by the shape.
+        channels: that the user asks for, if any.
 
     Raises:
-        ValueError: there is, or what is given does not fit.
+        ValueError: the shape is ambiguous, or the given axes do not fit it.
     """
     if given is not None:
         if sorted(given) not in (sorted("NHW"), sorted("NHWC")) or len(given) != len(shape):
@@ -207,8 +223,8 @@ def find_axes(spec: str, shape: Sequence[int], given: str | None, channels: int 
     return "NCHW" if axis == 0 else "NHWC"
 
 
-def channels_first(array: Array, axes: str) -> Array:
-    """[N, C, H, W], a view."""
+def channels_first(array: np.ndarray, axes: str) -> np.ndarray:
+    """Returns a view [N, C, H, W] of an array."""
     if "C" not in axes:
         array, axes = array[..., None], axes + "C"
     return array.transpose([axes.index(axis) for axis in "NCHW"])
@@ -218,13 +234,8 @@ def _bytes(stored: Stored) -> int:
     return math.prod(stored.shape) * stored.dtype.itemsize
 
 
-def _check(spec: str, stored: Stored, classes: Classes | None, channels: int | None) -> None:
-    check_images(spec, stored.dtype, stored.shape, stored.axes, channels)
-    check_labels(spec, classes, stored.size("N"))
-
-
 def check_labels(spec: str, classes: Classes | None, images: int) -> None:
-    """ValueError unless there is one an image."""
+    """ValueError unless there is one label for each image."""
     if classes is not None and len(classes.labels) != images:
         raise ValueError(
             f"{spec}: it has {len(classes.labels)} labels for {images} images; there must be one "

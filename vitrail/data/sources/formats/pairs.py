@@ -4,87 +4,47 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-from vitrail.data.contract import BadSampleError, Detail, NoTestSplitError, Sample, Source
-from vitrail.data.decode.image import decode_file
-from vitrail.data.sources.formats.columns import (
-    COLUMNS,
-    choose_rows,
-    find_columns,
-    number_labels,
-    texts,
-)
-from vitrail.data.sources.formats.read_table import READERS, read_table
+from vitrail.data.contract import BadSampleError, Detail, Sample, Source, Split
+from vitrail.data.sources.channels import choose_channels
+from vitrail.data.sources.files import FileSource
+from vitrail.data.sources.formats.columns import choose_rows, number_labels, read_columns, texts
+from vitrail.data.sources.formats.read_table import READERS
+from vitrail.data.sources.spec import errors_of
 
 NEEDED = ("image", "caption")
 
 
-class Rows(NamedTuple):
-    """A split's rows. paths: as written. captions: None where blank. labels: -1 for none."""
-
-    paths: tuple[str, ...]
-    captions: tuple[str | None, ...]
-    labels: tuple[int, ...] | None
-
-
-class PairsSource(Source):
+class PairsSource(FileSource):
     """Image files and a caption each. An id is the path as written.
 
-    A path of several rows (an image with several captions) is as many samples; from the second
+    A path of several rows (an image with several captions) is that many samples; from the second
     they are called PATH#2, PATH#3, ... A row without a caption is a bad sample.
     """
 
-    captioned = True
-
-    def __init__(
-        self, spec: str, root: Path, rows: Rows, classes: Sequence[str] | None, channels: int
-    ):
-        self.spec = spec
-        self.channels = channels
-        self.classes = classes
-        self._root = root
-        self._rows = rows
-        self._ids = unique_ids([path or "(no path)" for path in rows.paths])
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
     def read(self, index: int, detail: Detail | None = None) -> Sample:
-        id, text = self.id(index), self.text(index)
-        if text is None:
-            raise BadSampleError(id, "its row has no caption, or one of half characters")
-        if not self._rows.paths[index]:
-            raise BadSampleError(id, "its row has no path of an image")
-        image = decode_file(self._root / self._rows.paths[index], self.channels, id, detail)
-        return Sample(image, self.label(index), text, id)
-
-    def id(self, index: int) -> str:
-        return self._ids[index]
-
-    def label(self, index: int) -> int | None:
-        label = -1 if self._rows.labels is None else self._rows.labels[index]
-        return None if label < 0 else label
-
-    def text(self, index: int) -> str | None:
-        return self._rows.captions[index]
+        if self.text(index) is None:
+            raise BadSampleError(
+                self.id(index), "its row has no caption, or one of half characters"
+            )
+        if not self._paths[index]:
+            raise BadSampleError(self.id(index), "its row has no path of an image")
+        return super().read(index, detail)
 
     def picture(self, index: int) -> str:
-        return os.path.normpath(self._rows.paths[index])
+        return os.path.normpath(self._paths[index])
 
     def fingerprint(self) -> str:
-        """Of paths, captions and labels. The files are not looked at: a table may name millions."""
+        """Returns a digest of paths, captions and labels; a table may list millions of files."""
         digest = hashlib.blake2b(digest_size=16)
-        for i, (path, caption) in enumerate(
-            zip(self._rows.paths, self._rows.captions, strict=True)
-        ):
-            row = repr((path, caption, self.label(i)))
+        for i, path in enumerate(self._paths):
+            row = repr((path, self.text(i), self.label(i)))
             digest.update(row.encode() + b"\0")
         return digest.hexdigest()
 
 
 def unique_ids(paths: Sequence[str]) -> tuple[str, ...]:
-    """The paths, with #2, #3, ... after those that stand there before."""
+    """Returns the paths, with #2, #3, ... after repeated ones."""
     taken = set(paths)
     if len(taken) == len(paths):
         return tuple(paths)
@@ -99,46 +59,46 @@ def unique_ids(paths: Sequence[str]) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def open_pairs(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`pairs:FILE`, FILE ending in .csv, .tsv, .jsonl or .parquet (`tables.read_table`).
+def open_pairs(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `pairs:FILE`, FILE ending in .csv, .tsv, .jsonl or .parquet (`read_table`).
 
-    Columns are found by name, in whatever case (COLUMNS): an image's path, absolute or relative to
-    FILE's folder; its caption; where they are there, a label (text or a whole number; blank for
-    none) and a split: `train`, and `test` or else `val` or `validation`. Classes are those of the
-    whole file, in the order of numbers if all are, else of text. Other columns are ignored.
+    Columns are found by name, in any case (`columns.COLUMNS`): an image's path, absolute or
+    relative to FILE's folder; its caption; if there, a label (text or a whole number; blank for
+    none) and a split (`splits.WORDS`). Classes are those of the whole file, in the order of numbers
+    if all are numbers, else of text. Other columns are ignored.
 
     Raises:
         ValueError: no such file or of an unknown kind, columns missing or ambiguous, no rows, a
-            row that cannot be understood (named), or channels other than 1 and 3.
+            row that cannot be understood, or channels other than 1 and 3.
         NoTestSplitError: "test" of a file without such rows.
     """
     spec = f"pairs:{rest}"
-    if channels not in (None, 1, 3):
-        raise ValueError(f"{spec}: channels is {channels}; image files give 1 (grey) or 3 (RGB)")
+    choose_channels(spec, channels)
     path = Path(rest).expanduser()
     _check_file(spec, rest, path)
     try:
-        table = read_table(path, {name for names in COLUMNS.values() for name in names})
-        columns = find_columns(table, NEEDED)
-        chosen = choose_rows(columns.get("split"), split, table.rows)
-        labels, classes = number_labels(columns.get("label"))
-        paths, captions = (texts(columns[kind], kind) for kind in NEEDED)
-    except NoTestSplitError as error:
-        raise NoTestSplitError(f"{spec} {error}") from error
+        with errors_of(spec):
+            columns = read_columns(path, NEEDED)
+            chosen = choose_rows(spec, columns.get("split"), split, len(columns["image"]))
+            labels, classes = number_labels(columns.get("label"))
+            paths, captions = (texts(columns[kind], kind) for kind in NEEDED)
     except OSError as error:
         raise ValueError(f"{spec}: it cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise ValueError(f"{spec}: {error}") from error
-    rows = Rows(
-        tuple(paths[i] for i in chosen),
-        tuple(_usable(captions[i]) for i in chosen),
-        None if labels is None else tuple(labels[i] for i in chosen),
+    paths = [paths[i] for i in chosen]
+    return PairsSource(
+        spec,
+        path.parent,
+        paths,
+        None if labels is None else [labels[i] for i in chosen],
+        classes,
+        channels,
+        captions=[_usable(captions[i]) for i in chosen],
+        ids=unique_ids([path or "(no path)" for path in paths]),
     )
-    return PairsSource(spec, path.parent, rows, classes, channels or 3)
 
 
 def _usable(caption: str) -> str | None:
-    """None where it is blank, or holds half a character (a lone surrogate), which is no text."""
+    """Returns the caption, None if it is blank or has half a character (a lone surrogate)."""
     halved = any("\ud800" <= letter <= "\udfff" for letter in caption)
     return None if halved else caption.strip() or None
 

@@ -8,28 +8,31 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from vitrail.data.contract import WINDOW, BadSampleError, Detail, Sample, Source
+from vitrail.data.contract import WINDOW, BadSampleError, Detail, Sample, Source, Split
 from vitrail.data.decode.image import MACHINE_ERRNOS, decode_bytes
+from vitrail.data.sources.channels import choose_channels
+from vitrail.data.sources.formats.columns import Columns, find_schema_columns
 from vitrail.data.sources.formats.parquet_index import Files, Footers, read_footers
 from vitrail.data.sources.formats.shard_paths import REMOTE, find_shards
 from vitrail.data.sources.labels import number_classes
-from vitrail.data.sources.parquet_columns import Columns, find_columns
-from vitrail.data.sources.spec import split_options
+from vitrail.data.sources.spec import errors_of, split_options
 
 logger = logging.getLogger(__name__)
 
 OPTIONS = ("image", "label", "text")
 KEPT_GROUPS = WINDOW + 2  # row groups in memory: those of a window, and of the next as it begins
-LARGE = 2**30  # bytes in memory that a person is told of
+LARGE = 2**30  # bytes in memory above which a warning is logged
 
 
 class ParquetSource(Source):
-    """Rows of Parquet files. An id is the file's name, within the folder that holds all,
-    and the row: train-0000.parquet/17."""
+    """Rows of Parquet files.
+
+    An id is the file's name, within the folder that holds all, and the row: train-0000.parquet/17.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class ParquetSource(Source):
         self._files, self._footers, self._columns = files, footers, columns
         self._names = files.names()
         self._ends = np.cumsum(footers.rows).tolist()
-        # Of every group, the first group of its file.
+        # for every group, the first group of its file
         first = np.searchsorted(footers.of_file, footers.of_file)
         self._first_row = (np.cumsum(footers.rows) - footers.rows)[first].tolist()
         self._start()
@@ -83,12 +86,8 @@ class ParquetSource(Source):
         name = self._names[int(self._footers.of_file[group])]
         return f"{name}/{index - self._first_row[group]}"
 
-    def label(self, index: int) -> int | None:
-        label = int(self._labels[index])
-        return None if label < 0 else label
-
     def text(self, index: int) -> str | None:
-        """Read from the file; None where it is blank or damaged."""
+        """Reads the caption from the file; None if it is blank or damaged."""
         name = self._columns.text
         try:
             return None if name is None else plain_text(self._row(index, [name])[name])
@@ -96,9 +95,9 @@ class ParquetSource(Source):
             return None
 
     def fingerprint(self) -> str:
-        """Of the files' names, their row groups, and the labels. Images are not looked at."""
-        said = (self._names, self._columns, self._footers.size.tolist())
-        digest = hashlib.blake2b(repr(said).encode(), digest_size=16)
+        """Returns a digest of the files' names, their row groups, and the labels, not of images."""
+        names = (self._names, self._columns, self._footers.size.tolist())
+        digest = hashlib.blake2b(repr(names).encode(), digest_size=16)
         for array in (self._footers.of_file, self._footers.rows, self._labels):
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
         return digest.hexdigest()
@@ -107,8 +106,12 @@ class ParquetSource(Source):
         return [range(a, b) for a, b in zip([0, *self._ends[:-1]], self._ends, strict=True)]
 
     def _row(self, index: int, columns: list[str]) -> dict[str, Any]:
-        """Raises BadSampleError where the row group is damaged, OSError where the machine, or the
-        net, has failed."""
+        """Returns the values of a row by column.
+
+        Raises:
+            BadSampleError: the row group is damaged.
+            OSError: the machine or the network has failed.
+        """
         import pyarrow
 
         group = bisect_right(self._ends, index)
@@ -127,14 +130,14 @@ class ParquetSource(Source):
             raise BadSampleError(self.id(index), "its text is not UTF-8") from error
 
     def _table(self, group: int, columns: list[str]) -> Any:
-        """A row group's columns, kept until others have been used more recently."""
-        if self._process != os.getpid():  # forked: what is open belongs to the parent
+        """Returns a row group's columns; the KEPT_GROUPS used last stay in memory."""
+        if self._process != os.getpid():  # forked: open files belong to the parent
             self._start()
         table = self._tables.get(group)
         if table is None or not set(columns) <= set(table.column_names):
             file = self._file(int(self._footers.of_file[group]))
             number = int(self._footers.group[group])
-            # No threads: a forked process has none of its parent's.
+            # no threads: a forked process has none of its parent's
             self._tables[group] = file.read_row_group(number, columns=columns, use_threads=False)
             _drop_oldest(self._tables, KEPT_GROUPS)
         self._tables.move_to_end(group)
@@ -149,12 +152,12 @@ class ParquetSource(Source):
         return self._open[number]
 
 
-def _drop_oldest(kept: OrderedDict[Any, Any], most: int) -> list[Any]:
-    return [kept.popitem(last=False)[1] for _ in range(len(kept) - most)]
+def _drop_oldest(items: OrderedDict[Any, Any], most: int) -> list[Any]:
+    return [items.popitem(last=False)[1] for _ in range(len(items) - most)]
 
 
 def image_bytes(value: Any, id: str) -> bytes:
-    """What a row of an image column holds: bytes, or {"bytes", "path"}. BadSampleError if none."""
+    """Returns the image in a column's value, bytes or {"bytes", "path"}. BadSampleError if none."""
     data = value.get("bytes") if isinstance(value, dict) else value
     if data is None:
         path = value.get("path") if isinstance(value, dict) else None
@@ -164,19 +167,19 @@ def image_bytes(value: Any, id: str) -> bytes:
 
 
 def plain_text(value: Any) -> str | None:
-    """A caption, None where it is blank."""
+    """Returns a caption, None for a blank one."""
     return (value.strip() or None) if isinstance(value, str) else None
 
 
-def open_parquet(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`parquet:PATTERN[,test=PATTERN][,image=COLUMN][,label=COLUMN][,text=COLUMN]`.
+def open_parquet(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `parquet:PATTERN[,test=PATTERN][,image=COLUMN][,label=COLUMN][,text=COLUMN]`.
 
-    PATTERN as `shards.find_shards`; the columns as `parquet_columns.find_columns`.
+    PATTERN as `shard_paths.find_shards`; the columns as `columns.find_schema_columns`.
 
     Raises:
         ValueError: nothing is there, it is no Parquet or lacks columns, a class that training
             lacks, channels other than 1 and 3, or pyarrow is not installed.
-        NoTestSplitError: "test" where there is none.
+        NoTestSplitError: "test" of files that have none.
     """
     spec = f"parquet:{rest}"
     pattern, options = split_options("parquet", rest, (*OPTIONS, "test"))
@@ -193,22 +196,27 @@ def open_parquet(rest: str, split: Literal["train", "test"], channels: int | Non
 def parquet_source(
     spec: str, files: Files, train: Files, asked: dict[str, str], channels: int | None
 ) -> ParquetSource:
-    """Args: train: the training split's files, which say what the classes are. asked: columns."""
+    """Opens Parquet files.
+
+    Args:
+        spec: of the source.
+        files: of the split.
+        train: of the training split, whose labels are the classes.
+        asked: names of columns that the user gives, by option.
+        channels: of every image, None for 3.
+    """
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ValueError(
             f"{spec}: Parquet files need pyarrow: pip install 'vitrail[parquet]'"
         ) from error
-    if channels not in (None, 1, 3):
-        raise ValueError(f"{spec}: channels is {channels}; image files give 1 (grey) or 3 (RGB)")
-    with _told(spec), files.open(0) as first:
+    channels = choose_channels(spec, channels)
+    with translate_errors(spec), files.open(0) as first:
         schema = first.schema_arrow
-    try:
-        columns = find_columns(schema, asked)
-    except ValueError as error:
-        raise ValueError(f"{spec}: {files.names()[0]}: {error}") from error
-    with _told(spec):
+    with errors_of(f"{spec}: {files.names()[0]}"):
+        columns = find_schema_columns(schema, asked)
+    with translate_errors(spec):
         footers = read_footers(files, columns)
         same = files.paths == train.paths or columns.classes is not None
         of_train = footers if same else read_footers(train, columns)
@@ -224,11 +232,12 @@ def parquet_source(
         )
     values, train_values = ([str(value) for value in of.values] for of in (footers, of_train))
     classes = number_classes(spec, footers.codes, values, train_values, columns.classes)
-    return ParquetSource(spec, files, footers, columns, classes, channels or 3)
+    return ParquetSource(spec, files, footers, columns, classes, channels)
 
 
 @contextmanager
-def _told(spec: str) -> Iterator[None]:
+def translate_errors(spec: str) -> Iterator[None]:
+    """Raises ValueError for what pyarrow raises for damaged files; the machine's errors stay."""
     import pyarrow
 
     try:

@@ -1,4 +1,4 @@
-"""Columns out of table files: CSV, TSV, JSON lines and Parquet."""
+"""Reads columns of table files: CSV, TSV, JSON lines and Parquet."""
 
 import csv
 import json
@@ -11,9 +11,15 @@ TYPES = (str, int, type(None))  # exactly: True is no number here
 
 
 class Table:
-    """The wanted columns of a table, all equally long, and the names of all that it has.
+    """The wanted columns of a table, all equally long, and the names of all columns.
 
-    names: as written in the file, in order. columns: by name, of text, whole numbers and None.
+    Args:
+        wanted: names of columns to keep, in lower case.
+
+    Attributes:
+        names: of all columns as written in the file, in order.
+        columns: values of the wanted ones by name.
+        rows: number of rows.
     """
 
     def __init__(self, wanted: Collection[str]):
@@ -21,9 +27,16 @@ class Table:
         self.columns: dict[str, list[Value]] = {}
         self.rows = 0
         self._wanted = wanted
+        self._refusals: dict[str, str] = {}
+
+    def column(self, name: str) -> list[Value]:
+        """Returns the values of a column. ValueError if one is no text, whole number or None."""
+        if name in self._refusals:
+            raise ValueError(self._refusals[name])
+        return self.columns[name]
 
     def add_name(self, name: str) -> None:
-        """A column, None in the rows so far. ValueError where a wanted one stands there twice."""
+        """Adds a column, None in the rows so far. ValueError if a wanted one is added twice."""
         if name in self.columns:
             raise ValueError(f"two of its columns are called {name!r}; rename or remove one")
         self.names.append(name)
@@ -31,26 +44,32 @@ class Table:
             self.columns[name] = [None] * self.rows
 
     def add_row(self, row: dict[str, Any], number: int) -> None:
-        """Values by column name, None where there is none. ValueError for one of another type."""
+        """Adds values by column name, None for a missing one.
+
+        A value of another type refuses its column, if that is used (`column`).
+        """
         for name, values in self.columns.items():
             value = row.get(name)
             if type(value) not in TYPES:
-                raise ValueError(
+                self._refusals.setdefault(
+                    name,
                     f"row {number}: {name!r} is {str(value)[:40]!r} ({type(value).__name__}); it "
-                    "must be text or a whole number"
+                    "must be text or a whole number",
                 )
+                value = None
             values.append(value)
         self.rows += 1
 
 
 def read_table(path: Path, wanted: Collection[str]) -> Table:
-    """The columns whose names, in lower case, are wanted. The others are not kept.
+    """Returns the columns whose names, in lower case, are wanted.
 
-    By suffix: .csv (commas) and .tsv (tabs) with a header, fields that hold separators, quotes or
-    new lines quoted ("), quotes in them doubled; .jsonl, an object a line; .parquet. Text is UTF-8.
+    The format goes by the suffix: .csv (commas) and .tsv (tabs) with a header, fields that hold
+    separators, quotes or new lines quoted ("), quotes in them doubled; .jsonl, an object a line;
+    .parquet. Text is UTF-8.
 
     Raises:
-        ValueError: naming what is wrong, and the row or line; the caller names the file.
+        ValueError: the table is damaged; names the row or line, and the caller the file.
         OSError: the file cannot be read.
     """
     if path.suffix.lower() not in READERS:
@@ -66,15 +85,15 @@ def _read_delimited(path: Path, table: Table, delimiter: str) -> None:
         header = next(reader, [])
         for name in header:
             table.add_name(name)
-        kept = [(header.index(name), name) for name in table.columns]
+        wanted = [(header.index(name), name) for name in table.columns]
         for row in reader:
             if row and len(row) != len(header):
                 raise ValueError(
                     f"line {reader.line_num} ends a row of {len(row)} fields, but the header has "
                     f"{len(header)}; fields that hold separators must be quoted"
                 )
-            if row:  # an empty line is none
-                table.add_row({name: row[i] for i, name in kept}, reader.line_num)
+            if row:  # an empty line is no row
+                table.add_row({name: row[i] for i, name in wanted}, reader.line_num)
     except csv.Error as error:
         raise ValueError(
             f"line {reader.line_num}: {error}; a field that holds separators, quotes or new lines "

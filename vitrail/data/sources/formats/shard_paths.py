@@ -1,13 +1,23 @@
-"""Which shard files a pattern names, and which of them are for training and which for testing."""
+"""The shard files that a pattern stands for, divided into training and testing."""
 
 import glob
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from vitrail.data.contract import NoTestSplitError
+from vitrail.data.contract import Split
+from vitrail.data.sources.spec import errors_of
+from vitrail.data.sources.splits import (
+    WORDS,
+    Part,
+    choose_part,
+    no_test_split,
+    part_folders,
+    part_of,
+    split_folders,
+)
 
 MAX_PATTERNS = 1_000_000  # of one pattern with braces, against {0..999999999}
 
@@ -16,42 +26,50 @@ _BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
 
 # A word of a file's name, as in train-000.tar or imagenet1k-validation-07.tar.
-SPLIT_WORD = re.compile(r"(?:^|[-_.])(train|test|validation|val)(?=[-_.\d]|$)", re.IGNORECASE)
-TEST_WORDS = ("test", "val", "validation")  # the first that there is
+_ANY_WORD = "|".join(word for words in WORDS.values() for word in words)
+SPLIT_WORD = re.compile(rf"(?:^|[-_.])({_ANY_WORD})(?=[-_.\d]|$)", re.IGNORECASE)
 
 
 class Shards(NamedTuple):
-    """Of each split, in order. test: empty where there is none."""
+    """The shards of each split, in order.
+
+    Attributes:
+        train: for training.
+        test: for testing, empty without a test split.
+    """
 
     train: tuple[Path, ...]
     test: tuple[Path, ...]
 
-    def of(self, split: Literal["train", "test"], spec: str) -> tuple[Path, ...]:
-        """NoTestSplitError where the split is not there."""
+    def of(self, split: Split, spec: str) -> tuple[Path, ...]:
+        """Returns the shards of a split. NoTestSplitError for a missing test split."""
         if split == "test" and not self.test:
-            raise NoTestSplitError(
-                f"{spec} has no test split: give its shards by the option test=PATTERN, name them "
-                "train-... and test-... (or val-...), or hold samples out with "
-                "vitrail.data.subset.hold_out"
+            raise no_test_split(
+                spec,
+                "its shards are not divided",
+                "give its shards by the option test=PATTERN, name them train-... and test-... (or "
+                "val-...)",
             )
         return self.train if split == "train" else self.test
 
 
 def find_shards(kind: str, pattern: str, test_pattern: str | None, suffix: str) -> Shards:
-    """The shards of a folder, of a pattern or of two.
+    """Returns the shards of a folder, of a pattern or of two.
 
-    A pattern may hold braces, `{000..099}` (numbers, zeros in front kept) and `{a,b}`, and the
+    A pattern may hold braces, `{000..099}` (numbers, with leading zeros) and `{a,b}`, and the
     wildcards *, ? and [...]. A folder stands for the shards in it, or for those in its subfolders
-    `train` and `test` (or `val`, `validation`), if it has both. Without a pattern for testing,
-    shards that have one of these words in their names are of that split, if there are both kinds.
+    for training and testing (`splits.WORDS`). Without a pattern for testing, shards that have one
+    of these words in their names are of that split, if there are both kinds.
 
     Args:
-        kind: of the source. suffix: of shards in a folder.
-        test_pattern: relative to the folder that `pattern` lies in, unless absolute.
+        kind: of the source, for messages.
+        pattern: of the training shards, or of all.
+        test_pattern: of the test shards; relative to the folder of `pattern`, unless absolute.
+        suffix: of shards in a folder.
 
     Raises:
         ValueError: nothing is there, a shard that braces name is missing, or some shards' names
-            tell a split and others' do not.
+            have a word for a split and others have none.
     """
     train = _expand(kind, pattern, suffix)
     if test_pattern is not None:
@@ -68,12 +86,12 @@ def find_shards(kind: str, pattern: str, test_pattern: str | None, suffix: str) 
 
 
 def _expand(kind: str, pattern: str, suffix: str) -> list[Path]:
-    """The files that a pattern names, each once, in the order of their names in it."""
+    """Returns the files that a pattern names, each once, in the order of the pattern."""
     if not pattern:
         raise ValueError(f"{kind}: names no shards; write {kind}:FOLDER or {kind}:PATTERN")
     path = Path(pattern).expanduser()
     if path.is_dir():
-        found = _in_folder(path, suffix)
+        found = _in_folder(kind, path, suffix)
         if not found:
             raise ValueError(f"{kind}:{pattern}: no shards in {path}; their names end in {suffix}")
         return found
@@ -92,7 +110,7 @@ def _expand(kind: str, pattern: str, suffix: str) -> list[Path]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`a{0..2}.tar` -> a0.tar, a1.tar, a2.tar; `{a,b}` -> a, b; of several, all combinations.
+    """Expands `a{0..2}.tar` to a0.tar, a1.tar, a2.tar, and `{a,b}` to a, b, in all combinations.
 
     Raises:
         ValueError: more than MAX_PATTERNS of them, or a range that runs backwards.
@@ -121,11 +139,15 @@ def _choices(pattern: str, inside: str) -> Sequence[str]:
     return [f"{number:0{width}d}" for number in range(first, last + 1)]
 
 
-def _in_folder(root: Path, suffix: str) -> list[Path]:
-    """Its shards; where it has none, those of its subfolders that are called as splits are."""
+def _in_folder(kind: str, root: Path, suffix: str) -> list[Path]:
+    """Returns the shards of a folder, or, if it has none, those of its subfolders for splits."""
     here = _list(root, suffix)
-    subfolders = [root / word for word in ("train", *TEST_WORDS)] + [root / "data"]
-    return here or [path for folder in subfolders for path in _list(folder, suffix)]
+    if here:
+        return here
+    with errors_of(f"{kind}:{root}"):
+        split_folders(root)  # refuses two for one split
+    subfolders = [name for names in part_folders(root).values() for name in names]
+    return [path for name in (*subfolders, "data") for path in _list(root / name, suffix)]
 
 
 def _list(folder: Path, suffix: str) -> list[Path]:
@@ -136,25 +158,23 @@ def _list(folder: Path, suffix: str) -> list[Path]:
 
 
 def _by_name(kind: str, pattern: str, paths: list[Path]) -> Shards:
-    words = [_word(path) for path in paths]
-    test_word = next((word for word in TEST_WORDS if word in words), None)
-    if "train" not in words or test_word is None:
+    parts = [_part(path) for path in paths]
+    test_part = choose_part(parts, "test")
+    if "train" not in parts or test_part is None:
         return Shards(tuple(paths), ())
-    if None in words:
-        odd = paths[words.index(None)]
+    if None in parts:
+        odd = paths[parts.index(None)]
         raise ValueError(
-            f"{kind}:{pattern}: other shards are named after train and {test_word}, but "
+            f"{kind}:{pattern}: other shards are named after train and {test_part}, but "
             f"{odd.name} is not; name the shards by two patterns, with test=PATTERN"
         )
     train, test = (
-        tuple(p for p, word in zip(paths, words, strict=True) if word == wanted)
-        for wanted in ("train", test_word)
+        tuple(p for p, part in zip(paths, parts, strict=True) if part == wanted)
+        for wanted in ("train", test_part)
     )
     return Shards(train, test)
 
 
-def _word(path: Path) -> str | None:
+def _part(path: Path) -> Part | None:
     found = SPLIT_WORD.search(path.name.rpartition(".")[0])
-    if found:
-        return found[1].lower()
-    return path.parent.name if path.parent.name in ("train", *TEST_WORDS) else None
+    return part_of(found[1] if found else path.parent.name)

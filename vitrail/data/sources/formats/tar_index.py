@@ -1,7 +1,7 @@
-"""Where the samples of tar shards lie: found by their headers once, and kept in the cache.
+"""An index of the samples in tar shards, made from their headers once and cached.
 
 WebDataset's convention: members whose names agree up to the first dot of the last part, and which
-follow each other, are one sample; what comes after that dot says what each is.
+follow each other, are one sample; the suffix after that dot gives the kind of each.
 """
 
 import json
@@ -18,10 +18,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from vitrail.data.sources.cache import load_arrays, save_arrays
+from vitrail.data.sources.labels import encode_labels
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of what is kept
+VERSION = 1  # of the cached arrays
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "npy")
 LABELS = ("cls",)
 TEXTS = ("txt", "text", "caption")
@@ -29,11 +30,16 @@ JSON_LABELS = ("label", "cls", "class")  # keys of a .json member
 JSON_TEXTS = ("caption", "text", "txt")
 MAX_LABEL = 2**8  # bytes of a .cls member; a class is a number or a name
 MAX_JSON = 2**20  # bytes of a .json member
-THREADS = 8  # that wait for the disk while headers are read
+THREADS = 8  # waiting for the disk while headers are read
 
 
 class Member(NamedTuple):
-    """A file in a shard: where its bytes are."""
+    """The place of a file in a shard.
+
+    Attributes:
+        offset: of its first byte.
+        size: in bytes.
+    """
 
     offset: int
     size: int
@@ -41,12 +47,20 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The samples of shards, in order. Arrays of one length N, but for the last three.
+    """The N samples of shards, in order.
 
-    name_ends: of each name in `names`, in UTF-8. image_, text_offset and _size: int64, in bytes; an
-    image of size -1 is cut off with its shard, a text of size -1 is none. suffix: into IMAGES.
-    of_json: the text is in a JSON member. label: into `labels`, -1 for none.
-    names: uint8. labels: text, each once. counts: samples of each shard.
+    Attributes:
+        name_ends: int64 [N], the end of each name in `names`.
+        image_offset: int64 [N], the image's first byte.
+        image_size: int64 [N], in bytes; -1 for an image that is cut off with its shard.
+        suffix: uint8 [N], into IMAGES.
+        text_offset: int64 [N], the caption's first byte.
+        text_size: int64 [N], in bytes; -1 for no caption.
+        of_json: bool [N], true if the caption is in a JSON member.
+        label: int32 [N], into `labels`, -1 for no label.
+        names: uint8, the names in UTF-8, one after another.
+        labels: text, each once.
+        counts: int64, the samples of each shard.
     """
 
     name_ends: np.ndarray
@@ -70,27 +84,28 @@ class TarIndex:
 
 
 def index_shards(paths: Sequence[Path], image: str | None) -> TarIndex:
-    """The samples of shards. Those that are as they were last time are not looked at again.
+    """Returns the samples of shards. Shards that have not changed are taken from the cache.
 
     Args:
-        image: the image among a sample's members, by what comes after the first dot of its name;
-            where not given, a member that is called by one of IMAGES.
+        paths: of the shards.
+        image: suffix of the image among a sample's members, after the first dot of its name; None:
+            the first of IMAGES that is there.
 
     Raises:
-        ValueError: a shard that is no tar, or cannot be read.
+        ValueError: a shard is no tar, or cannot be read.
     """
     key = repr((VERSION, image, [str(path.absolute()) for path in paths]))
     states = np.array([_state(path) for path in paths], dtype=np.int64).reshape(-1, 2)
-    kept = _split(load_arrays("wds", key), states)
-    missing = [i for i, shard in enumerate(kept) if shard is None]
+    shards = _split(load_arrays("wds", key), states)
+    missing = [i for i, shard in enumerate(shards) if shard is None]
     if not missing:
-        return _joined([shard for shard in kept if shard is not None])
+        return _joined([shard for shard in shards if shard is not None])
     with ThreadPoolExecutor(THREADS) as pool:
         for i, shard in zip(
             missing, pool.map(lambda i: index_shard(paths[i], image), missing), strict=True
         ):
-            kept[i] = shard
-    whole = _joined([shard for shard in kept if shard is not None])
+            shards[i] = shard
+    whole = _joined([shard for shard in shards if shard is not None])
     arrays = {field.name: getattr(whole, field.name) for field in fields(TarIndex)}
     save_arrays("wds", key, arrays | {"states": states})
     return whole
@@ -104,17 +119,17 @@ def _state(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _split(kept: dict[str, np.ndarray] | None, states: np.ndarray) -> list[TarIndex | None]:
-    """The index of each shard, None where it is not there or the shard has changed since."""
+def _split(cached: dict[str, np.ndarray] | None, states: np.ndarray) -> list[TarIndex | None]:
+    """Returns the cached index of each shard, None if it is missing or the shard has changed."""
     names = {field.name for field in fields(TarIndex)} | {"states"}
-    if kept is None or set(kept) != names or kept["states"].shape != states.shape:
+    if cached is None or set(cached) != names or cached["states"].shape != states.shape:
         return [None] * len(states)
-    same = (kept.pop("states") == states).all(1)
-    whole = TarIndex(**kept)
+    same = (cached.pop("states") == states).all(1)
+    whole = TarIndex(**cached)
     ends = np.cumsum(whole.counts)
     return [
-        _part(whole, int(end - count), int(end)) if as_it_was else None
-        for as_it_was, count, end in zip(same, whole.counts, ends, strict=True)
+        _part(whole, int(end - count), int(end)) if unchanged else None
+        for unchanged, count, end in zip(same, whole.counts, ends, strict=True)
     ]
 
 
@@ -148,10 +163,10 @@ def _joined(parts: Sequence[TarIndex]) -> TarIndex:
 
 
 def index_shard(path: Path, image: str | None) -> TarIndex:
-    """The samples of one shard, by its headers, labels and JSON members.
+    """Returns the samples of one shard, by its headers, labels and JSON members.
 
-    Of a shard that is cut off or damaged, the samples before that are kept, but for the last, which
-    may not be whole and becomes one that cannot be read. A line in the log tells.
+    Of a shard that is cut off or damaged, the samples before that remain. The last of them may not
+    be whole, so it becomes one that cannot be read. A warning is logged.
     """
     rows: list[dict[str, Any]] = []
     try:
@@ -174,7 +189,8 @@ def index_shard(path: Path, image: str | None) -> TarIndex:
 class _Walk:
     """The members of a tar that are plain files: (sample, suffix, Member), in order.
 
-    damage: after the last, what is wrong with the shard.
+    Attributes:
+        damage: after the last member, a description of the shard's damage, empty for none.
     """
 
     def __init__(self, path: Path, file: BinaryIO):
@@ -192,7 +208,7 @@ class _Walk:
             ) from error
         info = self._next(tar)
         while info is not None:
-            tar.members = []  # type: ignore[attr-defined]  # else every one is kept
+            tar.members = []  # type: ignore[attr-defined]  # else it grows with every member
             if info.offset_data + info.size > end:
                 self.damage = f"is cut off: it has {end:,} bytes"
             folder, slash, last = info.name.rpartition("/")
@@ -201,7 +217,7 @@ class _Walk:
                 member = Member(info.offset_data, info.size)
                 yield folder + slash + sample, suffix.lower(), member
             info = self._next(tar)
-        # tarfile ends alike at the end mark, a block of zeros, and at a header that is none.
+        # tarfile ends alike at the end mark, a block of zeros, and at a damaged header
         self._file.seek(tar.offset)
         block = self._file.read(tarfile.BLOCKSIZE)
         if block.strip(b"\0"):
@@ -215,7 +231,7 @@ class _Walk:
         except (tarfile.TarError, ValueError, EOFError, MemoryError) as error:
             self.damage = self.damage or f"is cut off or damaged ({error})"
             return None
-        # With a size below zero older versions of tarfile go back, and round for ever.
+        # with a size below zero older versions of tarfile go back and loop for ever
         if info is not None and (info.size < 0 or tar.offset <= info.offset):
             self.damage = self.damage or f"is damaged at byte {info.offset:,}"
             return None
@@ -225,7 +241,7 @@ class _Walk:
 def _row(
     file: BinaryIO, name: str, members: dict[str, Member], image: str | None
 ) -> dict[str, Any] | None:
-    """What the index says of a sample. None where it has no image."""
+    """Returns the row of the index for a sample, None for one without an image."""
     suffix = next((s for s in ((image,) if image else IMAGES) if s in members), None)
     if suffix is None:
         return None
@@ -241,40 +257,38 @@ def _row(
         "label": None if label is None else _read(file, label, MAX_LABEL).decode(errors="replace"),
     }
     if "json" in members and (text is None or label is None):
-        said = parse_json(_read(file, members["json"], MAX_JSON))
+        content = parse_json(_read(file, members["json"], MAX_JSON))
         if label is None:
-            value = next((said[key] for key in JSON_LABELS if key in said), None)
+            value = next((content[key] for key in JSON_LABELS if key in content), None)
             row["label"] = str(value) if type(value) in (int, str) else None
-        if text is None and json_text(said):
+        if text is None and json_text(content):
             row |= {"text": members["json"], "of_json": True}
     return row
 
 
 def _read(file: BinaryIO, member: Member, limit: int) -> bytes:
-    """Its bytes; none where there are more than the limit."""
+    """Returns a member's bytes, empty if there are more than the limit."""
     return os.pread(file.fileno(), member.size, member.offset) if member.size <= limit else b""
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
-    """The object that a .json member holds; empty where it holds anything else."""
+    """Returns the object of a .json member, empty if it holds another value."""
     try:
-        said = json.loads(data)
+        content = json.loads(data)
     except (ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def json_text(said: dict[str, Any]) -> str | None:
-    """The caption among what a .json member says."""
-    return next((v for k in JSON_TEXTS if isinstance(v := said.get(k), str) and v.strip()), None)
+def json_text(content: dict[str, Any]) -> str | None:
+    """Returns the caption in the object of a .json member."""
+    return next((v for k in JSON_TEXTS if isinstance(v := content.get(k), str) and v.strip()), None)
 
 
 def _packed(rows: list[dict[str, Any]]) -> TarIndex:
     names = [row["name"].encode(errors="surrogateescape") for row in rows]
     texts = [row["text"] or Member(0, -1) for row in rows]
-    labels = [(row["label"] or "").strip() for row in rows]
-    table = sorted(set(labels) - {""})
-    number = {label: i for i, label in enumerate(table)} | {"": -1}
+    labels, codes = encode_labels(row["label"] for row in rows)
     return TarIndex(
         name_ends=np.cumsum([len(name) for name in names], dtype=np.int64),
         image_offset=np.array([row["image"].offset for row in rows], dtype=np.int64),
@@ -283,8 +297,8 @@ def _packed(rows: list[dict[str, Any]]) -> TarIndex:
         text_offset=np.array([text.offset for text in texts], dtype=np.int64),
         text_size=np.array([text.size for text in texts], dtype=np.int64),
         of_json=np.array([row["of_json"] for row in rows], dtype=bool),
-        label=np.array([number[label] for label in labels], dtype=np.int32),
+        label=codes.astype(np.int32),
         names=np.frombuffer(b"".join(names), dtype=np.uint8),
-        labels=np.array(table, dtype=np.str_),
+        labels=np.array(labels, dtype=np.str_),
         counts=np.array([len(rows)], dtype=np.int64),
     )

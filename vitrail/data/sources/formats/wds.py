@@ -1,4 +1,4 @@
-"""WebDataset: images in tar files on a local disk, read from where they lie, nothing unpacked."""
+"""WebDataset: images in tar files on a local disk, read in place without unpacking."""
 
 import hashlib
 import json
@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vitrail.data.contract import BadSampleError, Detail, Sample, Source
+from vitrail.data.contract import BadSampleError, Detail, Sample, Source, Split
 from vitrail.data.decode.image import MACHINE_ERRNOS, decode_bytes
 from vitrail.data.decode.npy import decode_npy, shape_of
+from vitrail.data.sources.channels import choose_channels
 from vitrail.data.sources.formats.shard_paths import REMOTE, Shards, find_shards
 from vitrail.data.sources.formats.tar_index import (
     IMAGES,
@@ -24,23 +25,23 @@ from vitrail.data.sources.formats.tar_index import (
     parse_json,
 )
 from vitrail.data.sources.labels import number_classes
-from vitrail.data.sources.spec import split_options
+from vitrail.data.sources.spec import errors_of, split_options
 
-OPEN_FILES = 32  # of a process; two windows of blocks are 16 (sampling.WINDOW)
+OPEN_FILES = 32  # of a process; two windows of blocks are 16 (contract.WINDOW)
 
 
 class Handles:
     """Open files, the least recently used closed first.
 
-    Safe to share with forked processes and threads: reads name their position, so that nothing is
-    shared but the file. Spawned processes get an empty one.
+    Safe to share with forked processes and threads: each read gives its own position. A spawned
+    process gets an empty one.
     """
 
     def __init__(self) -> None:
         self._open = lru_cache(maxsize=OPEN_FILES)(_OpenFile)
 
     def read(self, path: Path, offset: int, size: int) -> bytes:
-        """That many bytes from there on, or fewer where the file ends. OSError as `os.open`."""
+        """Returns `size` bytes from `offset` on, fewer at the file's end. OSError as `os.open`."""
         file = self._open(path)
         parts = []
         while size > 0:
@@ -59,7 +60,7 @@ class Handles:
 
 
 class _OpenFile:
-    """Closed when nobody holds it any more: not while another thread still reads it."""
+    """An open file, closed with its last reference: not while another thread still reads it."""
 
     def __init__(self, path: Path):
         self.descriptor = -1
@@ -74,13 +75,18 @@ logger = logging.getLogger(__name__)
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 CLASSES_FILE = "classes.json"  # beside the shards: a JSON list of names
-PACK_FILE = "pack.json"  # beside the shards that `vitrail pack` has made or is making
+PACK_FILE = "pack.json"  # beside the shards of `vitrail pack`, finished or not
 MAX_MEMBER = 2**30  # bytes of an image's file
 _NPY = IMAGES.index("npy")
 
 
 class Pixels(NamedTuple):
-    """What every image is made into."""
+    """The form of every image read.
+
+    Attributes:
+        channels: of an image.
+        bits: of a pixel.
+    """
 
     channels: int
     bits: Literal[8, 16]
@@ -144,12 +150,8 @@ class WdsSource(Source):
     def id(self, index: int) -> str:
         return f"{self._names[bisect_right(self._ends, index)]}/{self._index.name(index)}"
 
-    def label(self, index: int) -> int | None:
-        label = int(self._labels[index])
-        return None if label < 0 else label
-
     def text(self, index: int) -> str | None:
-        """Read from the shard; None where it is blank, not UTF-8, or cannot be read any more."""
+        """Reads the caption from the shard; None if it is blank, not UTF-8, or unreadable."""
         at = self._index
         size = int(at.text_size[index])
         if size < 0:
@@ -176,7 +178,7 @@ class WdsSource(Source):
         return data
 
     def fingerprint(self) -> str:
-        """Of the shards' names, and of the names, places, sizes and labels of what is in them."""
+        """Returns a digest of the shards' names, and of names, places, sizes and labels in them."""
         digest = hashlib.blake2b(repr((self._names, self._ends)).encode(), digest_size=16)
         at = self._index
         for array in (at.names, at.name_ends, at.image_offset, at.image_size, self._labels):
@@ -187,18 +189,18 @@ class WdsSource(Source):
         return [range(a, b) for a, b in zip([0, *self._ends[:-1]], self._ends, strict=True)]
 
 
-def open_wds(rest: str, split: Literal["train", "test"], channels: int | None) -> Source:
-    """`wds:PATTERN[,test=PATTERN][,image=EXT][,classes=FILE]`, PATTERN as `shards.find_shards`.
+def open_wds(rest: str, split: Split, channels: int | None) -> Source:
+    """Opens `wds:PATTERN[,test=PATTERN][,image=EXT][,classes=FILE]`, as `shard_paths.find_shards`.
 
-    image: which member of a sample is the image, where several could be. classes: a JSON list of
-    the class names, by default classes.json beside the shards if it is there; numbers of `.cls` are
-    places in it. Without one, classes are what training's `.cls` hold, in order. `.npy` images
+    image: suffix of a sample's image, if several members could be it. classes: a JSON list of the
+    class names, by default classes.json beside the shards if it is there; numbers of `.cls` are
+    places in it. Without one, classes are the values of training's `.cls`, in order. `.npy` images
     have the channels and bits of the first.
 
     Raises:
-        ValueError: nothing is there, nothing in it has an image, it is remote or compressed, it is
-            a pack that is not finished, a class that training lacks, or channels that do not fit.
-        NoTestSplitError: "test" where there is none.
+        ValueError: nothing is there, no sample has an image, it is remote or compressed, it is a
+            pack that is not finished, a class that training lacks, or channels that do not fit.
+        NoTestSplitError: "test" of shards that have none.
     """
     spec = f"wds:{rest}"
     pattern, options = split_options("wds", rest, ("classes", "image", "test"))
@@ -262,17 +264,13 @@ def _names(spec: str, shards: Shards, option: str | None) -> list[str] | None:
 
 
 def _pixels(spec: str, shards: Sequence[Path], index: TarIndex, channels: int | None) -> Pixels:
-    """Those of the first image if it is an array, else of image files."""
+    """Returns the form of the first image if it is an array, else that of image files."""
     arrays = np.flatnonzero((index.suffix == _NPY) & (index.image_size >= 0))
     if len(arrays):
         first = int(arrays[0])
         shard = shards[int(np.searchsorted(np.cumsum(index.counts), first, side="right"))]
         data = Handles().read(shard, int(index.image_offset[first]), 2**14)
-        try:
+        with errors_of(f"{spec}: its first array, {index.name(first)}"):
             own, bits = shape_of(data)
-        except ValueError as error:
-            raise ValueError(f"{spec}: its first array, {index.name(first)}: {error}") from error
         return Pixels(channels or own, bits)
-    if channels not in (None, 1, 3):
-        raise ValueError(f"{spec}: channels is {channels}; image files give 1 (grey) or 3 (RGB)")
-    return Pixels(channels or 3, 8)
+    return Pixels(choose_channels(spec, channels), 8)
