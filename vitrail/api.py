@@ -261,10 +261,10 @@ def _train(
 ) -> None:
     from vitrail.distributed.ranks import on_main
     from vitrail.train.loop import train
-    from vitrail.train.run_folder import held
+    from vitrail.train.run_folder import lock_run
 
     with ExitStack() as stack:
-        on_main(ranks, lambda: stack.enter_context(held(run)))
+        on_main(ranks, lambda: stack.enter_context(lock_run(run)))
         train(run, recipe, parts, ranks)
 
 
