@@ -124,7 +124,7 @@ def configs() -> list[type]:
     """Every dataclass whose fields are options of a command."""
     found: list[type] = []
     roots = [Recipe, *(row.load()[1] for row in OBJECTIVES.values())]
-    roots += [resolve(row.config) for row in PROTOCOLS.values() if row.config is not None]
+    roots += [resolve(config) for row in PROTOCOLS.values() for config in row.configs.values()]
     for root in roots:
         found += [cls for cls in _reached(root) if cls not in found]
     return found
