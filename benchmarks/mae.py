@@ -26,6 +26,7 @@ from vitrail.nn.masking import hidden_error, lowest_visible
 from vitrail.nn.random import Draws
 from vitrail.nn.schedules import Horizon
 from vitrail.objectives import masked
+from vitrail.objectives.contract import DataFacts
 from vitrail.objectives.mae import MAE, Config
 
 TARGET = 2.0  # least speed-up, from issue 4
@@ -77,7 +78,8 @@ def compare(args: argparse.Namespace, device: str) -> list[str]:
     )
     torch.manual_seed(0)
     horizon = Horizon(steps=1, steps_per_epoch=1)
-    objective = MAE(config, lambda _: create_backbone(args.backbone), horizon).to(device)
+    objective = MAE(config, lambda _: create_backbone(args.backbone), horizon, DataFacts())
+    objective = objective.to(device)
     mask_token = torch.nn.Parameter(0.02 * torch.randn(objective.backbone.embed_dim, device=device))
     batch = make_batch(size, args.batch, device)
     ways = {

@@ -55,8 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data.loading.workers",
     },
     "evals": {"encoder", "text_encoder", "backbones", "data", "nn", "atomic", "config", "registry"},
-    "report": {"evals", "data", "atomic", "registry", "config"},
-    "export": {
+    "reporting": {"evals", "data", "atomic", "registry", "config"},
+    "exporting": {
         "encoder",
         "backbones",
         "interop.timm_zoo",
@@ -202,7 +202,7 @@ def _below_any(names: set[str], room: str) -> bool:
 
 def protocols_seen_outside(package: Path) -> list[str]:
     """Nothing outside `evals` but the command line and the report sees the table of protocols."""
-    seers = {"evals", "report", "cli", "api"}
+    seers = {"evals", "reporting", "cli", "api"}
     return [
         f"{name} imports evals.registry"
         for name, path in modules(package).items()

@@ -25,8 +25,8 @@ BROKEN: list[tuple[Callable[[Path], list[str]], str, str]] = [
     (house.wrong_imports, "nn/heads.py", "from vitrail.data.contract import Batch"),
     (house.wrong_imports, "nn/heads.py", "def late():\n    import vitrail.objectives.dino"),
     (house.wrong_imports, "evals/tables.py", "from vitrail.objectives import dino"),
-    (house.wrong_imports, "export/export.py", "from vitrail.interop.read import load"),
-    (house.wrong_imports, "train/loop.py", "from vitrail.report import build"),
+    (house.wrong_imports, "exporting/export.py", "from vitrail.interop.read import load"),
+    (house.wrong_imports, "train/loop.py", "from vitrail.reporting import build"),
     (house.wrong_imports, "data/sources/labels.py", "from vitrail.data.views import plan"),
     (
         house.wrong_imports,
@@ -44,7 +44,7 @@ BROKEN: list[tuple[Callable[[Path], list[str]], str, str]] = [
     (house.long_code, "nn/ema.py", "def long():\n" + "    x = 1\n" * 70),
     (house.words_out_of_place, "nn/ema.py", "import difflib"),
     (house.words_out_of_place, "nn/ema.py", "import os\nos.replace('a', 'b')"),
-    (house.words_out_of_place, "report/build.py", "def f(figure):\n    figure.savefig('a')"),
+    (house.words_out_of_place, "reporting/build.py", "def f(figure):\n    figure.savefig('a')"),
     (house.words_out_of_place, "nn/ema.py", "import torch.distributed"),
     *(
         (
@@ -124,7 +124,7 @@ def configs() -> list[type]:
     """Every dataclass whose fields are options of a command."""
     found: list[type] = []
     roots = [Recipe, *(row.load()[1] for row in OBJECTIVES.values())]
-    roots += [resolve(row.config) for row in PROTOCOLS.values() if row.config is not None]
+    roots += [resolve(config) for row in PROTOCOLS.values() for config in row.configs.values()]
     for root in roots:
         found += [cls for cls in _reached(root) if cls not in found]
     return found

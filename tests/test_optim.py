@@ -1,5 +1,8 @@
 """Clipping and schedules against their formulas."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -54,6 +57,30 @@ def test_schedules_reach_every_group():
     assert optimizer.param_groups[1]["weight_decay"] == 0.0
     lr, decay = apply_schedules(optimizer, config, horizon, 512, 1000)
     assert (lr, decay) == pytest.approx((1e-6, 0.4))
+
+
+def test_a_constant_rate_and_the_factors_of_a_group():
+    a, b, c = parameters(1.0, 1.0, 1.0)
+    config = Config(lr=0.1, lr_per_256=False, warmup_epochs=10, min_lr=0.0)
+    optimizer = build_optimizer(
+        config,
+        [
+            {"params": [a], "constant_lr": True},
+            {"params": [b], "constant_lr": True, "lr_scale": 0.5},
+            {"params": [c], "layer_decay": 0.75**2, "lr_scale": 2.0},
+        ],
+    )
+    horizon = Horizon(steps=1000, steps_per_epoch=10)
+    for step, scheduled in ((0, 0.0), (50, 0.05), (100, 0.1), (550, 0.05), (1000, 0.0)):
+        lr, _ = apply_schedules(optimizer, config, horizon, 256, step)
+        assert lr == pytest.approx(scheduled)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([0.1, 0.05, 1.125 * scheduled])
+
+
+def test_only_lion_waits_for_timm():
+    command = "import sys, vitrail.optim; sys.exit('timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command]).returncode == 0
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion"])

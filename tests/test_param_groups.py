@@ -1,8 +1,11 @@
 """Which parameters carry weight decay."""
 
+import pytest
+import torch
 from torch import nn
 
 from tests.objectives.tiny import make_backbone
+from vitrail.backbones.text import LANGUAGE, TOST, TextBackbone
 from vitrail.nn.heads import PrototypeHead
 from vitrail.objectives.contract import Network
 from vitrail.optim import decay_groups
@@ -38,6 +41,24 @@ def test_what_a_backbone_names_does_not_decay() -> None:
     assert {name for name in free if module.get_parameter(name).ndim > 1} == {
         f"inner.backbone.{name}" for name in module["inner"].backbone.no_weight_decay()
     }
+
+
+def test_text_transformers_are_asked_too() -> None:
+    """Causal TSSA's temperatures and position biases are matrices that carry no decay."""
+    text = TextBackbone(TOST, width=16, depth=2, heads=2, vocabulary=20, context=6)
+    decayed, free = names(nn.ModuleDict({"space": nn.ModuleDict({"text": text})}))
+    matrices = {name for name in free if text.get_parameter(name[len("space.text.") :]).ndim > 1}
+    expected = {f"blocks.{i}.attn.{name}" for i in (0, 1) for name in ("temp", "denom_bias")}
+    assert matrices == {f"space.text.{name}" for name in expected}
+    assert "space.text.wte.weight" in decayed
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_which_text_transformers_list_matrices(name: str) -> None:
+    """Those with TSSA; the others, and CLIP's two kinds, are grouped as by dimensions alone."""
+    with torch.device("meta"):
+        text = LANGUAGE[name].build(20, 6)
+    assert bool(text.no_weight_decay()) == name.startswith("tost")
 
 
 def test_groups_say_what_they_are_and_none_is_empty() -> None:

@@ -222,7 +222,7 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         ValueError: no such folder, one without a run, the same run twice, or several without `out`.
     """
-    from vitrail.report.build import build_report
+    from vitrail.reporting.build import build_report
 
     return build_report(*runs, out=out)
 
@@ -248,7 +248,7 @@ def export(
         ValueError: something at `out`, an architecture that the format cannot hold, or a missing
             package.
     """
-    from vitrail.export.export import export as write
+    from vitrail.exporting.export import export as write
 
     return write(path, format, out=out, img_size=img_size)
 
@@ -261,10 +261,10 @@ def _train(
 ) -> None:
     from vitrail.distributed.ranks import on_main
     from vitrail.train.loop import train
-    from vitrail.train.run_folder import held
+    from vitrail.train.run_folder import lock_run
 
     with ExitStack() as stack:
-        on_main(ranks, lambda: stack.enter_context(held(run)))
+        on_main(ranks, lambda: stack.enter_context(lock_run(run)))
         train(run, recipe, parts, ranks)
 
 

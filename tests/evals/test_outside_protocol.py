@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from tests.evals.synthetic_runs import tiny_encoder
-from tests.report.pages import Elements, words_of
+from tests.reporting.pages import Elements, words_of
 from vitrail.cli import main
 from vitrail.evals.evaluate import evaluate
 from vitrail.evals.figures.grid import Cell, save_grid
 from vitrail.evals.protocol import Figure, Protocol
 from vitrail.evals.registry import PROTOCOLS
 from vitrail.registry import register
-from vitrail.report.build import build_report
+from vitrail.reporting.build import build_report
 
 
 @dataclass(frozen=True)

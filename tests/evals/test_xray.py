@@ -24,7 +24,7 @@ from vitrail.evals.xray import (
     rate,
     xray,
 )
-from vitrail.report.build import build_report
+from vitrail.reporting.build import build_report
 
 NANO = [
     name

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitrail.backbones.create import create_backbone
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
-from vitrail.export.export import Format, export
+from vitrail.exporting.export import Format, export
 from vitrail.interop.read.load import load_official, read_official
 
 VIT = "vit_nano_patch4_28"

@@ -131,7 +131,7 @@ def test_local_views_as_large_as_global_ones() -> None:
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'simdno'.*'simdino'"):
         OBJECTIVES.find("simdno")
-    with pytest.raises(ValueError, match="known: dino, simdino, "):
+    with pytest.raises(ValueError, match="there are: clip, cotraining, "):
         OBJECTIVES.find("zzz")
     assert OBJECTIVES.find("dino").load()[1] is type(CONFIGS["dino"])
 

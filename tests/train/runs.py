@@ -123,3 +123,8 @@ def assert_equal_bits(a: Any, b: Any, where: str = "state") -> None:
             assert_equal_bits(x, y, f"{where}[{i}]")
     else:
         assert a == b, where
+
+
+def as_rank(rank: int, world: int) -> None:
+    """Makes this process look like one that torchrun started."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}

@@ -6,13 +6,31 @@ import pytest
 import torch
 
 from vitrail.data.loading import wait_time as timing_module
-from vitrail.data.loading.wait_time import Meter, Reading
+from vitrail.data.loading.feed import Feed
+from vitrail.data.loading.wait_time import Adviser, Meter, Reading, Spent
 from vitrail.distributed.ranks import Ranks
-from vitrail.train import log as journal_module
-from vitrail.train.log import Journal
+from vitrail.train import log as log_module
+from vitrail.train.log import Log
 
 CPU = torch.device("cpu")
 RANKS = Ranks(0, 0, 1, CPU)
+
+
+class Images(Feed[None]):
+    """A feed whose meter is driven by the test."""
+
+    unit = "images"
+    units_per_step = 8
+
+    def __init__(self, meter: Meter):
+        self.meter = meter
+        self._adviser = Adviser(CPU, meter.workers)
+
+    def batches(self, start, stop, order=None):
+        raise AssertionError("the test makes its own batches")
+
+    def advise(self, steps: int, busy: float, spent: Spent) -> str | None:
+        return self._adviser.after(steps, busy, spent)
 
 
 class Clock:
@@ -30,7 +48,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     found = Clock()
-    monkeypatch.setattr(journal_module, "time", found)
+    monkeypatch.setattr(log_module, "time", found)
     monkeypatch.setattr(timing_module, "time", found)
     return found
 
@@ -50,12 +68,12 @@ def steps(clock: Clock, meter: Meter, count: int, waited: float, views: float):
 def rows_of(tmp_path, clock, step: float, **late: float) -> list[dict]:
     count = 40
     meter = Meter(CPU, workers=2)
-    with Journal(tmp_path, RANKS, 0, count, meter) as journal:
-        for number, _ in enumerate(journal.timed(steps(clock, meter, count, **late))):
+    with Log(tmp_path, RANKS, 0, count, Images(meter)) as log:
+        for number, _ in enumerate(log.timed(steps(clock, meter, count, **late))):
             clock.now += step
-            journal.record({"step": number}, {"loss": torch.tensor(1.0)})
+            log.record({"step": number}, {"loss": torch.tensor(1.0)})
             if number % 2:
-                journal.write(journal.flush(batch_size=8))
+                log.write(log.flush())
     return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
 

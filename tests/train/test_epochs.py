@@ -1,4 +1,4 @@
-"""The objective's turn between epochs: when it comes, what it sees, and that resuming keeps it."""
+"""The objective's hook before epochs: when it is called, what it gets, and that runs resume."""
 
 import json
 import shutil
@@ -54,12 +54,12 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 def loader_of(parts: Any, recipe: Any, **ranks: int) -> Loader:
     return Loader(
-        parts.source,
-        parts.plan,
+        parts.feed.source,
+        parts.feed.plan,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         device="cpu",
-        quarantine=Quarantine(None, len(parts.source)),
+        quarantine=Quarantine(None, len(parts.feed.source)),
         **ranks,
     )
 
@@ -107,7 +107,9 @@ def test_what_the_optimizer_remembers_of_the_head_is_dropped(tmp_path: Path) -> 
         assert int(found["step"]) == (6 if of_head else 12), ordered[position]
 
 
-def test_the_run_draws_every_cluster_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_draws_every_cluster_equally_often(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     recipe = runs.tiny_recipe("deepcluster", objective={"reassign": 1.0})
     parts = assemble(recipe, ALONE)
     # One cluster has four fifths of the samples, and is not clustered away.
@@ -115,11 +117,10 @@ def test_the_run_draws_every_cluster_equally_often(monkeypatch: pytest.MonkeyPat
     labels.zero_()
     labels[:280] = torch.arange(280) % 7 + 1
     monkeypatch.setattr(parts.objective, "before_epoch", lambda *_: [])
+    parts.feed.begin(tmp_path, 0)
     drawn = [
         parts.objective.groups[batch.index]
-        for step, batches in enumerate(
-            epochs.batches(loader_of(parts, recipe), recipe, parts, start=0)
-        )
+        for batches in epochs.batches(parts, recipe.seed, start=0)
         for batch in batches
     ]
     sizes = torch.bincount(parts.objective.groups, minlength=8)
@@ -135,11 +136,39 @@ def test_other_objectives_have_the_loader_s_own_stream(monkeypatch: pytest.Monke
     recipe = runs.tiny_recipe("dino")
     parts = assemble(recipe, ALONE)
     monkeypatch.setattr(type(parts.objective), "before_epoch", None)  # not even called
-    loader = loader_of(parts, recipe)
     asked = []
-    monkeypatch.setattr(loader, "steps", lambda *args: asked.append(args) or iter(()))
-    assert list(epochs.batches(loader, recipe, parts, start=2)) == []
+    monkeypatch.setattr(parts.feed, "batches", lambda *args: asked.append(args) or iter(()))
+    assert list(epochs.batches(parts, recipe.seed, start=2)) == []
     assert asked == [(2, 12)], "one stream: nothing ends with an epoch"
+
+
+def test_an_objective_without_groups_may_ask_for_the_hook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its epochs are those of `epoch_at`, and the order of samples stays the ordinary one."""
+    recipe = runs.tiny_recipe("dino", steps=9)
+    parts = assemble(recipe, ALONE)
+    parts.feed.begin(tmp_path, 0)
+    expected = [b.index for [b] in epochs.batches(parts, recipe.seed, start=0)]
+    before: list[tuple[int, int]] = []
+    drawn: list[torch.Tensor] = []
+
+    def hook(epoch: int, seed: int, embed: Any) -> list[torch.nn.Parameter]:
+        before.append((epoch, len(drawn)))
+        return []
+
+    monkeypatch.setattr(type(parts.objective), "epoch_hook", True)
+    monkeypatch.setattr(type(parts.objective), "epoch_length", 50 / 1297)
+    monkeypatch.setattr(parts.objective, "before_epoch", hook)
+    for [batch] in epochs.batches(parts, recipe.seed, start=0):
+        drawn.append(batch.index)
+    assert before == [(0, 0), (1, 4), (2, 7)]  # steps of 16 samples, epochs of 50
+    assert torch.equal(torch.stack(drawn), torch.stack(expected))
+    before.clear()
+    drawn.clear()
+    drawn.extend(batch.index for [batch] in epochs.batches(parts, recipe.seed, start=5))
+    assert [epoch for epoch, _ in before] == [2], "within an epoch the hook is not called again"
+    assert torch.equal(torch.stack(drawn), torch.stack(expected[5:]))
 
 
 def test_the_order_of_samples_is_what_it_always_was() -> None:
@@ -153,13 +182,14 @@ FIRST = [3, 83, 65, 69, 43, 6, 93, 91]
 STRADDLING = [16, 22, 86, 30, 94, 72, 85, 20]
 
 
-def test_features_are_those_of_the_exported_encoder() -> None:
+def test_features_are_those_of_the_exported_encoder(tmp_path: Path) -> None:
     recipe = runs.tiny_recipe("deepcluster")
     parts = assemble(recipe, ALONE)
     parts.objective.train()
-    found = epochs.embed_all(loader_of(parts, recipe), recipe, parts)
-    encoder = Encoder(parts.objective.encoder, preprocess_of(recipe, parts.plan), {})
-    expected, _, _ = features(encoder, parts.source)
+    parts.feed.begin(tmp_path, 0)
+    found = parts.feed.embed_all()
+    encoder = Encoder(parts.objective.encoder, preprocess_of(recipe, parts.feed.plan), {})
+    expected, _, _ = features(encoder, parts.feed.source)
     torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-6, rtol=1e-6)
     assert parts.objective.encoder.training, "the mode that it was in comes back"
     assert not found.requires_grad

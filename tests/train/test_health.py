@@ -48,7 +48,7 @@ def readings(monitor: Monitor, features: torch.Tensor, loss: float, n: int) -> l
     return [
         reading["warning"]
         for step in range(n)
-        if "warning" in (reading := monitor.look(step, {"features": features}, loss, 1.0))
+        if "warning" in (reading := monitor.measure(step, {"features": features}, loss, 1.0))
     ]
 
 
@@ -67,22 +67,29 @@ def test_collapsing_features_are_named():
     assert not readings(Monitor(1, chance_loss=None), torch.randn(64, 16), 0.1, 5)
 
 
+def test_only_rank_0_measures():
+    out = {"features": torch.randn(64, 16)}
+    assert "health" in Monitor(1, chance_loss=None).check(0, out, 0.1, 1.0)
+    assert Monitor(1, chance_loss=None, is_main=False).check(0, out, 0.1, 1.0) == {}
+    assert Monitor(1, chance_loss=None, next_step=5).check(4, out, 0.1, 1.0) == {}
+
+
 def test_a_head_may_collapse_alone():
     monitor = Monitor(1, chance_loss=None)
     out = {"features": torch.randn(64, 16), "embedding": torch.ones(64, 16)}
-    warnings = [monitor.look(step, out, 0.1, 1.0).get("warning") for step in range(3)]
+    warnings = [monitor.measure(step, out, 0.1, 1.0).get("warning") for step in range(3)]
     assert warnings[:2] == [None, None]
     assert "the head outputs collapse: effective rank 1.00" in warnings[2]
 
 
 def test_looking_costs_under_one_percent():
     monitor = Monitor(every=10, chance_loss=None)
-    monitor.look(0, {"features": torch.randn(512, 512)}, 1.0, step_seconds=1e-6)
-    assert monitor.next_look > 10_000
+    monitor.measure(0, {"features": torch.randn(512, 512)}, 1.0, step_seconds=1e-6)
+    assert monitor.next_step > 10_000
     assert not monitor.due(10)
     monitor = Monitor(every=10, chance_loss=None)
-    monitor.look(0, {"features": torch.randn(8, 8)}, 1.0, step_seconds=100.0)
-    assert monitor.next_look == 10
+    monitor.measure(0, {"features": torch.randn(8, 8)}, 1.0, step_seconds=100.0)
+    assert monitor.next_step == 10
 
 
 @pytest.mark.parametrize("broken", ["loss", "grad_norm"])

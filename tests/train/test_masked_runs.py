@@ -12,7 +12,7 @@ from tests.train import runs
 from vitrail import api
 from vitrail.config import override
 from vitrail.recipes.named import get_recipe
-from vitrail.report.build import build_report
+from vitrail.reporting.build import build_report
 from vitrail.train import loop
 
 

@@ -146,15 +146,16 @@ def test_the_guard_is_silent_where_nothing_is_forgotten(weights: Path, tmp_path:
 def test_what_the_guard_holds_out_is_not_trained_on(weights: Path) -> None:
     parts = assemble(resolve_start(continued(weights)), ALONE)
     assert parts.guard is not None
-    trained = {parts.source.id(i) for i in range(len(parts.source))}
-    queries = {parts.guard.queries.id(i) for i in range(len(parts.guard.queries))}
-    bank = {parts.guard.bank.id(i) for i in range(len(parts.guard.bank))}
+    source, images = parts.feed.source, parts.guard.images
+    trained = {source.id(i) for i in range(len(source))}
+    queries = {images.queries.id(i) for i in range(len(images.queries))}
+    bank = {images.bank.id(i) for i in range(len(images.bank))}
     assert queries
     assert not queries & trained
     assert bank <= trained
     unguarded = assemble(resolve_start(continued(weights, guard_drop=None)), ALONE)
     assert unguarded.guard is None
-    assert len(unguarded.source) == len(trained) + len(queries)
+    assert unguarded.feed.n_samples == len(trained) + len(queries)
 
 
 def test_without_labels_there_is_no_guard_and_it_is_said(

@@ -1,4 +1,7 @@
-"""Contrastive losses over the global batch."""
+"""Contrastive losses over the global batch.
+
+Shape legend: B pairs of a rank · G of the global batch · Z dimensions of the joint space.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +17,20 @@ def info_nce(
     scale: Float[Tensor, ""],
     index: Int[Tensor, " B"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The loss of this rank's share of the global batch, and how many images find their caption.
+    """Returns InfoNCE over the global batch, and the share of images that find their own caption.
+
+    van den Oord et al. 2018, eq. (4), in both directions as in CLIP (Radford et al. 2021, Figure
+    3). Every rank compares its own images with all captions, and its own captions with all images.
 
     Args:
-        image, text: float32 unit vectors; rows of the same number belong together. Every rank has
-            as many.
-        scale: 1/τ.
-        index: which pair of the source each row is. The same pair a second time, where one epoch
-            ends and the next begins within a batch, is no negative of itself.
+        image: float32 unit vectors [B, Z] of this rank. Every rank has as many.
+        text: float32 unit vectors [B, Z]; row b belongs to row b of `image`.
+        scale: 1/τ, a scalar.
+        index: int64 [B], the sample of the source that each row is of. Where one epoch ends and the
+            next begins within a batch, a sample may come twice: it is no negative of itself.
 
     Returns:
-        the loss, whose mean over ranks is that of one process with all rows, in nats; and the
+        The loss in nats, whose mean over ranks is that of one process with all rows; and the
         fraction of this rank's images whose own caption is nearest, detached.
     """
     with torch.autocast(image.device.type, enabled=False):

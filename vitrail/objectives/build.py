@@ -1,11 +1,10 @@
 """Builds an objective from its config, and refuses data and views that do not fit it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.nn.schedules import Horizon
-from vitrail.objectives.contract import MakeBackbone, Objective
+from vitrail.objectives.contract import DataFacts, ImageObjective, MakeBackbone
 from vitrail.objectives.registry import OBJECTIVES, objective_name
 
 
@@ -16,7 +15,7 @@ def build_objective(
     n_classes: int | None = None,
     n_samples: int | None = None,
     captions: Sequence[str] | None = None,
-) -> Objective:
+) -> ImageObjective:
     """Returns the objective that `config` belongs to, with its networks freshly initialised.
 
     Args:
@@ -34,30 +33,23 @@ def build_objective(
     """
     name = objective_name(config)
     row = OBJECTIVES[name]
-    extra: dict[str, Any] = {}
-    if "labels" in row.needs:
-        if not n_classes:
-            raise ValueError(
-                f"The objective {name!r} needs labels and the source has none; choose another "
-                "objective or a source with classes."
-            )
-        extra["n_classes"] = n_classes
-    if "sample_count" in row.needs:
-        assert n_samples is not None
-        extra["n_samples"] = n_samples
-    if "captions" in row.needs:
-        if not captions:
-            raise ValueError(
-                f"The objective {name!r} needs captions and the source has none; choose another "
-                "objective or a source with captions (pairs:FILE, emoji)."
-            )
-        extra["captions"] = captions
-    objective = row.load()[0](config, make_backbone, horizon, **extra)
+    if "labels" in row.needs and not n_classes:
+        raise ValueError(
+            f"The objective {name!r} needs labels and the source has none; choose another "
+            "objective or a source with classes."
+        )
+    if "captions" in row.needs and not captions:
+        raise ValueError(
+            f"The objective {name!r} needs captions and the source has none; choose another "
+            "objective or a source with captions (pairs:FILE, emoji)."
+        )
+    facts = DataFacts(n_samples, n_classes, captions)
+    objective: ImageObjective = row.load()[0](config, make_backbone, horizon, facts)
     _refuse_unfit_views(name, objective)
     return objective
 
 
-def _refuse_unfit_views(name: str, objective: Objective) -> None:
+def _refuse_unfit_views(name: str, objective: ImageObjective) -> None:
     backbone, plan = objective.encoder, objective.views()
     if len(plan.mean) != backbone.in_chans:
         raise ValueError(

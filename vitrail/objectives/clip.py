@@ -1,24 +1,25 @@
-"""CLIP: images and their captions, each found among all others of the batch by the other.
+"""CLIP: images and captions, each found by the other among all pairs of the batch.
 
-Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 2.3 and Figure 3; van den Oord et al.
-2018 (InfoNCE). Reference: mlfoundations/open_clip at 89fb801 (loss.py: ClipLoss).
+Paper: Radford et al. 2021, https://arxiv.org/abs/2103.00020, section 2.3 and Figure 3; van den Oord
+et al. 2018 (InfoNCE).
+
+Code: mlfoundations/open_clip at 89fb801 (loss.py: ClipLoss).
 
     x_i, t_i    unit vectors of image i and of its caption, i = 1..G      (backbones/joint.py)
     S_ij    =   x_i · t_j / τ
     loss    =   (mean_i CE(i, softmax_j S_ij) + mean_j CE(j, softmax_i S_ij)) / 2
 
-1/τ = exp(log_scale) is learned, and held in [1, 100]: sharper, and training becomes unstable
+1/τ = exp(log_scale) is learned, and clamped to [1, 100]: a sharper softmax makes training unstable
 (section 2.5). The negatives are those of the global batch: every rank compares its own images with
-all captions and its own captions with all images, so that S is never held whole.
+all captions and its own captions with all images, so S is never held whole.
 
 Departures: the tokenizer is learned from the run's captions; a caption is cut to `context` tokens
-from its end; captions are not padded. Equal captions of different images stay negatives, as
+from its end; captions are not padded. Equal captions of different images are negatives, as
 published.
 
-Shape legend: B samples of this slice · G of the global batch · D features · Z of the joint space.
+Shapes: B samples of this slice · G of the global batch · D features · Z of the joint space.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
 from typing import ClassVar
@@ -30,29 +31,36 @@ from vitrail.backbones.contract import Backbone
 from vitrail.backbones.joint import JointSpace, TextKind
 from vitrail.data.contract import Batch
 from vitrail.data.tokenizer import Tokenizer
-from vitrail.data.views.plan import RandomResizedCrop, ViewPlan
+from vitrail.data.views.plan import RandomResizedCrop
 from vitrail.nn.contrastive import info_nce
 from vitrail.nn.schedules import Horizon
-from vitrail.objectives.contract import MakeBackbone, Objective, TextSide
-from vitrail.optim import ParamGroup, decay_groups
+from vitrail.objectives.contract import DataFacts, ImageObjective, MakeBackbone, TextSide
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-MAX_SCALE = 100.0  # of 1/τ
-LEARNED_FROM = 1_000_000  # captions, at most, of the tokenizer: a minute; all ranks learn it
+MAX_SCALE = 100.0  # largest value of 1/τ
+LEARNED_FROM = 1_000_000  # captions of the tokenizer, at most: a minute, and every rank learns it
 
 
 def _views() -> RandomResizedCrop:
-    """open_clip's: a crop is all that a caption always survives."""
+    """Returns open_clip's views: only a crop, since other changes may contradict a caption."""
     return RandomResizedCrop(scale=(0.9, 1.0), flip=0.0, mean=MEAN, std=STD)
 
 
 @dataclass(frozen=True)
 class Config:
-    """CLIP's ViT-B/16 where it does not depend on the batch.
+    """CLIP's ViT-B/16, apart from what depends on the batch.
 
-    embed_dim: Z. text: whether a token sees the tokens after it. vocabulary: at most so many tokens
-    are learned from the captions. context: tokens of a caption, both ends included.
-    temperature: τ at first, in [1/100, 1].
+    Attributes:
+        views: the views of an image: one random crop.
+        embed_dim: dimensions Z of the joint space of images and captions.
+        text: "causal": a token sees only the tokens before it; "bidirectional": it sees all.
+        text_width: features of a token in the text transformer.
+        text_depth: layers of the text transformer.
+        text_heads: attention heads of the text transformer; they divide text_width.
+        vocabulary: tokens that are learned from the captions, at most.
+        context: longest caption in tokens, start and end included, at least 3.
+        temperature: first value of the learned temperature τ, in [0.01, 1].
+        drop_path: rate of stochastic depth in the image backbone, in [0, 1).
     """
 
     views: RandomResizedCrop = field(default_factory=_views)
@@ -85,20 +93,19 @@ class Config:
             )
 
 
-class CLIP(Objective):
+class CLIP(ImageObjective):
+    """Trains a backbone and a text tower to find each image's caption in the batch, and back."""
+
+    config: Config
     batch_coupled: ClassVar[bool] = True
-    min_batch_size: ClassVar[int] = 2  # one pair has nothing to be told from
+    min_batch_size: ClassVar[int] = 2  # a single pair has no negatives
 
     def __init__(
-        self,
-        config: Config,
-        make_backbone: MakeBackbone,
-        horizon: Horizon,
-        captions: Sequence[str],
+        self, config: Config, make_backbone: MakeBackbone, horizon: Horizon, facts: DataFacts
     ):
-        super().__init__()
-        self.config = config
-        self.plan = config.views.plan()
+        super().__init__(config, make_backbone, horizon, facts)
+        captions = facts.captions
+        assert captions is not None  # the registry refuses a source without captions
         every = -(-len(captions) // LEARNED_FROM)
         self.tokenizer = Tokenizer.train(captions[::every], config.vocabulary)
         self.backbone = make_backbone(config.drop_path)
@@ -114,9 +121,6 @@ class CLIP(Objective):
         )
         self.log_scale = nn.Parameter(torch.tensor(log(1 / config.temperature)))
 
-    def views(self) -> ViewPlan:
-        return self.plan
-
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         assert batch.text is not None
         (features,) = self.backbone.forward_packed(batch.views, batch.draws)
@@ -128,15 +132,12 @@ class CLIP(Objective):
             "loss": loss,
             "features": features.pooled.detach(),
             "embedding": image_BZ.detach(),
-            "accuracy": found,  # of images that are nearest to their own caption
+            "accuracy": found,  # share of images whose own caption is nearest
             "temperature": 1 / scale.detach(),
         }
 
     def after_step(self, out: dict[str, Tensor], step: int) -> None:
         self.log_scale.data.clamp_(0.0, log(MAX_SCALE))
-
-    def param_groups(self) -> list[ParamGroup]:
-        return decay_groups(self)
 
     @property
     def encoder(self) -> Backbone:
@@ -146,7 +147,7 @@ class CLIP(Objective):
     def text_side(self) -> TextSide:
         return TextSide(self.space, self.tokenizer)
 
-    # A checkpoint holds the tokenizer too: another release of its library may learn another one.
+    # the tokenizer is in the checkpoint, since another release of its library may learn another
 
     def get_extra_state(self) -> Tensor:
         return torch.frombuffer(bytearray(self.tokenizer.to_json().encode()), dtype=torch.uint8)

@@ -1,24 +1,26 @@
-"""Co-training: two classifiers that see different views agree on labels nobody gave them.
+"""Co-training: two classifiers that see different views agree on labels that nobody gave them.
 
-McAllester 2024, "Maximizing Mutual Information" (TTIC 31230 lecture; "The Cotraining Surrogate
-Objective"), after Blum & Mitchell 1998. No reference implementation was published.
+Paper: McAllester 2024, "Maximizing Mutual Information" (TTIC 31230 lecture; "The Cotraining
+Surrogate Objective"), after Blum & Mitchell 1998.
+
+Code: no reference implementation was published.
 
     P(k|x) = softmax(Φ(x)),  Q(k|y) = softmax(Ψ(y))       x, y: two views of a sample
     loss   = E H(P(·|x), Q(·|y))  +  E H(Q(·|y), P(·|x))  -  β (H(E P(·|x)) + H(E Q(·|y)))
 
 with H(p, q) = -Σ_k p_k ln q_k and H(p) = H(p, p), in nats; expectations are over the global batch,
 and gradients flow into both arguments of the cross-entropies. Since H(p, q) = H(p) + KL(p | q), at
-β = 1 the loss is the two divergences less the mutual informations I(k; x) + I(k; y) of the batch.
+β = 1 the loss is the two divergences minus the mutual informations I(k; x) + I(k; y) of the batch.
 
-It collapses, which is what the lecture shows it for: agreement at the uniform distribution is a
-saddle point, and training is drawn to it. `docs/cotraining.md` measures that, says why a start in
-agreement escapes, and what DINO does instead.
+It collapses, which is why the lecture shows it: agreement at the uniform distribution is a saddle
+point that attracts training. `docs/cotraining.md` measures that, explains why a start in agreement
+escapes, and compares with DINO.
 
-Departures and readings: the lecture leaves open what Φ and Ψ are and what they share. Here they
-share nothing: a backbone each and a linear layer each, Φ for the first view, Ψ for the second. It
-does not fix β, nor how they start. What is exported is Φ's backbone.
+Departures: the lecture leaves open what Φ and Ψ are and what they share. Here they share nothing: a
+backbone each and a linear layer each, Φ for the first view, Ψ for the second. The lecture does not
+fix β or the first weights either. Φ's backbone is exported.
 
-Shape legend: B samples of this slice · K labels · D features.
+Shapes: B samples of this slice · K labels · D features.
 """
 
 from dataclasses import dataclass, field
@@ -30,22 +32,29 @@ from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
 from vitrail.data.contract import Batch
-from vitrail.data.views.plan import MultiCrop, ViewPlan
+from vitrail.data.views.plan import MultiCrop
 from vitrail.distributed.collectives import all_mean
 from vitrail.nn.heads import linear_head
 from vitrail.nn.schedules import Horizon
-from vitrail.objectives.contract import MakeBackbone, Network, Objective
+from vitrail.objectives.contract import DataFacts, ImageObjective, MakeBackbone, Network
 from vitrail.optim import ParamGroup, decay_groups
 
-TINY = 1e-38  # a float32 above 0: the slope of -p ln p is infinite at 0
+TINY = 1e-38  # a float32 above 0, since the slope of -p ln p is infinite at 0
 
 
 @dataclass(frozen=True)
 class Config:
-    """views: a pair, so no local ones. n_labels: K, the lecture's "hardness parameter"; the default
-    is its value for DINOv2. beta: β; below 1, one label for everything costs less than a uniform
-    output. equal_start: Ψ begins as a copy of Φ; otherwise their linear layers differ, and the two
-    agree on nothing. drop_path: of both backbones.
+    """Co-training with the lecture's number of labels.
+
+    Attributes:
+        views: the two views of an image; n_local must be 0.
+        n_labels: labels K, the lecture's "hardness parameter", at least 2; the default is its value
+            for DINOv2.
+        beta: weight β of the entropy of the labels over the batch, >= 0; below 1, one label for
+            everything costs less than a uniform output.
+        equal_start: start Ψ as a copy of Φ; otherwise their linear layers differ at the start, and
+            the two agree on nothing.
+        drop_path: rate of stochastic depth in both backbones, in [0, 1).
     """
 
     views: MultiCrop = field(default_factory=lambda: MultiCrop(n_local=0))
@@ -66,23 +75,23 @@ class Config:
             raise ValueError(f"cotraining: beta is {self.beta}; it must be 0 or more")
 
 
-class CoTraining(Objective):
+class CoTraining(ImageObjective):
+    """Trains two classifiers of two views of an image to agree on labels."""
+
+    config: Config
     batch_coupled: ClassVar[bool] = True
-    # Of one sample the mean prediction is the prediction, and its entropy would be raised by the
-    # one term and lowered by the other.
+    # the mean prediction of one sample is its prediction: one term would raise its entropy, and the
+    # other would lower it
     min_batch_size: ClassVar[int] = 2
 
-    def __init__(self, config: Config, make_backbone: MakeBackbone, horizon: Horizon):
-        super().__init__()
-        self.config = config
-        self.plan = config.views.plan()
+    def __init__(
+        self, config: Config, make_backbone: MakeBackbone, horizon: Horizon, facts: DataFacts
+    ):
+        super().__init__(config, make_backbone, horizon, facts)
         self.phi = classifier(make_backbone(config.drop_path), config.n_labels)
         self.psi = classifier(make_backbone(config.drop_path), config.n_labels)
         if config.equal_start:
             self.psi.load_state_dict(self.phi.state_dict())
-
-    def views(self) -> ViewPlan:
-        return self.plan
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         x, y = batch.views[0].split(batch.size)
@@ -99,8 +108,9 @@ class CoTraining(Objective):
             "loss": loss,
             "features": pooled_BD.detach(),
             "embedding": p_BK.detach(),
-            # Means of the two classifiers, in nats: of a prediction (ln K: collapsed to uniform),
-            # of the labels over the batch (0: one label for everything), between the two.
+            # means of the two classifiers, in nats: entropy of a prediction (ln K: collapsed to
+            # uniform), entropy of the labels over the batch (0: one label for everything), and
+            # divergence between the two
             "entropy": confidence.detach() / 2,
             "label_entropy": diversity.detach() / 2,
             "kl": (agreement - confidence).detach() / 2,
@@ -115,10 +125,10 @@ class CoTraining(Objective):
 
 
 def classifier(backbone: Backbone, n_labels: int) -> Network:
-    """Pooled features -> one logit a label."""
+    """Returns a backbone with a linear layer: pooled features -> one logit for each label."""
     return Network(backbone, linear_head(backbone.embed_dim, n_labels))
 
 
 def entropy(p: Float[Tensor, " K"]) -> Float[Tensor, ""]:
-    """H(p), in nats."""
+    """Returns the entropy H(p) in nats."""
     return -(p * p.clamp(min=TINY).log()).sum()

@@ -1,28 +1,29 @@
 """DeepCluster: cluster the features, then learn to predict the clusters.
 
-Caron et al. 2018, "Deep Clustering for Unsupervised Learning of Visual Features", eqs. (1)-(2) and
-section 3.3.
-Reference: facebookresearch/deepcluster at 2d1927e (main.py, clustering.py, util.py).
+Paper: Caron et al. 2018, "Deep Clustering for Unsupervised Learning of Visual Features", eqs.
+(1)-(2) and section 3.3.
+
+Code: facebookresearch/deepcluster at 2d1927e (main.py, clustering.py, util.py).
 
     before each epoch:
         x_n = f(centre crop of image n)          every image; evaluation mode, no gradient
         x_n = whitened(x_n)                      P principal components of unit variance, unit norm
         y_n = argmin_k |x_n - c_k|²              c: k-means, 20 iterations from K random images
-        W <- N(0, 0.01²), b <- 0                 the classes have new names
+        W <- N(0, 0.01²), b <- 0                 the clusters have new numbers
     loss = mean over the batch of  CE(y_n, softmax(W f(random crop of image n) + b))
     an epoch draws every cluster equally often
 
-Departures from the reference:
+Departures:
 - No Sobel filters before the first layer; images keep their colours.
-- f is the backbone's pooled output. There it is AlexNet's or VGG-16's with its two hidden layers
-  and their dropout, read before the last ReLU for k-means and after it for W.
-- W has the rate and the optimizer of the rest, its state made new each epoch; there it has plain
-  SGD, without momentum.
-- Directions of almost no variance are dropped in whitening, where there they are magnified.
-- Epochs are whole steps (see `data/sampling.py`).
-Not by accident: a cluster that ends empty is no class of that epoch, but keeps its row of W.
+- f is the backbone's pooled output. In the code it is AlexNet's or VGG-16's with its two hidden
+  layers and their dropout, read before the last ReLU for k-means and after it for W.
+- W has the rate and the optimizer of the rest, whose state of W is dropped each epoch; in the code
+  W has plain SGD, without momentum.
+- Directions of almost no variance are dropped in whitening; the code magnifies them.
+- Epochs are whole steps (see `data/loading/order.py`).
+On purpose: a cluster that ends empty is no class of that epoch, but keeps its row of W.
 
-Shape legend: B samples of this slice · N of the source · K clusters · D features · P whitened.
+Shapes: B samples of this slice · N of the source · K clusters · D features · P whitened.
 """
 
 from dataclasses import dataclass, field
@@ -37,26 +38,35 @@ from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
 from vitrail.data.contract import Batch
-from vitrail.data.views.plan import RandomResizedCrop, ViewPlan
+from vitrail.data.views.plan import RandomResizedCrop
 from vitrail.distributed.collectives import of_first_rank, rank
 from vitrail.nn.classification import UNLABELLED, classify
 from vitrail.nn.kmeans import kmeans, whiten
 from vitrail.nn.random import philox
 from vitrail.nn.schedules import Horizon
-from vitrail.objectives.contract import EmbedAll, MakeBackbone, Network, Objective
-from vitrail.optim import ParamGroup, decay_groups
+from vitrail.objectives.contract import (
+    DataFacts,
+    EmbedAll,
+    ImageObjective,
+    MakeBackbone,
+    Network,
+)
 
 HEAD_STD = 0.01
 
 
 @dataclass(frozen=True)
 class Config:
-    """The published values.
+    """DeepCluster's published values.
 
-    n_clusters: K; ten times the number of classes was best on ImageNet. pca_dim: P, or D where that
-    is less. kmeans_iterations: of Lloyd's algorithm. reassign: epochs between two clusterings (the
-    code's option of this name); "epoch" in the rest of this file is such a time. drop_path: none
-    was published.
+    Attributes:
+        views: the views of an image: one random crop.
+        n_clusters: clusters K, at least 2; ten times the number of classes was best on ImageNet.
+        pca_dim: whitened dimensions P of the features before k-means, D if that is less.
+        kmeans_iterations: iterations of Lloyd's algorithm, at least 1.
+        reassign: passes over the data between two clusterings, above 0 (the published code's option
+            of this name). The epochs of this objective are of this length.
+        drop_path: rate of stochastic depth, in [0, 1); none was published.
     """
 
     views: RandomResizedCrop = field(default_factory=RandomResizedCrop)
@@ -76,33 +86,41 @@ class Config:
             raise ValueError(f"deepcluster: reassign is {self.reassign}; it must be above 0")
 
 
-class DeepCluster(Objective):
-    # Exact when every sample has a pseudo-label, as all have that the epoch's order draws.
+class DeepCluster(ImageObjective):
+    """Trains a classifier of clusters, which are made anew before every epoch.
+
+    Attributes:
+        pseudo_labels: int64 [N], the cluster of every image, UNLABELLED for images that cannot be
+            read.
+        nmi: float32 scalar, the normalised mutual information of these pseudo-labels and those of
+            the epoch before; 0 in the first epoch.
+    """
+
+    config: Config
+    # exact, since the order of an epoch draws only samples that have a pseudo-label
     batch_coupled: ClassVar[bool] = False
-    pseudo_labels: Tensor  # int64 [N], UNLABELLED for images that could not be read
-    nmi: Tensor  # scalar, of these pseudo-labels and those of the epoch before, if there was one
+    epoch_hook: ClassVar[bool] = True
+    pseudo_labels: Tensor
+    nmi: Tensor
 
     def __init__(
-        self, config: Config, make_backbone: MakeBackbone, horizon: Horizon, n_samples: int
+        self, config: Config, make_backbone: MakeBackbone, horizon: Horizon, facts: DataFacts
     ):
-        super().__init__()
+        super().__init__(config, make_backbone, horizon, facts)
+        n_samples = facts.n_samples
+        assert n_samples is not None
         if config.n_clusters > n_samples:
             raise ValueError(
                 f"deepcluster: n_clusters is {config.n_clusters}, more than the {n_samples} "
                 f"images there are; set it to less, as to ten times the classes you expect"
             )
-        self.config = config
-        self.plan = config.views.plan()
         backbone = make_backbone(config.drop_path)
         self.network = Network(backbone, nn.Linear(backbone.embed_dim, config.n_clusters))
         self.register_buffer("pseudo_labels", torch.full((n_samples,), UNLABELLED))
         self.register_buffer("nmi", torch.tensor(0.0))
 
-    def views(self) -> ViewPlan:
-        return self.plan
-
     def before_epoch(self, epoch: int, seed: int, embed: EmbedAll) -> list[nn.Parameter]:
-        """Clusters on rank 0, so that all ranks have the same.
+        """Clusters the features of all images on rank 0, and gives all ranks the result.
 
         Raises:
             ValueError: fewer images with finite features than clusters.
@@ -132,7 +150,7 @@ class DeepCluster(Objective):
         return {
             "loss": loss,
             "features": pooled_BD.detach(),
-            "accuracy": accuracy,  # of the pseudo-labels
+            "accuracy": accuracy,  # with the pseudo-labels as classes
             "nmi": self.nmi.clone(),  # 0 in the first epoch
         }
 
@@ -140,21 +158,20 @@ class DeepCluster(Objective):
     def cluster(
         self, features: Float[Tensor, "n D"], random: np.random.Generator
     ) -> Int[Tensor, " n"]:
+        """Returns the cluster of every row, by k-means of whitened features."""
         whitened_nP = whiten(features, self.config.pca_dim, self.pseudo_labels.device)
         steps = self.config.kmeans_iterations
         return kmeans(whitened_nP, self.config.n_clusters, random, steps).labels
 
     @torch.no_grad()
     def reset_head(self, random: np.random.Generator) -> list[nn.Parameter]:
+        """Draws the linear classifier anew, and returns its parameters."""
         head = self.network.head
         assert isinstance(head, nn.Linear)
         drawn_KD = random.standard_normal(tuple(head.weight.shape), dtype=np.float32)
         head.weight.copy_(torch.from_numpy(drawn_KD) * HEAD_STD)
         head.bias.zero_()
         return list(head.parameters())
-
-    def param_groups(self) -> list[ParamGroup]:
-        return decay_groups(self.network)
 
     @property
     def groups(self) -> Int[Tensor, " N"]:
@@ -166,7 +183,7 @@ class DeepCluster(Objective):
 
     @property
     def chance_loss(self) -> float:
-        """ln K: every cluster equally likely, as just after the head was drawn anew."""
+        """ln K: every cluster is equally likely, as just after the head was drawn anew."""
         return log(self.config.n_clusters)
 
     @property
@@ -175,10 +192,10 @@ class DeepCluster(Objective):
 
 
 def agreement(before: Int[Tensor, " N"], now: Int[Tensor, " N"]) -> float:
-    """Normalised mutual information of two groupings, of samples in both; 0 where none are.
+    """Returns the normalised mutual information of two groupings, over the samples in both.
 
-    As in the paper's figure 2b, but I(A; B) is over the mean of the two entropies (scikit-learn's
-    default), where there it is over their geometric mean.
+    It is 0 if no sample is in both. As in the paper's figure 2b, but I(A; B) is divided by the
+    arithmetic mean of the two entropies (scikit-learn's default), not by their geometric mean.
     """
     both = ((before != UNLABELLED) & (now != UNLABELLED)).cpu()
     if not both.any():

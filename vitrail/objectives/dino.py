@@ -1,8 +1,9 @@
 """DINO: self-distillation with no labels.
 
-Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers", Algorithm 1 and
-eqs. (1)-(4); Ma et al., ch. 7, eqs. (7.2.24)-(7.2.32).
-Reference: facebookresearch/dino at 7c446df (main_dino.py: DINOLoss, train_one_epoch).
+Paper: Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers", Algorithm 1
+and eqs. (1)-(4); Ma et al., ch. 7, eqs. (7.2.24)-(7.2.32).
+
+Code: facebookresearch/dino at 7c446df (main_dino.py: DINOLoss, train_one_epoch).
 
     g_t  = W_t teacher(global views)            no gradient, no stochastic depth
     z_s  = student(all views)                   unit vectors; one packed pass over the resolutions
@@ -10,12 +11,12 @@ Reference: facebookresearch/dino at 7c446df (main_dino.py: DINOLoss, train_one_e
     loss = mean over view pairs i ≠ j of  -Σ_k q_i · log softmax(W z_s_j / τ_s)
     student <- optimizer;  teacher <- λ teacher + (1 - λ) student;  c <- m c + (1 - m) mean(g_t)
 
-Departures from the reference: none in the mathematics. The student's logits W z_s of all views are
-never held at once: the loss and its gradients are made together, some rows at a time
-(`nn/prototype_entropy.py`). (The book swaps the temperatures' names: τ_s is the fixed 0.1. Its sums
-name i = j pairs that its count leaves out, as the code does.)
+Departures: none in the mathematics. The student's logits W z_s of all views are never held at once:
+the loss and its gradients are computed together, some rows at a time (`nn/prototype_entropy.py`).
+(The book swaps the names of the temperatures: τ_s is the fixed 0.1. Its sums contain i = j pairs
+that its count leaves out; the code, as here, leaves them out of both.)
 
-Shape legend: V views a sample (the first 2 global) · B samples of this slice · K prototypes ·
+Shapes: V views of a sample (the first 2 are global) · B samples of this slice · K prototypes ·
 Z bottleneck · D features.
 """
 
@@ -30,26 +31,39 @@ from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
 from vitrail.data.contract import Batch
-from vitrail.data.views.plan import MultiCrop, ViewPlan
+from vitrail.data.views.plan import MultiCrop
 from vitrail.distributed.collectives import mean_over_ranks
 from vitrail.nn.ema import ema_update, make_teacher
 from vitrail.nn.heads import PrototypeHead, WeightNormLinear
 from vitrail.nn.prototype_entropy import prototype_entropy
 from vitrail.nn.schedules import Horizon, cosine
-from vitrail.objectives.contract import MakeBackbone, Network, Objective
+from vitrail.objectives.contract import DataFacts, ImageObjective, MakeBackbone, Network
 from vitrail.optim import ParamGroup, decay_groups
 
-SHOWN_PROTOTYPES = 256  # to the health check: enough to tell whether they depend on the input
+MEASURED_PROTOTYPES = 256  # of the health check: enough to see whether they depend on the input
 
 
 @dataclass(frozen=True)
 class Config:
     """DINO's published defaults.
 
-    out_dim: K. norm_last_layer: prototypes are unit vectors. freeze_last_layer_epochs: the
-    prototypes' gradients are dropped for so long. teacher_temp is reached from warmup_teacher_temp
-    in equal steps, one an epoch, over warmup_teacher_temp_epochs; the "boosted" runs go from 0.04
-    to 0.07 over 30. momentum_teacher rises to 1 along a cosine. drop_path: the student's.
+    Attributes:
+        views: the views of an image: two global ones and several local ones.
+        out_dim: prototypes K, at least 2.
+        hidden_dim: width of the head's hidden layers.
+        bottleneck_dim: dimensions Z of the unit vectors that are compared with the prototypes.
+        norm_last_layer: keep the prototypes unit vectors.
+        freeze_last_layer_epochs: epochs, >= 0, in which the prototypes' gradients are dropped.
+        warmup_teacher_temp: temperature τ_t of the teacher in the first epoch, above 0.
+        teacher_temp: temperature τ_t of the teacher after its warm-up, above 0; the published
+            "boosted" runs go from 0.04 to 0.07 over 30 epochs.
+        warmup_teacher_temp_epochs: epochs, >= 0, over which τ_t changes in equal steps, one an
+            epoch.
+        student_temp: temperature τ_s of the student, above 0.
+        center_momentum: momentum m of the centre of the teacher's logits, in [0, 1].
+        momentum_teacher: momentum λ of the EMA teacher at the start, in [0, 1]; it rises to 1 along
+            a cosine.
+        drop_path: rate of stochastic depth in the student, in [0, 1).
     """
 
     views: MultiCrop = field(default_factory=MultiCrop)
@@ -80,16 +94,22 @@ class Config:
             raise ValueError(f"dino: out_dim is {self.out_dim}; it needs at least 2 prototypes")
 
 
-class DINO(Objective):
-    # The loss is a mean over samples; the centre moves after the step.
-    batch_coupled: ClassVar[bool] = False
-    center: Tensor  # [K]
+class DINO(ImageObjective):
+    """Trains a student to predict the prototype distribution of its EMA teacher.
 
-    def __init__(self, config: Config, make_backbone: MakeBackbone, horizon: Horizon):
-        super().__init__()
-        self.config = config
-        self.horizon = horizon
-        self.plan = config.views.plan()
+    Attributes:
+        center: float32 [K], the running mean of the teacher's logits.
+    """
+
+    config: Config
+    # the loss is a mean over samples; the centre moves after the step
+    batch_coupled: ClassVar[bool] = False
+    center: Tensor
+
+    def __init__(
+        self, config: Config, make_backbone: MakeBackbone, horizon: Horizon, facts: DataFacts
+    ):
+        super().__init__(config, make_backbone, horizon, facts)
         backbone = make_backbone(config.drop_path)
         head = PrototypeHead(
             backbone.embed_dim,
@@ -101,9 +121,6 @@ class DINO(Objective):
         self.student = Network(backbone, head)
         self.teacher = make_teacher(self.student)
         self.register_buffer("center", torch.zeros(config.out_dim))
-
-    def views(self) -> ViewPlan:
-        return self.plan
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -121,7 +138,7 @@ class DINO(Objective):
         return {
             "loss": loss,
             "features": pooled_2BxD,
-            "embedding": teacher_2BxK[:, :SHOWN_PROTOTYPES].clone(),  # which frees the others
+            "embedding": teacher_2BxK[:, :MEASURED_PROTOTYPES].clone(),  # a copy, to free the rest
             "teacher_entropy": entropy,  # nats; ln K and constant: collapsed to uniform
             "kl": loss.detach() - entropy,  # of the teacher's distribution to the student's
             "teacher_mean": teacher_2BxK.mean(0),
@@ -132,7 +149,7 @@ class DINO(Objective):
         self.center.lerp_(mean_over_ranks(out["teacher_mean"]), 1 - self.config.center_momentum)
 
     def teacher_temp(self, step: int) -> float:
-        """τ_t, constant within an epoch; the warm-up's last epoch already has the final value."""
+        """Returns τ_t, constant within an epoch and final in the warm-up's last epoch."""
         first, last = self.config.warmup_teacher_temp, self.config.teacher_temp
         warmup = self.config.warmup_teacher_temp_epochs
         epoch = floor(step / self.horizon.steps_per_epoch + 1e-9)  # 1e-9: 3 / 0.1 is 29.999…
@@ -141,7 +158,7 @@ class DINO(Objective):
         return first + (last - first) * epoch / max(1, warmup - 1)
 
     def momentum(self, step: int) -> float:
-        """λ, the share of the teacher that stays."""
+        """Returns λ, the share of the teacher that stays."""
         return cosine(step, self.horizon.steps, self.config.momentum_teacher, 1.0)
 
     def param_groups(self) -> list[ParamGroup]:
@@ -154,7 +171,7 @@ class DINO(Objective):
 
     @property
     def chance_loss(self) -> float:
-        """ln K: the student's output is uniform, whatever the teacher's."""
+        """ln K: the student's output is uniform, whatever the teacher's is."""
         return log(self.config.out_dim)
 
     @property
@@ -163,7 +180,7 @@ class DINO(Objective):
 
 
 def prototypes(network: Network) -> WeightNormLinear:
-    """The last layer: W, and z -> W z."""
+    """Returns the last layer, which holds W and computes z -> W z."""
     layer = network.get_submodule("head.last_layer")
     assert isinstance(layer, WeightNormLinear)
     return layer
@@ -177,11 +194,18 @@ def cross_view_entropy(
     student_temp: float,
     teacher_temp: float,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Cross-entropy of student views to the other views' teacher targets; the targets' entropy.
+    """Returns the cross-entropy of student views to the other views' targets, and their entropy.
 
-    Student views 0 and 1 are the teacher's. `student` is before its prototypes `weight`, `teacher`
-    after its own. Both results are float32, in nats: means over samples and over the 2 V - 2 pairs
-    of different views, or over the 2 teacher views.
+    Both results are float32 scalars in nats: means over samples, and over the 2 V - 2 pairs of
+    different views or over the 2 teacher views.
+
+    Args:
+        student: unit vectors [V, B, Z] before the prototypes; views 0 and 1 are the teacher's.
+        weight: prototypes [K, Z] of the student.
+        teacher: logits [2, B, K], after the teacher's own prototypes.
+        center: [K], subtracted from the teacher's logits.
+        student_temp: τ_s.
+        teacher_temp: τ_t.
     """
     log_q_2BK = F.log_softmax((teacher.float() - center) / teacher_temp, dim=-1)
     q_2BK = log_q_2BK.exp()

@@ -1,21 +1,22 @@
-"""MAE: masked autoencoders.
+"""MAE: masked autoencoders, which predict the pixels of hidden patches from the visible ones.
 
-He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", section 3 and appendix A.1;
-Ma et al., ch. 7, §7.6, eq. (7.6.1).
-Reference: facebookresearch/mae at efb2a80 (models_mae.py: MaskedAutoencoderViT).
+Paper: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", section 3 and appendix
+A.1; Ma et al., ch. 7, §7.6, eq. (7.6.1).
+
+Code: facebookresearch/mae at efb2a80 (models_mae.py: MaskedAutoencoderViT).
 
     visible, hidden = a random split of the patches, mask_ratio of them hidden
     z    = encoder(class token, visible patches with positions)
     x̂    = decoder(z, a mask token at every hidden place)
     loss = mean over hidden patches of the mean of (x̂ - x)²
-           x: the patch's pixels, less their mean and over their deviation (norm_pix)
+           x: the patch's pixels, minus their mean and over their deviation (norm_pix)
 
-Departures from the reference: weights start as the backbone draws them (MAE: Xavier-uniform linear
-maps). The mask of a sample is a function of (seed, step, sample). Registers, which MAE does not
-have, are always visible, and the decoder does not get them.
+Departures: weights start as the backbone draws them (MAE: Xavier-uniform linear maps). The mask of
+a sample is a function of (seed, step, sample). Registers, which MAE does not have, are always
+visible, and the decoder does not get them.
 
-Shape legend: B samples of this slice · N patches of an image · n visible ones · K values of a
-patch · D features.
+Shapes: B samples of this slice · N patches of an image · n visible ones · K values of a patch ·
+D features.
 """
 
 from dataclasses import dataclass, field
@@ -28,12 +29,12 @@ from torch import Tensor
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.decoder import ViTDecoder
 from vitrail.data.contract import Batch
-from vitrail.data.views.plan import RandomResizedCrop, ViewPlan
+from vitrail.data.views.plan import RandomResizedCrop
 from vitrail.nn.masking import hidden_error, lowest_visible
 from vitrail.nn.random import Draws
 from vitrail.nn.schedules import Horizon
 from vitrail.objectives import masked
-from vitrail.objectives.contract import MakeBackbone, Objective, Pictures
+from vitrail.objectives.contract import DataFacts, ImageObjective, MakeBackbone, Pictures
 from vitrail.optim import ParamGroup, decay_groups
 
 
@@ -41,9 +42,15 @@ from vitrail.optim import ParamGroup, decay_groups
 class Config:
     """MAE's published values; norm_pix is on in its recipes.
 
-    fixed_positions: sine-cosine positions that are not trained, put in the place of the backbone's.
-    Turn it off to go on from weights with positions of their own, which then are trained.
-    decoder_*: width, layers and heads of the decoder.
+    Attributes:
+        views: the views of an image: one random crop.
+        mask_ratio: share of the patches that are hidden, above 0 and below 1.
+        norm_pix: normalise the pixels to be predicted within their patch.
+        fixed_positions: use fixed sine-cosine positions instead of the backbone's learned ones.
+            Turn it off to go on from weights with positions of their own, which are then trained.
+        decoder_width: features of a token in the decoder.
+        decoder_depth: layers of the decoder.
+        decoder_heads: attention heads of the decoder; they divide decoder_width.
     """
 
     views: RandomResizedCrop = field(default_factory=lambda: RandomResizedCrop(scale=(0.2, 1.0)))
@@ -61,14 +68,17 @@ class Config:
                 raise ValueError(f"mae: {name} is {getattr(self, name)}; it must be at least 1")
 
 
-class MAE(Objective):
-    # Every image has as many hidden patches, so that the loss is a mean over samples.
+class MAE(ImageObjective):
+    """Trains an encoder of visible patches, and a decoder that predicts the hidden ones."""
+
+    config: Config
+    # every image has as many hidden patches, so the loss is a mean over samples
     batch_coupled: ClassVar[bool] = False
 
-    def __init__(self, config: Config, make_backbone: MakeBackbone, horizon: Horizon):
-        super().__init__()
-        self.config = config
-        self.plan = config.views.plan()
+    def __init__(
+        self, config: Config, make_backbone: MakeBackbone, horizon: Horizon, facts: DataFacts
+    ):
+        super().__init__(config, make_backbone, horizon, facts)
         self.backbone = masked.maskable("mae", make_backbone(0.0))
         masked.require_patches(
             "mae", self.backbone, config.views.size, config.mask_ratio, config.norm_pix
@@ -84,9 +94,6 @@ class MAE(Objective):
             in_chans=self.backbone.in_chans,
         )
 
-    def views(self) -> ViewPlan:
-        return self.plan
-
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         images = batch.views[0]
         class_BD, predicted_BNK, hidden_BN = self.reconstruct(images, batch.draws)
@@ -99,7 +106,7 @@ class MAE(Objective):
     def reconstruct(
         self, images: Float[Tensor, "B C S S"], draws: Draws
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B N K"], Bool[Tensor, "B N"]]:
-        """The class token, the prediction of every patch, and which ones were hidden."""
+        """Returns the class token, the prediction of every patch, and the mask of hidden ones."""
         prefix = self.backbone.n_prefix
         tokens_BND = self.backbone.embed(images)
         patches_BND = tokens_BND[:, prefix:]

@@ -1,4 +1,4 @@
-"""What MAE and CRATE-MAE share: how patches are hidden and compared, and pictures of it.
+"""Functions that MAE and CRATE-MAE share: hiding patches, targets, and figures of reconstructions.
 
 Shape legend: B images · C channels · S pixels a side · P patch size in pixels · N patches of an
 image · K = P² C values of a patch · G×G the grid of learned positions.
@@ -18,22 +18,22 @@ from vitrail.nn.masking import count_visible, patch_statistics
 from vitrail.nn.random import Draws
 from vitrail.objectives.contract import Pictures
 
-SHOWN = 8  # images of a batch that are drawn
+SHOWN = 8  # images of a batch in a figure
 COLUMNS = ("image", "visible", "reconstruction", "with the visible")
-GREY = 0.5  # of hidden patches in a picture
+GREY = 0.5  # the value of hidden patches in a figure
 
-# images [B C S S], draws -> class token [B D], prediction [B N K], which patches were hidden [B N]
+# images [B C S S], draws -> class token [B D], prediction [B N K], mask of hidden patches [B N]
 Reconstruct = Callable[[Tensor, Draws], tuple[Tensor, Tensor, Tensor]]
 
 
 def require_ratio(name: str, mask_ratio: float) -> None:
-    """Raises ValueError for a share of hidden patches that is all of them or none."""
+    """Raises ValueError for a mask ratio that hides all patches or none."""
     if not 0 < mask_ratio < 1:
         raise ValueError(f"{name}: mask_ratio is {mask_ratio}; it must be above 0 and below 1")
 
 
 def maskable(name: str, backbone: Backbone) -> MaskableBackbone:
-    """The backbone, refused with a ValueError where its patches cannot be hidden."""
+    """Returns the backbone; raises ValueError if its patches cannot be hidden."""
     if isinstance(backbone, MaskableBackbone):
         return backbone
     raise ValueError(
@@ -46,7 +46,7 @@ def maskable(name: str, backbone: Backbone) -> MaskableBackbone:
 def require_patches(
     name: str, backbone: MaskableBackbone, size: int, mask_ratio: float, norm_pix: bool
 ) -> None:
-    """Raises ValueError where views of `size` pixels leave nothing to see, hide or normalise."""
+    """Raises ValueError if views of `size` pixels leave nothing to see, hide or normalise."""
     count = (size // backbone.patch_size) ** 2
     visible = count_visible(count, mask_ratio)
     if not 0 < visible < count:
@@ -63,7 +63,7 @@ def require_patches(
 
 @torch.no_grad()
 def fix_positions(backbone: MaskableBackbone) -> None:
-    """Gives the backbone MAE's sine-cosine positions (the class token's are zero), untrained."""
+    """Gives the backbone MAE's fixed sine-cosine positions (the class token's are zero)."""
     grid = (backbone.grid, backbone.grid)
     backbone.pos_embed.copy_(sincos_positions(backbone.embed_dim, grid))
     backbone.pos_embed.requires_grad_(False)
@@ -72,7 +72,7 @@ def fix_positions(backbone: MaskableBackbone) -> None:
 def targets(
     images: Float[Tensor, "B C S S"], patch_size: int, norm_pix: bool
 ) -> Float[Tensor, "B N K"]:
-    """What is to be predicted: the pixels of every patch, normalised within it with `norm_pix`."""
+    """Returns the pixels of every patch, the target; with `norm_pix`, normalised within it."""
     patches_BNK = patchify(images, patch_size)
     if not norm_pix:
         return patches_BNK
@@ -84,7 +84,7 @@ def targets(
 def pictures(
     batch: Batch, reconstruct: Reconstruct, plan: ViewPlan, patch_size: int, norm_pix: bool
 ) -> dict[str, Pictures]:
-    """`reconstructions` of the batch's first images, hidden as in training."""
+    """Returns `reconstructions` of the batch's first images, with patches hidden as in training."""
     images = batch.views[0][:SHOWN]
     _, predicted_BNK, hidden_BN = reconstruct(images, batch.draws.narrow(0, len(images)))
     return reconstructions(images, predicted_BNK, hidden_BN, plan, patch_size, norm_pix)
@@ -98,11 +98,10 @@ def reconstructions(
     patch_size: int,
     norm_pix: bool,
 ) -> dict[str, Pictures]:
-    """The images, what was visible, what was predicted, and that with the visible patches in it.
+    """Returns a figure: images, visible patches, predictions, and predictions among the visible.
 
     With `norm_pix` a prediction gets the mean and deviation of the true patch, as in MAE's own
-    pictures: brightness and contrast of hidden patches are then given, and only what is in them is
-    predicted.
+    figures: the brightness and contrast of hidden patches are then given, not predicted.
     """
     true_BNK, predicted_BNK = patchify(images, patch_size), predicted
     if norm_pix:

@@ -1,8 +1,9 @@
 """SimDINO: DINO without prototypes, centre or temperatures; a coding rate keeps features apart.
 
-Wu et al. 2025, "Simplifying DINO via Coding Rate Regularization"; Ma et al., ch. 7, eqs. (7.2.8),
-(7.2.9), (7.2.34)-(7.2.36).
-Reference: RobinWu218/SimDINO at 8149fc4 (simdino/: MCRLoss, train_one_epoch).
+Paper: Wu et al. 2025, "Simplifying DINO via Coding Rate Regularization"; Ma et al., ch. 7, eqs.
+(7.2.8), (7.2.9), (7.2.34)-(7.2.36).
+
+Code: RobinWu218/SimDINO at 8149fc4 (simdino/: MCRLoss, train_one_epoch).
 
     z_t  = teacher(global views)                unit vectors; no gradient, no stochastic depth
     z_s  = student(all views)                   unit vectors; one packed pass
@@ -11,16 +12,16 @@ Reference: RobinWu218/SimDINO at 8149fc4 (simdino/: MCRLoss, train_one_epoch).
 
 with Z_i the global views i of the whole batch and R_ε the coding rate (`nn/coding_rate.py`).
 
-Departures from the reference:
+Departures:
 - The loss is the book's, with ½ |z_t - z_s|² = 1 - cos where the code has -cos: larger by `coeff`.
 - `eps` is ε and is squared. The code passes its eps (0.05) in the place of ε².
-- The rate is of the global batch on any number of ranks, as with the code's `reduce_cov=1`. Its
-  default, 0, takes local second moments but global γ and scale.
+- The rate is of the global batch on any number of ranks, as with the code's `reduce_cov=1`. The
+  code's default, 0, takes local second moments but global γ and scale.
 - The rate is computed in float64 rather than inside half-precision autocast.
 Read from the code, since the book leaves them open: γ = (p + n) / (p n) for n samples in the global
 batch, second moments not centred, i = j pairs left out of the sum as they are of its count.
 
-Shape legend: V views a sample (the first 2 global) · B samples of this slice · P dimensions of z ·
+Shapes: V views of a sample (the first 2 are global) · B samples of this slice · P dimensions of z ·
 D features.
 """
 
@@ -33,24 +34,32 @@ from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
 from vitrail.data.contract import Batch
-from vitrail.data.views.plan import MultiCrop, ViewPlan
+from vitrail.data.views.plan import MultiCrop
 from vitrail.distributed.collectives import world_size
 from vitrail.nn.coding_rate import coding_rate
 from vitrail.nn.ema import ema_update, make_teacher
 from vitrail.nn.heads import ProjectionHead
 from vitrail.nn.schedules import Horizon, cosine
-from vitrail.objectives.contract import MakeBackbone, Network, Objective
-from vitrail.optim import ParamGroup, decay_groups
+from vitrail.objectives.contract import DataFacts, ImageObjective, MakeBackbone, Network
 
 
 @dataclass(frozen=True)
 class Config:
     """The values of SimDINO's published ViT-B/16 run.
 
-    eps: ε of the coding rate; the default squares to the published 0.05. gamma: weight of the rate;
-    None is (p + n) / (p n), p = bottleneck_dim, n = global batch. coeff: weight of the distance.
-    expand: whose rate: "student" (the book), or "mean" of student and teacher, not renormalised
-    (the code's default). momentum_teacher rises to 1 along a cosine. drop_path: the student's.
+    Attributes:
+        views: the views of an image: two global ones and several local ones.
+        hidden_dim: width of the head's hidden layers.
+        bottleneck_dim: dimensions P of the unit vectors z.
+        eps: ε of the coding rate, above 0; the default squares to the published 0.05.
+        gamma: weight γ of the coding rate, >= 0; None is (p + n) / (p n), with p = bottleneck_dim
+            and n the global batch size.
+        coeff: weight of the distance between views.
+        expand: the vectors of the coding rate: "student" (the book), or "mean" of student and
+            teacher, not renormalised (the code's default).
+        momentum_teacher: momentum λ of the EMA teacher at the start, in [0, 1]; it rises to 1 along
+            a cosine.
+        drop_path: rate of stochastic depth in the student, in [0, 1).
     """
 
     views: MultiCrop = field(default_factory=MultiCrop)
@@ -76,23 +85,22 @@ class Config:
             )
 
 
-class SimDINO(Objective):
+class SimDINO(ImageObjective):
+    """Trains a student towards its EMA teacher, with a coding rate against collapse."""
+
+    config: Config
     batch_coupled: ClassVar[bool] = True
-    # One unit vector has the same coding rate wherever it points: nothing would prevent collapse.
+    # one unit vector has the same coding rate wherever it points: nothing would prevent collapse
     min_batch_size: ClassVar[int] = 2
 
-    def __init__(self, config: Config, make_backbone: MakeBackbone, horizon: Horizon):
-        super().__init__()
-        self.config = config
-        self.horizon = horizon
-        self.plan = config.views.plan()
+    def __init__(
+        self, config: Config, make_backbone: MakeBackbone, horizon: Horizon, facts: DataFacts
+    ):
+        super().__init__(config, make_backbone, horizon, facts)
         backbone = make_backbone(config.drop_path)
         head = ProjectionHead(backbone.embed_dim, config.hidden_dim, config.bottleneck_dim)
         self.student = Network(backbone, head)
         self.teacher = make_teacher(self.student)
-
-    def views(self) -> ViewPlan:
-        return self.plan
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -105,32 +113,29 @@ class SimDINO(Objective):
         expanded_2BP = student_VBP[:2]
         if self.config.expand == "mean":
             expanded_2BP = (expanded_2BP + teacher_2BP) / 2
-        rate = coding_rate(expanded_2BP, self.config.eps).mean()  # over ranks: a collective
+        rate = coding_rate(expanded_2BP, self.config.eps).mean()  # a collective over ranks
         loss = self.config.coeff * (1 - similarity) - self.gamma(batch.size) * rate
         return {
             "loss": loss,
             "features": pooled_2BxD,
             "embedding": teacher_2BxP,
             "similarity": similarity.detach(),
-            "coding_rate": rate.detach(),  # nats; towards that of one repeated vector: collapse
+            "coding_rate": rate.detach(),  # nats; near the rate of one repeated vector: collapsed
         }
 
     def after_step(self, out: dict[str, Tensor], step: int) -> None:
         ema_update(self.teacher, self.student, self.momentum(step))
 
     def gamma(self, batch_size: int) -> float:
-        """γ, for so many samples on each rank."""
+        """Returns γ, for `batch_size` samples on each rank."""
         if self.config.gamma is not None:
             return self.config.gamma
         p, n = self.config.bottleneck_dim, batch_size * world_size()
         return (p + n) / (p * n)
 
     def momentum(self, step: int) -> float:
-        """λ, the share of the teacher that stays."""
+        """Returns λ, the share of the teacher that stays."""
         return cosine(step, self.horizon.steps, self.config.momentum_teacher, 1.0)
-
-    def param_groups(self) -> list[ParamGroup]:
-        return decay_groups(self.student)
 
     @property
     def encoder(self) -> Backbone:
@@ -140,10 +145,12 @@ class SimDINO(Objective):
 def cross_view_cosine(
     student: Float[Tensor, "V B P"], teacher: Float[Tensor, "2 B P"]
 ) -> Float[Tensor, ""]:
-    """Mean cosine over the 2 V - 2 pairs of different views and over samples.
+    """Returns the mean cosine over the 2 V - 2 pairs of different views and over samples.
 
-    Student views 0 and 1 are the teacher's. Rows are float32 unit vectors.
+    Args:
+        student: float32 unit vectors [V, B, P]; views 0 and 1 are the teacher's.
+        teacher: float32 unit vectors [2, B, P].
     """
-    # A global view meets the other one's target, a local view both.
+    # a global view is compared with the other one's target, a local view with both
     across = (student[:2] * teacher.flip(0)).sum() + (student[2:].sum(0) * teacher.sum(0)).sum()
     return across / ((2 * len(student) - 2) * student.shape[1])

@@ -1,8 +1,9 @@
 """SwAV: a view's code over prototypes, predicted from the other views of the same image.
 
-Caron et al. 2020, "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments",
-eqs. (1)-(6), section 3.2 (multi-crop), appendix A.
-Reference: facebookresearch/swav at 06b1b7c (main_swav.py, src/resnet50.py, scripts/).
+Paper: Caron et al. 2020, "Unsupervised Learning of Visual Features by Contrasting Cluster
+Assignments", eqs. (1)-(6), section 3.2 (multi-crop), appendix A.
+
+Code: facebookresearch/swav at 06b1b7c (main_swav.py, src/resnet50.py, scripts/).
 
     z    = head(backbone(all views))            unit vectors; one packed pass
     s    = z Cᵀ                                 C: prototypes, unit vectors
@@ -10,20 +11,21 @@ Reference: facebookresearch/swav at 06b1b7c (main_swav.py, src/resnet50.py, scri
     loss = mean over global views i and other views j of  -Σ_k q_i · log softmax(s_j / τ)
     C    <- C / |C| after the optimizer's step; queue <- (z of global views, queue)[:Q]
 
-No gradient flows through q. Nothing else keeps features apart: no teacher, no negatives; Sinkhorn
-uses every prototype as much. A batch much smaller than K does not suffice for that, so the queue
-adds the features of the last batches. It fills from `queue_epoch` on, and counts once it is full.
+No gradient flows through q. Nothing else keeps features apart, neither a teacher nor negatives:
+Sinkhorn uses all prototypes equally. A batch much smaller than K is too small for that, so the
+queue adds the features of the last batches (`nn/queue.py`). It fills from `queue_epoch` on, and
+counts once it is full.
 
-Departures from the reference: none in the mathematics.
+Departures: none in the mathematics.
 - A queue need not be a multiple of the batch, and one smaller than the batch holds its first rows.
 - Prototypes are made unit vectors after each step, and at the start, rather than before each step.
 - Scores, codes and softmax are float32, where the reference runs in apex's O1 half precision.
-- For each view, the codes are summed before they meet its scores, so that one log-sum-exp serves
-  both.
-The optimizer (LARC there) is the recipe's affair.
+- For each view, the codes are summed before they are multiplied with its scores, so one log-sum-exp
+  serves both.
+- The optimizer is set in the recipe (LARC in the code).
 
-Shape legend: V views a sample (the first 2 global) · B samples of this slice · N ranks ·
-K prototypes · P dimensions of z · Q length of the queue · D features.
+Shapes: V views of a sample (the first 2 are global) · B samples of this slice · N ranks ·
+K prototypes · P dimensions of z · Q length of the queue · q rows of a rank's share · D features.
 """
 
 from dataclasses import dataclass
@@ -36,16 +38,16 @@ from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
 from vitrail.data.contract import Batch
-from vitrail.data.views.plan import MultiCrop, ViewPlan
-from vitrail.distributed.collectives import all_gather, rank, world_size
+from vitrail.data.views.plan import MultiCrop
 from vitrail.nn.batch_norm import GlobalBatchNorm
 from vitrail.nn.heads import unit_norm
+from vitrail.nn.queue import empty_queue, is_full, push, share_of_rank
 from vitrail.nn.schedules import Horizon
 from vitrail.nn.sinkhorn import sinkhorn
-from vitrail.objectives.contract import MakeBackbone, Network, Objective
+from vitrail.objectives.contract import DataFacts, ImageObjective, MakeBackbone, Network
 from vitrail.optim import ParamGroup, decay_groups
 
-# Stronger colours than DINO's, blur in half of all views, no solarisation, smaller local views.
+# stronger colours than DINO's, blur in half of all views, no solarisation, smaller local views
 VIEWS = MultiCrop(
     n_local=6,
     global_scale=(0.14, 1.0),
@@ -63,11 +65,19 @@ VIEWS = MultiCrop(
 class Config:
     """SwAV's published values, of the runs at batch 4096.
 
-    n_prototypes: K. hidden_dim, feature_dim: of the head, P the latter. temperature: τ. epsilon,
-    sinkhorn_iterations: of the codes. freeze_prototypes_epochs: the prototypes' gradients are
-    dropped for so long. queue_length: Q, features kept of each global view, over all ranks; 0 for
-    none (the runs at batch 256: 3840). queue_epoch: the queue fills from then on. drop_path: none
-    was published.
+    Attributes:
+        views: the views of an image: two global ones and several local ones.
+        n_prototypes: prototypes K, at least 2.
+        hidden_dim: width of the head's hidden layer.
+        feature_dim: dimensions P of the head's output z.
+        temperature: temperature τ of the predictions, above 0.
+        epsilon: entropy regularisation ε of the codes in Sinkhorn, above 0.
+        sinkhorn_iterations: iterations of Sinkhorn, at least 1.
+        freeze_prototypes_epochs: epochs, >= 0, in which the prototypes' gradients are dropped.
+        queue_length: features Q that are stored for each global view, over all ranks; 0 for no
+            queue (the published runs at batch 256: 3840).
+        queue_epoch: epoch, >= 0, from which the queue fills.
+        drop_path: rate of stochastic depth, in [0, 1); none was published.
     """
 
     views: MultiCrop = VIEWS
@@ -97,25 +107,27 @@ class Config:
             raise ValueError(f"swav: n_prototypes is {self.n_prototypes}; it needs at least 2")
 
 
-class SwAV(Objective):
-    batch_coupled: ClassVar[bool] = True
-    # One sample's code is uniform, whatever its scores.
-    min_batch_size: ClassVar[int] = 2
-    queue: Tensor  # [2, Q, P], the newest first
+class SwAV(ImageObjective):
+    """Trains a backbone and prototypes to predict a view's code from the other views.
 
-    def __init__(self, config: Config, make_backbone: MakeBackbone, horizon: Horizon):
-        super().__init__()
-        self.config = config
-        self.horizon = horizon
-        self.plan = config.views.plan()
+    Attributes:
+        queue: float32 [2, Q, P], features of earlier batches for each global view, newest first.
+    """
+
+    config: Config
+    batch_coupled: ClassVar[bool] = True
+    min_batch_size: ClassVar[int] = 2  # the code of a single sample is uniform
+    queue: Tensor
+
+    def __init__(
+        self, config: Config, make_backbone: MakeBackbone, horizon: Horizon, facts: DataFacts
+    ):
+        super().__init__(config, make_backbone, horizon, facts)
         backbone = make_backbone(config.drop_path)
         self.network = Network(backbone, projection(backbone.embed_dim, config))
         self.prototypes = nn.Linear(config.feature_dim, config.n_prototypes, bias=False)
         self._normalise_prototypes()
-        self.register_buffer("queue", torch.zeros(2, config.queue_length, config.feature_dim))
-
-    def views(self) -> ViewPlan:
-        return self.plan
+        self.register_buffer("queue", empty_queue(2, config.queue_length, config.feature_dim))
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         pooled_VBxD, projected_VBxP = self.network(batch.views, batch.draws)
@@ -130,25 +142,21 @@ class SwAV(Objective):
             "features": pooled_VBxD[: 2 * batch.size].detach(),
             "embedding": z_VBP[:2].detach().flatten(0, 1),
             "code_entropy": entropy,  # nats; ln K and constant: collapsed to uniform
-            "kl": loss.detach() - entropy,  # of the codes to the predictions
+            "kl": loss.detach() - entropy,  # divergence of the predictions from the codes
         }
 
     def after_step(self, out: dict[str, Tensor], step: int) -> None:
         self._normalise_prototypes()
         if self.config.queue_length and step >= self.queue_start:
-            z_B2P = out["embedding"].unflatten(0, (2, -1)).transpose(0, 1)
-            z_2NBP = all_gather(z_B2P).transpose(0, 1)
-            length = self.config.queue_length
-            self.queue.copy_(torch.cat([z_2NBP, self.queue], dim=1)[:, :length])
+            push(self.queue, out["embedding"].unflatten(0, (2, -1)))
 
     @torch.no_grad()
     def codes(self, scores: Float[Tensor, "2 B K"], step: int) -> Float[Tensor, "2 B K"]:
-        """Of the two global views: rows sum to 1. Once the queue is full its scores count too."""
+        """Returns the codes of the two global views; rows sum to 1. A full queue counts too."""
         batch_size = scores.shape[1]
-        filled = (step - self.queue_start) * batch_size * world_size()
-        if 0 < self.config.queue_length <= filled:
-            # All ranks hold the whole queue; each contributes its share to the global Sinkhorn.
-            mine_2qP = self.queue.tensor_split(world_size(), dim=1)[rank()]
+        if is_full(self.queue, step - self.queue_start, batch_size):
+            # all ranks hold the whole queue, and each gives its share to the global Sinkhorn
+            mine_2qP = share_of_rank(self.queue)
             with torch.autocast(scores.device.type, enabled=False):
                 scores = torch.cat([scores, self.prototypes(mine_2qP)], dim=1)
         epsilon, iterations = self.config.epsilon, self.config.sinkhorn_iterations
@@ -169,7 +177,7 @@ class SwAV(Objective):
 
     @property
     def chance_loss(self) -> float:
-        """ln K: predictions are uniform, whatever the codes."""
+        """ln K: the predictions are uniform, whatever the codes are."""
         return log(self.config.n_prototypes)
 
     @property
@@ -178,7 +186,7 @@ class SwAV(Objective):
 
 
 def projection(in_dim: int, config: Config) -> nn.Sequential:
-    """Linear-BN-ReLU-Linear, initialised as torch does. The norm is of all views of the batch."""
+    """Returns Linear-BN-ReLU-Linear with torch's first weights; the norm is over all views."""
     return nn.Sequential(
         nn.Linear(in_dim, config.hidden_dim),
         GlobalBatchNorm(config.hidden_dim),
@@ -190,14 +198,20 @@ def projection(in_dim: int, config: Config) -> nn.Sequential:
 def swapped_prediction(
     scores: Float[Tensor, "V B K"], codes: Float[Tensor, "2 B K"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of each code to the softmax of every other view's scores, in nats.
+    """Returns the cross-entropy of each code to the softmax of every other view's scores.
 
-    Views 0 and 1 are the codes'. Mean over samples and the 2 V - 2 pairs; float32.
+    Args:
+        scores: z Cᵀ [V, B, K].
+        codes: [2, B, K], of views 0 and 1; rows sum to 1.
+        temperature: τ.
+
+    Returns:
+        float32, in nats: the mean over samples and over the 2 V - 2 pairs.
     """
     with torch.autocast(scores.device.type, enabled=False):
         scaled_VBK = scores.float() / temperature
         global_2BK, local_VBK = scaled_VBK.split([2, len(scores) - 2])
-        # A global view predicts the other one's code, a local view both.
+        # a global view predicts the other one's code, a local view both
         met_B = (codes.flip(0) * global_2BK).sum((0, 2))
         met_B = met_B + (codes.sum(0) * local_VBK.sum(0)).sum(1)
         log_norm_B = global_2BK.logsumexp(-1).sum(0) + 2 * local_VBK.logsumexp(-1).sum(0)

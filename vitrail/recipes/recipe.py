@@ -55,6 +55,7 @@ class Recipe:
         guard_every: steps between two measurements of the guard; None for an epoch.
         max_bad_fraction: fraction of the files, in [0, 1]; a run stops when more than that cannot
             be read.
+        sinks: where the rows of metrics.jsonl go as well: names of `vitrail list sinks`, or none.
     """
 
     name: str = ""
@@ -87,6 +88,7 @@ class Recipe:
     health_every: int = 50
     guard_every: int | None = None
     max_bad_fraction: float = 0.5
+    sinks: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "accumulate"):
@@ -128,6 +130,7 @@ SPEED_FIELDS = (
     "health_every",
     "guard_every",
     "max_bad_fraction",
+    "sinks",
 )
 
 

@@ -1,93 +1,119 @@
-"""From a recipe to the parts of a run, refusing what cannot work before anything is trained."""
+"""Builds the parts of a run from a recipe of images, and refuses what cannot be trained."""
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.create import create_backbone, parse_options
-from vitrail.data.contract import Source
+from vitrail.data.contract import Batch, Source
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.plan import ViewPlan
 from vitrail.distributed.ranks import Ranks, on_main
 from vitrail.nn.schedules import Horizon
 from vitrail.objectives.build import build_objective
-from vitrail.objectives.contract import Objective
-from vitrail.objectives.registry import OBJECTIVES, objective_name
+from vitrail.objectives.contract import ImageObjective, MakeBackbone
+from vitrail.objectives.registry import objective_name
 from vitrail.optim import build_optimizer
-from vitrail.recipes.recipe import Recipe, plan_horizon
-from vitrail.train.log import say
-from vitrail.train.warm_start import Guard, freeze_backbones, guarded, head_warmup_steps, read_start
+from vitrail.recipes.recipe import Recipe, plan_horizon, preprocess_of
+from vitrail.train.contract import Parts
+from vitrail.train.exports import EncoderExports
+from vitrail.train.image_feed import ImageFeed
+from vitrail.train.log import print_line
+from vitrail.train.registry import SINKS
+from vitrail.train.warm_start import (
+    build_guard,
+    freeze_backbones,
+    head_warmup_steps,
+    read_start,
+    split_for_guard,
+)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What the loop turns: everything on its device, initialised from the recipe's seed."""
-
-    source: Source
-    fingerprint: str  # of the source as it was when the run, or its resumption, began
-    plan: ViewPlan
-    horizon: Horizon
-    objective: Objective
-    optimizer: Optimizer
-    guard: Guard | None  # of continued pretraining
-    started: bool  # whether the weights of init_from are in the objective
-
-
-def assemble(recipe: Recipe, ranks: Ranks) -> Parts:
-    """Builds the parts of a run.
+def assemble(recipe: Recipe, ranks: Ranks) -> Parts[Batch]:
+    """Builds the parts of a run, on all ranks.
 
     Raises:
-        ValueError: a recipe whose parts do not fit together or the data; both are named.
+        ValueError: the parts of the recipe do not fit together, or do not fit the data.
     """
+    for name in recipe.sinks:
+        SINKS.find(name)
 
     def open_() -> Source:
         return open_source(recipe.data, "train", channels=recipe.channels)
 
     if ranks.world > 1:
-        on_main(ranks, open_)  # first: what has to be downloaded is downloaded once
-    plan = recipe.objective.views.plan()
-    source, guard = guarded(recipe, plan, ranks, open_())
+        on_main(ranks, open_)  # first, so a data set is downloaded once
+    source, guard_images = split_for_guard(recipe, ranks, open_())
     horizon = plan_horizon(recipe, len(source))
     weights = read_start(recipe, source.channels)
     if weights is not None and ranks.is_main:
         chosen = " ".join([recipe.backbone, *recipe.backbone_options])
-        say(f"starting from {recipe.init_from}: {chosen}")
+        print_line(f"starting from {recipe.init_from}: {chosen}")
+    objective = _build_objective(recipe, source, horizon, weights)
+    _require_splittable(recipe, ranks, objective)
+    _require_labels(recipe, source, objective)
+    if weights is not None and objective.text_side is not None and ranks.is_main:
+        print_line("its text side, and the maps into the joint space, start anew")
+    objective.to(ranks.device)
+    frozen_steps = head_warmup_steps(recipe, horizon)
+    groups = freeze_backbones(objective.param_groups(), objective, frozen_steps)
+    plan = objective.views()
+    preprocess, encoder = preprocess_of(recipe, plan), objective.encoder
+    guard = None
+    if guard_images is not None:
+        steps_per_epoch = horizon.steps_per_epoch
+        guard = build_guard(recipe, ranks, guard_images, encoder, preprocess, steps_per_epoch)
+    return Parts(
+        feed=ImageFeed(recipe, source, plan, ranks, encoder, preprocess),
+        horizon=horizon,
+        objective=objective,
+        optimizer=build_optimizer(recipe.optim, groups),
+        exports=EncoderExports(objective, preprocess, _facts_of_run(recipe, horizon)),
+        guard=guard,
+        frozen_steps=frozen_steps,
+        missing_start=recipe.init_from if weights is None else None,
+    )
+
+
+def _build_objective(
+    recipe: Recipe, source: Source, horizon: Horizon, weights: dict[str, Any] | None
+) -> ImageObjective:
+    n_classes = None if source.classes is None else len(source.classes)
+    make_backbone = _backbone_maker(recipe, source.channels, weights)
+    with torch.random.fork_rng(devices=[]):  # heads are drawn from the recipe's seed too
+        torch.manual_seed(recipe.seed)
+        return build_objective(
+            recipe.objective, make_backbone, horizon, n_classes, len(source), captions_of(source)
+        )
+
+
+def _backbone_maker(recipe: Recipe, channels: int, weights: dict[str, Any] | None) -> MakeBackbone:
+    plan = recipe.objective.views.plan()
 
     def make_backbone(drop_path: float) -> Backbone:
-        backbone = fresh_backbone(recipe, plan, source.channels, drop_path)
+        backbone = fresh_backbone(recipe, plan, channels, drop_path)
         if weights is not None:
             backbone.load_state_dict(weights)
         return backbone
 
-    n_classes = None if source.classes is None else len(source.classes)
-    with torch.random.fork_rng(devices=[]):  # heads are drawn from the seed too, and leave no trace
-        torch.manual_seed(recipe.seed)
-        objective = build_objective(
-            recipe.objective, make_backbone, horizon, n_classes, len(source), captions_of(source)
-        )
-    _require_splittable(recipe, ranks, objective)
-    _require_labels(recipe, source)
-    if weights is not None and objective.text_side is not None and ranks.is_main:
-        say("its text side, and the maps into the joint space, start anew")
-    objective.to(ranks.device)
-    frozen = head_warmup_steps(recipe, horizon)
-    groups = freeze_backbones(objective.param_groups(), objective, frozen)
-    return Parts(
-        source=source,
-        fingerprint=source.fingerprint(),
-        plan=plan,
-        horizon=horizon,
-        objective=objective,
-        optimizer=build_optimizer(recipe.optim, groups),
-        guard=guard,
-        started=weights is not None,
-    )
+    return make_backbone
+
+
+def _facts_of_run(recipe: Recipe, horizon: Horizon) -> dict[str, Any]:
+    """Returns the facts of encoder.json; "step" is replaced in every export."""
+    facts: dict[str, Any] = {
+        "seed": recipe.seed,
+        "objective": objective_name(recipe.objective),
+        "data": recipe.data,
+        "step": 0,
+        "steps": horizon.steps,
+    }
+    return facts if recipe.init_from is None else facts | {"init_from": recipe.init_from}
 
 
 def captions_of(source: Source) -> list[str] | None:
-    """The captions of a source, those that are missing left out; None where it has none."""
+    """Returns the captions of a source without empty ones; None for a source without captions."""
     if not source.captioned:
         return None
     texts = (source.text(index) for index in range(len(source)))
@@ -95,7 +121,7 @@ def captions_of(source: Source) -> list[str] | None:
 
 
 def fresh_backbone(recipe: Recipe, plan: ViewPlan, channels: int, drop_path: float) -> Backbone:
-    """The recipe's backbone with random weights, for its largest view where no size is given."""
+    """Returns the recipe's backbone with random weights; its default size is the largest view."""
     overrides = parse_options(recipe.backbone, recipe.backbone_options)
     if recipe.patch_size is not None:
         overrides["patch_size"] = recipe.patch_size
@@ -109,7 +135,7 @@ def fresh_backbone(recipe: Recipe, plan: ViewPlan, channels: int, drop_path: flo
     )
 
 
-def _require_splittable(recipe: Recipe, ranks: Ranks, objective: Objective) -> None:
+def _require_splittable(recipe: Recipe, ranks: Ranks, objective: ImageObjective) -> None:
     method = type(objective).__name__
     if recipe.batch_size % (ranks.world * recipe.accumulate):
         raise ValueError(
@@ -133,10 +159,9 @@ def _require_splittable(recipe: Recipe, ranks: Ranks, objective: Objective) -> N
         )
 
 
-def _require_labels(recipe: Recipe, source: Source) -> None:
-    """Refuses slices of a batch whose shares of labels differ: their mean is another loss."""
-    needs = OBJECTIVES[objective_name(recipe.objective)].needs
-    if recipe.accumulate == 1 or "labels" not in needs:
+def _require_labels(recipe: Recipe, source: Source, objective: ImageObjective) -> None:
+    """Refuses slices of a batch whose shares of labels differ, since their mean is another loss."""
+    if recipe.accumulate == 1 or not objective.mean_over_labels:
         return
     missing = sum(source.label(index) is None for index in range(len(source)))
     if missing:

@@ -1,8 +1,8 @@
 """Checkpoints that hold all state or none (design, invariant 4).
 
-A checkpoint is a folder `step-00000123/` with `state.pt` and `manifest.json` (its length and
-SHA-256). It is written under a temporary name, flushed to the disk, and renamed; older ones go only
-after that. A kill at any moment, or a full disk, leaves the previous checkpoint whole.
+A checkpoint is a folder `step-00000123/` with `state.pt` and `manifest.json` (its format, length
+and SHA-256). It is written under a temporary name, flushed to the disk, and renamed; older ones are
+removed only after that. A kill at any moment, or a full disk, leaves the previous checkpoint whole.
 """
 
 import errno
@@ -18,27 +18,33 @@ from typing import Any
 
 import torch
 
-from vitrail import text_encoder
 from vitrail.atomic import sync, sync_path
 from vitrail.config import differences, from_dict, to_dict
 from vitrail.distributed.ranks import Ranks
-from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
-from vitrail.objectives.registry import objective_name
-from vitrail.recipes.recipe import SPEED_FIELDS, Recipe, preprocess_of
-from vitrail.text_encoder import TextEncoder
-from vitrail.train.build import Parts
+from vitrail.recipes.recipe import SPEED_FIELDS
+from vitrail.train.contract import Parts, RunSettings
 from vitrail.train.health import DivergedError
-from vitrail.train.warm_start import require_started
 
-KEEP = 2  # whole checkpoints kept: the newest, and one before it should the disk damage that
+# The format of a checkpoint. A checkpoint without a number is of format 1; a release reads its own
+# format and earlier ones.
+STATE_FORMAT = 1
+KEEP = 2  # number of whole checkpoints that stay: the newest, and one in case the disk damages that
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+class NewerFormatError(ValueError):
+    """A checkpoint was written by a later release of vitrail, in a format of that release."""
+
+
+def write_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """Writes the state after `step` steps, and removes all but the newest KEEP checkpoints.
 
     Args:
         folder: the run's checkpoints folder; made if missing.
+        step: the number of steps taken.
         state: tensors, numbers, strings, and lists and dicts of these.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
         OSError: the disk is full or not writable. What was saved before is untouched.
@@ -51,20 +57,24 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
         with open(temporary / "state.pt", "wb") as file:
             torch.save(state, file)
             sync(file)
-        manifest: dict[str, Any] = {"step": step, "bytes": (temporary / "state.pt").stat().st_size}
-        manifest["sha256"] = _sha256(temporary / "state.pt")
+        manifest = {
+            "format": STATE_FORMAT,
+            "step": step,
+            "bytes": (temporary / "state.pt").stat().st_size,
+            "sha256": _sha256(temporary / "state.pt"),
+        }
         with open(temporary / "manifest.json", "w") as text:
             json.dump(manifest, text)
             sync(text)
         sync_path(temporary)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        # torch's zip writer trips over a full disk with a RuntimeError about something else.
+        # on a full disk, torch's zip writer raises a RuntimeError about something else
         first = error if isinstance(error, OSError) else error.__context__
         code, reason = (first.errno, first.strerror) if isinstance(first, OSError) else (None, None)
         message = f"checkpoint {final} could not be written: {reason or error}"
         raise OSError(code, message) from error
-    if final.exists():  # damaged, or this very state: either way the new one takes its place
+    if final.exists():  # damaged, or this very state: the new one replaces it in both cases
         final.rename(folder / f".replaced-{step:08d}")
     temporary.rename(final)
     sync_path(folder)
@@ -75,18 +85,25 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest whole state, or None where nothing was saved yet.
+    """Reads the newest whole state, or returns None if nothing was saved yet.
 
-    A damaged checkpoint is named in a warning and left where it is; the one before it is used.
+    A damaged checkpoint is reported in a warning and stays where it is; the one before it is used.
     Since a run is a pure function of its steps, that costs time and changes nothing.
 
+    Args:
+        folder: the run's checkpoints folder.
+        device: where the tensors go.
+
     Raises:
-        ValueError: there are checkpoints, and none of them is whole.
+        ValueError: there are checkpoints, and none of them is whole; or (NewerFormatError) the
+            newest was written by a later release.
     """
     complaints = []
     for path in reversed(list_checkpoints(folder)):
         try:
             state = _read(path, device)
+        except NewerFormatError:
+            raise
         except ValueError as error:
             complaints.append(str(error))
             continue
@@ -102,12 +119,12 @@ def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+    """Returns the finished checkpoints, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what a killed write left under a temporary name."""
+    """Removes the files that a killed write left under a temporary name."""
     for pattern in (".writing-*", ".replaced-*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path, ignore_errors=True)
@@ -116,8 +133,16 @@ def remove_leftovers(folder: Path) -> None:
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        version = manifest.get("format", 1) if isinstance(manifest, dict) else 1
+        if isinstance(version, int) and version > STATE_FORMAT:
+            raise NewerFormatError(
+                f"checkpoint {path} has format {version}, and this release of vitrail reads "
+                f"formats up to {STATE_FORMAT}; go on with the release that wrote it or a later one"
+            )
         size = (path / "state.pt").stat().st_size
         whole = size == manifest["bytes"] and _sha256(path / "state.pt") == manifest["sha256"]
+    except NewerFormatError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {path} is damaged ({error})") from error
     if not whole:
@@ -134,16 +159,16 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def noting_what_is_kept(run: Path, total: int) -> Iterator[None]:
+def note_saved_state(run: Path, total: int) -> Iterator[None]:
     """Adds to an error that stops a run of `total` steps what is saved, and how to go on."""
     try:
         yield
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        error.add_note(_what_is_kept(run, total, error))
+        error.add_note(_saved_state(run, total, error))
         raise
 
 
-def _what_is_kept(run: Path, total: int, error: Exception) -> str:
+def _saved_state(run: Path, total: int, error: Exception) -> str:
     saved = list_checkpoints(run / "checkpoints")
     steps = int(saved[-1].name.removeprefix("step-")) if saved else 0
     kept = f"Kept: {steps} of {total} steps, in {saved[-1]}" if saved else "No step was saved yet"
@@ -156,15 +181,21 @@ def _what_is_kept(run: Path, total: int, error: Exception) -> str:
     return f"{kept}. {remedy}, then go on with `vitrail resume {run}`"
 
 
-def require_same(run: Path, saved: dict[str, Any], recipe: Recipe) -> None:
+def require_same(run: Path, saved: dict[str, Any], recipe: RunSettings) -> None:
     """Refuses to go on with a run whose config.json was edited since its last checkpoint.
+
+    Args:
+        run: the run's folder.
+        saved: the recipe in the checkpoint, as a dict.
+        recipe: the recipe in config.json.
 
     Raises:
         ValueError: listing every changed field, apart from those that only speed depends on.
     """
-    # A run of an older version lacks the fields that came since, which by default change nothing.
-    before, now = to_dict(from_dict(Recipe, saved)), to_dict(recipe)
-    # The data may have moved: whether they are the same, their fingerprint says.
+    # Parsed, both have the fields and the names of this release: a run of an older one lacks fields
+    # that were added since, whose defaults change nothing, and has other "kind"s for nested ones.
+    before, now = to_dict(from_dict(type(recipe), saved)), to_dict(recipe)
+    # the data may have moved; their fingerprint shows whether they are the same
     free = {*SPEED_FIELDS, "data"}
     old, new = ({k: v for k, v in plain.items() if k not in free} for plain in (before, now))
     changed = differences(old, new)
@@ -175,67 +206,59 @@ def require_same(run: Path, saved: dict[str, Any], recipe: Recipe) -> None:
         )
 
 
-def restore(run: Path, recipe: Recipe, parts: Parts, ranks: Ranks) -> int:
-    """Loads the last whole checkpoint into the parts, and returns the number of steps it holds."""
+def restore(run: Path, recipe: RunSettings, parts: Parts[Any], ranks: Ranks) -> int:
+    """Loads the last whole checkpoint into the parts, and returns the number of steps it holds.
+
+    Raises:
+        ValueError: the recipe or the data changed since, no checkpoint is whole, or there is none
+            and the weights to start from are gone.
+    """
     state = load_latest(run / "checkpoints", ranks.device)
     if state is None:
-        require_started(run, recipe, parts.started)
+        if parts.missing_start is not None:
+            raise ValueError(
+                f"{run} has no checkpoint yet, and the weights that it starts from are gone: "
+                f"restore {parts.missing_start}, or start a new run"
+            )
         return 0
     require_same(run, state["config"], recipe)
-    if state["source"] != parts.fingerprint:
+    feed = parts.feed
+    if state["source"] != feed.fingerprint:
         raise ValueError(
-            f"{recipe.data} has changed since {run} began ({state['samples']} images then, "
-            f"{len(parts.source)} now): restore it, or start a new run with another --out"
+            f"{feed.spec} has changed since {run} began ({state['samples']} {feed.sample_noun} "
+            f"then, {feed.n_samples} now): restore it, or start a new run with another --out"
         )
     parts.objective.load_state_dict(state["objective"])
     parts.optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
 
-def save_run(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
-    """Writes all state after `step` steps, and the encoder as it is now."""
+def save(run: Path, recipe: RunSettings, parts: Parts[Any], ranks: Ranks, step: int) -> None:
+    """Saves all state after `step` steps, and then the exports.
+
+    Called on every rank; rank 0 writes, since all ranks hold the same state.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    if not ranks.is_main:
+        return
     state = {
         "step": step,
         "config": to_dict(recipe),
-        "source": parts.fingerprint,
-        "samples": len(parts.source),
+        "source": parts.feed.fingerprint,
+        "samples": parts.feed.n_samples,
         "objective": parts.objective.state_dict(),
         "optimizer": parts.optimizer.state_dict(),
     }
-    save(run / "checkpoints", step, state)
-    export_run(run, recipe, parts, step)
+    write_state(run / "checkpoints", step, state)
+    parts.exports.save(run, step)
 
 
-def export_run(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
-    """Writes the encoder as it is now, after `step` steps; first the text side, if it has one."""
-    info = {
-        "seed": recipe.seed,
-        "objective": objective_name(recipe.objective),
-        "data": recipe.data,
-        "step": step,
-        "steps": parts.horizon.steps,
-    }
-    if recipe.init_from is not None:
-        info["init_from"] = recipe.init_from
-    if parts.objective.text_side is not None:
-        TextEncoder(*parts.objective.text_side, step=step).save(run)
-    Encoder(parts.objective.encoder, preprocess_of(recipe, parts.plan), info).save(run)
+def require_exported(run: Path, parts: Parts[Any], ranks: Ranks, step: int) -> None:
+    """Exports again if a kill came between the last checkpoint and its export, or files are gone.
 
-
-def require_exported(run: Path, recipe: Recipe, parts: Parts, step: int) -> None:
-    """Exports again where a kill came between the last checkpoint and its export, or files went."""
-    whole = (run / WEIGHTS).exists() and _step(run / DESCRIPTION) == step
-    if parts.objective.text_side is not None:
-        whole &= (run / text_encoder.WEIGHTS).exists()
-        whole &= _step(run / text_encoder.DESCRIPTION) == step
-    if not whole:
-        export_run(run, recipe, parts, step)
-
-
-def _step(description: Path) -> int | None:
-    """Which is written last, and so tells what the weights beside it are of."""
-    try:
-        found: int = json.loads(description.read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return found
+    Called on every rank; rank 0 writes.
+    """
+    if ranks.is_main and not parts.exports.are_saved(run, step):
+        parts.exports.save(run, step)

@@ -1,8 +1,10 @@
-"""Is it learning? Vital signs of a run, and what to do when they fail.
+"""The health check of a run: measurements of its features, and warnings with remedies.
 
-Measured on the features of one batch, at an interval that keeps the cost under 1 % of the training
-time. Users of the official code find out after days: a loss pinned at ln 65536 = 11.09 (dino #246),
-NaN (dinov2 #143, SimDINO #43), collapse (SimDINO #20). A vitrail run says so while it happens.
+Features of one batch are measured, at an interval that keeps the cost under 1 % of the training
+time. Users of the official code notice after days: a loss pinned at ln 65536 = 11.09 (dino #246),
+NaN (dinov2 #143, SimDINO #43), collapse (SimDINO #20). vitrail warns while it happens.
+
+Shape legend: B rows of one batch · D features.
 """
 
 import math
@@ -17,17 +19,18 @@ from torch import Tensor
 
 from vitrail.nn.effective_rank import effective_rank
 
-LOOKED_AT = ("features", "embedding")  # of an objective's output
+MEASURED = ("features", "embedding")  # outputs of an objective, both optional
 PATIENCE = 3  # successive bad readings before a warning: the first steps of any run look flat
 LOW_RANK, LOW_SPREAD = 1.5, 0.01  # below either, rows are all but equal
-SHARE = 0.01  # of the training time, at most, spent on looking
+SHARE = 0.01  # largest share of the training time that measuring may take
 
 
 def vital_signs(features_BD: Float[Tensor, "B D"]) -> dict[str, float]:
-    """effective_rank, and the spread of single dimensions.
+    """Returns effective_rank, and the least and the mean spread of single dimensions.
 
-    Spread is the standard deviation over the batch of unit-norm features, times sqrt(D): 1 for an
-    isotropic cloud, 0 for a collapsed one.
+    Rows that are not finite are left out; of fewer than two rows, nothing is returned. Spread is
+    the standard deviation over the batch of unit-norm features, times sqrt(D): 1 for an isotropic
+    cloud, 0 for a collapsed one.
     """
     finite = features_BD[torch.isfinite(features_BD).all(dim=1)]
     if len(finite) < 2:
@@ -43,30 +46,47 @@ def vital_signs(features_BD: Float[Tensor, "B D"]) -> dict[str, float]:
 
 @dataclass
 class Monitor:
-    """Decides when to look, and what a reading means.
+    """Decides when to measure, and whether a measurement calls for a warning.
 
-    Args:
-        every: steps between two looks, at least. chance_loss: the loss of an output that ignores
-            its input (ln K), None where the objective has no such value.
+    Attributes:
+        every: least number of steps between two measurements.
+        chance_loss: the loss of an output that does not depend on its input (ln K), None if the
+            objective has no such value.
+        is_main: whether this is rank 0, the only one that measures.
+        next_step: the step of the next measurement, at the earliest.
     """
 
     every: int
     chance_loss: float | None
-    next_look: int = 0
+    is_main: bool = True
+    next_step: int = 0
     _flat: int = field(default=0, init=False)
     _low: int = field(default=0, init=False)
 
     def due(self, step: int) -> bool:
-        return step >= self.next_look
+        """Returns whether this rank measures at this step."""
+        return self.is_main and step >= self.next_step
 
-    def look(
+    def check(
         self, step: int, out: Mapping[str, Tensor], loss: float, step_seconds: float
     ) -> dict[str, Any]:
-        """One reading: {"health": signs, and where something is wrong "warning": text}.
+        """Returns `measure` if it is due, else nothing. The loop calls it on every rank."""
+        return self.measure(step, out, loss, step_seconds) if self.due(step) else {}
 
-        Looks at the "features" and the "embedding" of an objective's output, where it has them: a
-        head may collapse while its backbone has not yet. Sets the time of the next look, from what
-        this one cost.
+    def measure(
+        self, step: int, out: Mapping[str, Tensor], loss: float, step_seconds: float
+    ) -> dict[str, Any]:
+        """Returns one measurement: {"health": numbers}, with "warning": text if one is due.
+
+        It measures the "features" and the "embedding" of an objective's output, if any: a head may
+        collapse while its backbone has not yet. The next measurement is delayed by what this one
+        cost.
+
+        Args:
+            step: the step just taken.
+            out: the objective's output.
+            loss: the loss of this step.
+            step_seconds: seconds a step.
         """
         started = time.perf_counter()
         signs = vital_signs(out["features"]) if "features" in out else {}
@@ -74,7 +94,7 @@ class Monitor:
             of_head = vital_signs(out["embedding"])
             signs |= {f"embedding_{name}": value for name, value in of_head.items()}
         cost = time.perf_counter() - started
-        self.next_look = step + max(self.every, math.ceil(cost / (SHARE * max(step_seconds, 1e-9))))
+        self.next_step = step + max(self.every, math.ceil(cost / (SHARE * max(step_seconds, 1e-9))))
         warning = self._diagnose(step, signs, loss)
         return {"health": signs} | ({"warning": warning} if warning else {})
 
@@ -105,11 +125,15 @@ class Monitor:
 
 
 class DivergedError(ValueError):
-    """The loss is not finite. The message says where, why that may be, and what to do."""
+    """The loss is not finite. The message names the step, the likely reason and the remedy."""
 
 
 def require_finite(rows: list[dict[str, Any]], precision: str) -> None:
     """Stops the run at the first row whose loss or gradient norm is not a finite number.
+
+    Args:
+        rows: rows of successive steps.
+        precision: of the forward pass, "fp32" or "bf16".
 
     Raises:
         DivergedError: with the step, the likely reason and the remedy.

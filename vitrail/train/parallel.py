@@ -1,4 +1,6 @@
-"""How an objective is compiled and spread over ranks."""
+"""Compilation of an objective, and its distribution over ranks."""
+
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -6,13 +8,19 @@ from torch.nn.parallel import DistributedDataParallel
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.distributed.ranks import Ranks
 from vitrail.objectives.contract import Objective
-from vitrail.recipes.recipe import Recipe
+from vitrail.train.contract import RunSettings
 
 
-def parallel(recipe: Recipe, objective: Objective, ranks: Ranks) -> nn.Module:
-    """The objective, compiled block by block where that pays, and wrapped for several ranks."""
+def parallel(settings: RunSettings, objective: Objective[Any], ranks: Ranks) -> nn.Module:
+    """Returns the objective, compiled layer by layer if asked for, and wrapped for several ranks.
+
+    Args:
+        settings: `compile` says whether to compile; "auto" does on CUDA.
+        objective: the objective; its backbones are compiled in place.
+        ranks: with more than one, `DistributedDataParallel` wraps the objective.
+    """
     on_cuda = ranks.device.type == "cuda"
-    if recipe.compile == "on" or (recipe.compile == "auto" and on_cuda):
+    if settings.compile == "on" or (settings.compile == "auto" and on_cuda):
         for backbone in (m for m in objective.modules() if isinstance(m, TokenBackbone)):
             compile_blocks(backbone)
     if ranks.world == 1:

@@ -1,4 +1,4 @@
-"""A run is a folder: made once, held by one process, described by its config.json."""
+"""The folder of a run: made once, locked by one process, and described by its config.json."""
 
 import fcntl
 import json
@@ -48,7 +48,7 @@ def create(out: Path, recipe: Recipe) -> None:
 
 
 def read_recipe(run: Path) -> Recipe:
-    """The recipe that a run's config.json holds.
+    """Reads the recipe of a run from its config.json.
 
     Raises:
         ValueError: no such run, or a config.json that is not a recipe.
@@ -70,11 +70,11 @@ def read_recipe(run: Path) -> Recipe:
 
 
 @contextmanager
-def held(run: Path) -> Iterator[None]:
-    """Holds the run for this process; the system lets go of it however the process ends.
+def lock_run(run: Path) -> Iterator[None]:
+    """Locks the run for this process; the system releases the lock however the process ends.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process has locked it.
     """
     with open(run / ".lock", "a+") as lock:
         try:
@@ -92,7 +92,7 @@ def held(run: Path) -> Iterator[None]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that vitrail runs from, None when installed from a package."""
+    """Returns the commit of the checkout that vitrail runs from, None for an installed package."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
@@ -111,13 +111,13 @@ def commit() -> str | None:
 
 @contextmanager
 def stop_signals() -> Iterator[Event]:
-    """An event that SIGTERM or SIGINT sets, so that the loop ends between two steps."""
+    """Yields an event that SIGTERM or SIGINT sets, so the loop can end between two steps."""
     stop = Event()
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         stop.set()
 
-    if current_thread() is not main_thread():  # Python hands signals to the main thread only
+    if current_thread() is not main_thread():  # Python delivers signals to the main thread only
         yield stop
         return
     before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
+from torch import Tensor
 from torch.nn import functional as F
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.create import create_backbone
-from vitrail.data.contract import Metric, Source, number_of
+from vitrail.data.contract import Batch, Metric, Source, number_of
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.subset import Subset
@@ -118,15 +119,7 @@ def finetune(
         ValueError: no images, an image without a label, a single class, a number of channels other
             than the encoder's, or a loss that is no longer finite.
     """
-    labels = labels_of(train)
-    check_labels(labels, "train")
-    if len(np.unique(labels)) < 2:
-        raise ValueError(
-            f"all {len(labels)} train samples are of class {int(labels[0])}: "
-            "fine-tuning needs at least two classes"
-        )
-    network = Classifier(_copy(encoder, config.drop_path), int(labels.max()) + 1, seed)
-    network = network.to(device).train()
+    network = _network(encoder, train, config, seed).to(device).train()
     groups = layer_groups(network, config.layer_decay, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=0.0)
     batch_size = min(config.batch_size, 2 * (len(train) // 2))
@@ -142,17 +135,7 @@ def finetune(
     steps = max(config.min_steps, round(config.epochs * len(train) / batch_size))
     loss = torch.zeros(())
     for step, (batch,) in enumerate(loader.steps(0, steps)):
-        n_classes = network.head.out_features
-        images, target = mixed(
-            batch.views[0],
-            batch.label,
-            n_classes,
-            seed,
-            step,
-            mixup=config.mixup,
-            cutmix=config.cutmix,
-            label_smoothing=config.label_smoothing,
-        )
+        images, target = _mixed(batch, network.head.out_features, seed, step, config)
         lr = cosine(step, steps, config.lr, 0.0, round(config.warmup * steps))
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -165,6 +148,34 @@ def finetune(
     if not torch.isfinite(loss):
         raise ValueError(f"fine-tuning diverged: its loss is {loss.item()}; lower lr={config.lr}")
     return network
+
+
+def _network(encoder: Encoder, train: Source, config: Finetune, seed: int) -> Classifier:
+    """Returns a copy of the encoder with a new head. Raises ValueError for unfit labels."""
+    labels = labels_of(train)
+    check_labels(labels, "train")
+    if len(np.unique(labels)) < 2:
+        raise ValueError(
+            f"all {len(labels)} train samples are of class {int(labels[0])}: "
+            "fine-tuning needs at least two classes"
+        )
+    return Classifier(_copy(encoder, config.drop_path), int(labels.max()) + 1, seed)
+
+
+def _mixed(
+    batch: Batch, n_classes: int, seed: int, step: int, config: Finetune
+) -> tuple[Float[Tensor, "B C S S"], Float[Tensor, "B K"]]:
+    """Returns the images of a batch and their targets, mixed as the config says."""
+    return mixed(
+        batch.views[0],
+        batch.label,
+        n_classes,
+        seed,
+        step,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        label_smoothing=config.label_smoothing,
+    )
 
 
 def _copy(encoder: Encoder, drop_path: float) -> Backbone:

@@ -1,7 +1,7 @@
 """What the page says of waiting for data, and of files that were left out."""
 
-from vitrail.report.facts import facts, left_out, waiting
-from vitrail.report.run_files import RunFiles
+from vitrail.reporting.facts import facts, left_out, waiting
+from vitrail.reporting.run_files import RunFiles
 
 
 def rows(*shares: float, limit: str | None = None) -> list[dict]:

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from tests.report.pages import PNG, Elements, require_self_contained, write_metrics
-from vitrail.report.build import build_report
-from vitrail.report.curves import MAX_POINTS, draw, short, training_curves
-from vitrail.report.facts import visible
-from vitrail.report.rows import percent
+from tests.reporting.pages import PNG, Elements, require_self_contained, write_metrics
+from vitrail.reporting.build import build_report
+from vitrail.reporting.curves import MAX_POINTS, draw, short, training_curves
+from vitrail.reporting.facts import visible
+from vitrail.reporting.rows import percent
 
 HOSTILE = [
     "<script>alert(1)</script>.jpg",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.pages import (
+from tests.reporting.pages import (
     SETTINGS,
     Elements,
     make_run,
@@ -15,9 +15,9 @@ from tests.report.pages import (
     write_metrics,
 )
 from vitrail import cli
-from vitrail.report.build import build_report
-from vitrail.report.compare import comparison, read_runs
-from vitrail.report.curves import training_overlays
+from vitrail.reporting.build import build_report
+from vitrail.reporting.compare import comparison, read_runs
+from vitrail.reporting.curves import training_overlays
 
 
 def three(trained, untrained=0.1):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report.pages import PNG, Elements, make_run, require_self_contained, words_of
+from tests.reporting.pages import PNG, Elements, make_run, require_self_contained, words_of
 from vitrail.evals.protocol import Figure, Protocol
 from vitrail.evals.registry import PROTOCOLS
-from vitrail.report import pictures as pictures_module
-from vitrail.report.build import build_report
-from vitrail.report.pictures import pictures
-from vitrail.report.rows import accuracy_rows, listed, percent, transfer
-from vitrail.report.run_files import RunFiles, read_run
+from vitrail.reporting import pictures as pictures_module
+from vitrail.reporting.build import build_report
+from vitrail.reporting.pictures import pictures
+from vitrail.reporting.rows import accuracy_rows, listed, percent, transfer
+from vitrail.reporting.run_files import RunFiles, read_run
 
 THREE = {"raw": 0.5, "untrained": 0.25, "trained": 0.75}
 FEW = {kind: {"mean": value, "std": 0.02} for kind, value in THREE.items()}

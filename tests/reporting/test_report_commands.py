@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.pages import make_run
+from tests.reporting.pages import make_run
 from vitrail import cli
 from vitrail.evals import evaluate as evaluation
 from vitrail.evals.settings import make_settings, to_json
-from vitrail.report.commands import evaluate_again, quoted, report_again, train_again
-from vitrail.report.run_files import RunFiles
+from vitrail.reporting.commands import evaluate_again, quoted, report_again, train_again
+from vitrail.reporting.run_files import RunFiles
 
 ODD = [
     "a b",

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitrail.data.loading.wait_time import UNTYPICAL_STEPS
 from vitrail.data.sources.datasets.digits import CANVAS, SIDES
-from vitrail.report.run_files import RunFiles
+from vitrail.reporting.run_files import RunFiles
 
 # origin of the data, for sources whose name does not explain it
 DATA_NOTES: dict[str, str] = {

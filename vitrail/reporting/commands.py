@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitrail.evals.settings import flatten, make_settings, option, to_json
-from vitrail.report.run_files import RunFiles
+from vitrail.reporting.run_files import RunFiles
 
 
 def evaluate_again(files: RunFiles, protocols: Sequence[str], sources: Sequence[str] = ()) -> str:

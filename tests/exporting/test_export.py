@@ -21,7 +21,7 @@ from vitrail.backbones.registry import BACKBONES
 from vitrail.cli import main
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
-from vitrail.export.export import export
+from vitrail.exporting.export import export
 
 DINOV2 = {"width": 32, "heads": 2, "depth": 2, "img_size": 28}
 PLAIN = ("vit_nano_patch4_28", {})
@@ -248,7 +248,7 @@ def test_onnx_gives_the_same_features(tmp_path: Path, slow: bool) -> None:
 
 
 def test_onnx_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitrail.export import to_onnx
+    from vitrail.exporting import to_onnx
 
     class Program:
         class model:

@@ -10,12 +10,12 @@ from markupsafe import Markup
 
 from vitrail.atomic import write_atomically
 from vitrail.evals.registry import PROTOCOLS
-from vitrail.report.commands import evaluate_again, report_again, train_again
-from vitrail.report.compare import comparison, read_runs
-from vitrail.report.curves import health_curves, training_curves
-from vitrail.report.facts import data_note, facts, flat, rank, state, visible
-from vitrail.report.pictures import Picture, Words, picture_words, pictures
-from vitrail.report.rows import (
+from vitrail.reporting.commands import evaluate_again, report_again, train_again
+from vitrail.reporting.compare import comparison, read_runs
+from vitrail.reporting.curves import health_curves, training_curves
+from vitrail.reporting.facts import data_note, facts, flat, rank, state, visible
+from vitrail.reporting.pictures import Picture, Words, picture_words, pictures
+from vitrail.reporting.rows import (
     KINDS,
     Cell,
     Row,
@@ -28,7 +28,7 @@ from vitrail.report.rows import (
     transfer_protocols,
     word_rows,
 )
-from vitrail.report.run_files import RunFiles, read_run
+from vitrail.reporting.run_files import RunFiles, read_run
 
 MAX_LISTED = 100  # quarantined files listed by name
 MAX_WARNINGS = 20
@@ -82,7 +82,7 @@ def _page(name: str, context: dict[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=PackageLoader("vitrail.report", ""),
+        loader=PackageLoader("vitrail.reporting", ""),
     )
     style = environment.loader.get_source(environment, "style.css")[0]  # type: ignore[union-attr]
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")

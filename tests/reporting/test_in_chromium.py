@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.report.pages import Elements, write_metrics
-from vitrail.report.build import build_report
+from tests.reporting.pages import Elements, write_metrics
+from vitrail.reporting.build import build_report
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

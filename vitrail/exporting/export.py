@@ -21,9 +21,9 @@ from vitrail.atomic import sync_path
 from vitrail.backbones.skeleton import change_size
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
-from vitrail.export.to_hf import hf_form
-from vitrail.export.to_onnx import write_onnx
-from vitrail.export.to_timm import timm_form
+from vitrail.exporting.to_hf import hf_form
+from vitrail.exporting.to_onnx import write_onnx
+from vitrail.exporting.to_timm import timm_form
 
 Format = Literal["timm", "hf", "onnx", "safetensors"]
 

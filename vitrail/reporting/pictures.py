@@ -9,8 +9,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from vitrail.evals.registry import PROTOCOLS
-from vitrail.report.commands import evaluate_again, train_again
-from vitrail.report.run_files import WHILE_TRAINING, RunFiles
+from vitrail.reporting.commands import evaluate_again, train_again
+from vitrail.reporting.run_files import WHILE_TRAINING, RunFiles
 
 BUDGET = 6_800_000  # bytes of all pictures of a page; base64 makes 4/3 of it
 QUALITY = 80  # of the WebP that a picture becomes where they are more

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from vitrail.evals.registry import PROTOCOLS
 from vitrail.evals.settings import depends, flatten, is_known, make_settings, to_json
-from vitrail.report.commands import evaluate_again, report_again, train_again
-from vitrail.report.curves import health_overlays, set_apart, training_overlays
-from vitrail.report.facts import facts, flat, state
-from vitrail.report.pictures import Picture, Words, picture_words, pictures
-from vitrail.report.rows import (
+from vitrail.reporting.commands import evaluate_again, report_again, train_again
+from vitrail.reporting.curves import health_overlays, set_apart, training_overlays
+from vitrail.reporting.facts import facts, flat, state
+from vitrail.reporting.pictures import Picture, Words, picture_words, pictures
+from vitrail.reporting.rows import (
     THE_SAME,
     Cell,
     Row,
@@ -22,7 +22,7 @@ from vitrail.report.rows import (
     transfer,
     word_rows,
 )
-from vitrail.report.run_files import WHILE_TRAINING, RunFiles, read_run
+from vitrail.reporting.run_files import WHILE_TRAINING, RunFiles, read_run
 
 COUNTS = {"n_train": "training images", "n_test": "test images", "held_out": "the split"}
 RANK = "RankMe"

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 from matplotlib.ticker import MaxNLocator
 
-from vitrail.report.run_files import RunFiles
+from vitrail.reporting.run_files import RunFiles
 
 WIDTH, HEIGHT = 360, 190  # units of the SVG
 LEFT, RIGHT, TOP, BOTTOM = 50, 16, 10, 26
