@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.interop import layouts
 from tests.interop.layouts import DEPTH, GRID, PATCH, WIDTH, Weights, prefixed
+from tests.rounding import EXACT
 from vitrail.backbones.create import create_backbone
 from vitrail.backbones.families import Skeleton, ToSTModel
 from vitrail.backbones.layers import Block
@@ -191,18 +192,18 @@ def published_positions(table: Tensor, grid: int, side: tuple[int, int]) -> Tens
 def test_positions_at_other_sizes_are_dinos(
     tmp_path: Path, name: str, side: tuple[int, int]
 ) -> None:
-    backbone = built(read_official(saved(tmp_path, CASES[name][0])))
+    backbone = built(read_official(saved(tmp_path, CASES[name][0]))).double()
     expected = published_positions(backbone.pos_embed.detach(), GRID, side)
-    torch.testing.assert_close(backbone.positions(side), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(backbone.positions(side), expected, **EXACT)
 
 
 def test_positions_at_other_sizes_with_registers(tmp_path: Path) -> None:
     """DINOv2 with registers: antialiasing, and sizes as they are."""
-    backbone = built(read_official(saved(tmp_path, layouts.dinov2(registers=4))))
+    backbone = built(read_official(saved(tmp_path, layouts.dinov2(registers=4)))).double()
     square = backbone.pos_embed[:, 1:].unflatten(1, (GRID, GRID)).permute(0, 3, 1, 2)
     resized = F.interpolate(square, size=(6, 3), mode="bicubic", antialias=True)
     expected = resized.permute(0, 2, 3, 1).flatten(1, 2)
-    torch.testing.assert_close(backbone.positions((6, 3))[:, 1:], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(backbone.positions((6, 3))[:, 1:], expected, **EXACT)
 
 
 def test_crate_alphas_two_layouts_hold_the_same_operator(tmp_path: Path) -> None:

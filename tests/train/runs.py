@@ -82,7 +82,9 @@ def die_at(call: str, count: int, action: Callable[..., None], *arguments: Any) 
 
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["vitrail.api", "torch.utils.tensorboard"])
+_processes.set_forkserver_preload(
+    ["vitrail.train.build", "vitrail.train.loop", "vitrail.recipes.named"]
+)
 
 
 def child(action: Callable[..., None], *arguments: Any) -> Any:
