@@ -21,16 +21,19 @@ demo: install
 	$(BIN)/vitrail evaluate runs/demo
 	$(BIN)/vitrail report runs/demo
 
+# Two processes of one thread each: tests are of tiny tensors, which a second thread hardly speeds up.
+# A file stays in one process, since what it spawns or trains is often shared by its tests.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The tests of arithmetic once more as an older processor adds up: without AVX, in torch and oneDNN,
 # in one thread. Every objective on every backbone only trains, and compares no numbers.
 test-other-sums: export ATEN_CPU_CAPABILITY = default
 test-other-sums: export ONEDNN_MAX_CPU_ISA = SSE41
-test-other-sums: export OMP_NUM_THREADS = 1
 test-other-sums: install
-	$(BIN)/python -m pytest $(ARITHMETIC) -k "not test_trains_two_steps_packed"
+	$(PYTEST) $(ARITHMETIC) -k "not test_trains_two_steps_packed"
 
 check: install
 	$(BIN)/ruff format --check .
