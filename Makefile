@@ -1,7 +1,7 @@
 # venv and pip only: nothing here needs to be fetched first.
 PYTHON ?= python3
 BIN := .venv/bin
-ARITHMETIC := tests/nn tests/objectives tests/backbones tests/test_optim.py tests/test_rounding.py
+ARITHMETIC := tests/nn tests/distributed tests/objectives tests/backbones tests/test_optim.py tests/test_rounding.py
 
 .PHONY: install demo test test-other-sums check format docs clean
 
@@ -22,8 +22,7 @@ demo: install
 	$(BIN)/vitrail report runs/demo
 
 # Two processes of one thread each: tests are of tiny tensors, which a second thread hardly speeds up.
-# A file stays in one process, since what it spawns or trains is often shared by its tests.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: install
 	$(PYTEST)
