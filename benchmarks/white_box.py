@@ -30,7 +30,7 @@ from vitrail.backbones.create import create_backbone
 from vitrail.data.sources.registry import open_source
 from vitrail.encoder import Encoder
 from vitrail.evals.evaluate import evaluate
-from vitrail.evals.features import shown
+from vitrail.evals.features import as_colours
 from vitrail.evals.figures.grid import Cell, heat, save_grid
 from vitrail.evals.patches.saliency import token_maps
 from vitrail.recipes.named import get_recipe
@@ -164,7 +164,7 @@ def draw_maps(trained: dict[str, Trained], path: Path) -> None:
     first = next(iter(encoders.values()))
     source = open_source("digits:scattered", "test", channels=1)
     images = [source.read(i).image for i in SHOWN]
-    rows = [[Cell(picture) for picture in shown(first, images)]]
+    rows = [[Cell(picture) for picture in as_colours(first, images)]]
     for encoder in encoders.values():
         maps = token_maps(encoder, images).mean(axis=1)
         rows.append([Cell(heat(values, 160)) for values in maps])

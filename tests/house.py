@@ -283,12 +283,20 @@ def registries_that_are_no_literals(package: Path) -> list[str]:
             and isinstance(calls[0], ast.Call)
             and ast.unparse(calls[0].func) == "Registry"
             and ast.unparse(calls[0].args[0]) == repr(kind)
-            and isinstance(calls[0].args[2], ast.Dict)
-            and all(isinstance(key, ast.Constant) for key in calls[0].args[2].keys)
+            and _is_literal_dict(calls[0].args[2], path)
         )
         if path.name != "registry.py" or not literal:
             found.append(f"{reference} is no Registry({kind!r}, ..., {{...}}) in a registry.py")
     return found
+
+
+def _is_literal_dict(rows: ast.expr, path: Path) -> bool:
+    """Returns whether rows are a dict of written names, here or assigned to a name of the file."""
+    for node in ast.parse(path.read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(rows, ast.Name) and rows.id in [getattr(t, "id", None) for t in targets]:
+            rows = node.value
+    return isinstance(rows, ast.Dict) and all(isinstance(key, ast.Constant) for key in rows.keys)
 
 
 def words_out_of_place(package: Path) -> list[str]:

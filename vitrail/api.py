@@ -212,11 +212,12 @@ def embed(
     )
 
 
-def report(*runs: str | Path, out: str | Path | None = None) -> Path:
+def report(run: str | Path, *more: str | Path, out: str | Path | None = None) -> Path:
     """Writes the page of a run, or of several side by side, and returns its path.
 
     Args:
-        runs: folders of runs, finished or not.
+        run: the folder of a run, finished or not.
+        more: folders of runs to show beside it.
         out: the page; by default RUN/report.html, which several runs do not have.
 
     Raises:
@@ -224,7 +225,7 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     """
     from vitrail.reporting.build import build_report
 
-    return build_report(*runs, out=out)
+    return build_report(run, *more, out=out)
 
 
 def export(

@@ -106,7 +106,7 @@ class Registry(Mapping[str, R], Generic[R]):
             "this process" if name in self._registered else _distribution(self._entry_points[name])
         )
 
-    def register(self, name: str, row: R) -> None:
+    def register(self, name: str, row: Any) -> None:
         """Adds a row for the rest of this process. See `vitrail.register`."""
         if name in self._own or name in self._entry_points:
             raise ValueError(

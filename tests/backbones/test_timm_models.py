@@ -124,7 +124,7 @@ def test_a_listing_a_config_and_the_published_size(name: str) -> None:
         **row.options(),
     }
     assert (backbone.img_size, backbone.in_chans) == (row.img_size, 3)
-    assert f"{row.img_size} px" in row.summary()
+    assert f"{row.img_size} px" in row.summary
     if name in PUBLISHED:
         count = sum(p.numel() for p in backbone.parameters())
         assert count + backbone.embed_dim * 1000 + 1000 == PUBLISHED[name]

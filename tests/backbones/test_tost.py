@@ -370,7 +370,7 @@ def test_the_recorded_config_says_what_was_built() -> None:
         "patch_size": 4,
         "depth": 3,
     }
-    assert "2 layers of TSSA" in TINY.summary()
+    assert "2 layers of TSSA" in TINY.summary
     assert TINY.options()["ratio"] == 4
     assert len(backbone.blocks) == 3
 

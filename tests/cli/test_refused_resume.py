@@ -71,7 +71,7 @@ def test_fields_of_speed_may_be_edited(run):
         ("[]", ["not a JSON object", "restore"]),
         ("", ["is not JSON"]),
         ("\x00\xff", ["is not JSON"]),
-        ("{}", ["lacks name, objective"]),
+        ("{}", ["lacks objective, backbone"]),
     ],
 )
 def test_a_config_that_is_none(run, text, words):

@@ -74,10 +74,10 @@ def test_an_interrupt_saves_and_ends_well(tmp_path):
 
 
 def test_an_interrupt_outside_the_loop_ends_without_a_traceback(tmp_path, monkeypatch):
-    from vitrail import cli
+    from vitrail import api
 
-    def interrupted(path: Path) -> None:
+    def interrupted(*paths: Path, out: Path | None) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "build_report", interrupted)
+    monkeypatch.setattr(api, "report", interrupted)
     assert vitrail("report", tmp_path).code == 130

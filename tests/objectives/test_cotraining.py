@@ -128,8 +128,8 @@ def test_the_health_check_sees_the_collapse() -> None:
         torch.nn.init.normal_(network.head.weight, std=1e-4)
     out = objective(make_batch(objective.views(), 8), 0)
     monitor = Monitor(every=1, chance_loss=objective.chance_loss)
-    looks = [monitor.look(i, out, out["loss"].item(), 1.0) for i in range(PATIENCE)]
-    assert "head outputs collapse" in looks[-1]["warning"]
+    checks = [monitor.measure(i, out, out["loss"].item(), 1.0) for i in range(PATIENCE)]
+    assert "head outputs collapse" in checks[-1]["warning"]
 
 
 def test_one_sample_and_accumulation_are_refused_by_name(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import tyro
 
 from vitrail import api
 from vitrail.config import suggest
+from vitrail.recipes.registry import RECIPES
 from vitrail.registry import REGISTRIES, registry
 
 Command = Callable[..., None]
@@ -27,6 +28,7 @@ Unnamed = tyro.conf.arg(name="")  # the fields of a dataclass are options withou
 
 def make_pretrain(recipe: str) -> Command:
     """Trains an encoder: RECIPE --out RUN [--data SPEC] ..."""
+    RECIPES.find(recipe)  # a wrong name is refused before torch is imported
     from vitrail.recipes.named import get_recipe
 
     named = get_recipe(recipe)
@@ -84,15 +86,18 @@ def make_evaluate() -> Command:
 
 
 def report(
-    runs: Annotated[tuple[Folder, ...], tyro.conf.Positional], out: Path | None = None
+    run: Folder,
+    more: Annotated[tuple[Folder, ...], tyro.conf.Positional] = (),
+    out: Path | None = None,
 ) -> None:
     """Writes the page of a run, or of several side by side: RUN [RUN ...]
 
     Args:
-        runs: folders of runs.
+        run: the folder of a run.
+        more: folders of runs to show beside it.
         out: the page; by default RUN/report.html, which several runs do not have.
     """
-    print(api.report(*runs, out=out))
+    print(api.report(run, *more, out=out))
 
 
 def embed(

@@ -159,7 +159,7 @@ def test_image_by_image_and_the_batch_at_once_give_the_same_pixels(bits):
         n = len(images)
         params = plan.sample(Draws(1, 2, n, 0, n), torch.tensor([images.shape[2:]] * n))
         native = [torch.empty(v, n, 3, s, s) for s, v in plan.resolutions]
-        apply_cpu.apply_cpu(list(images), params, native)
+        apply_cpu.apply_native(list(images), params, native)
         batched = apply_batched_views(list(images), params)
         for a, b in zip(native, batched, strict=True):
             assert share_off(a.flatten(0, 1), b, 1.001) < 1e-3  # asked of all devices
