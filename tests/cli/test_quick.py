@@ -56,4 +56,4 @@ def test_import_of_the_package_is_quick():
         f"import sys, vitrail; vitrail.__version__; print([m for m in {HEAVY} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert done.stdout.strip() == "[]"

@@ -45,7 +45,7 @@ def test_an_evaluation_is_read_and_its_results_are_reused(tmp_path, monkeypatch)
     shutil.copytree(EVALUATED, run)
     before = json.loads((run / "evaluation.json").read_text())
     monkeypatch.setattr(
-        "vitrail.evals.classification.linear.run",
+        "vitrail.evals.classification.linear.linear",
         lambda *_: pytest.fail("linear is measured again although its settings are the same"),
     )
     evaluate(run, protocols=("knn",))
