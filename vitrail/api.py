@@ -36,11 +36,11 @@ class Run(type(Path())):  # type: ignore[misc]
         facts = [
             (name, str(config[name])) for name in ("name", "backbone", "data") if name in config
         ]
-        rows = self / "metrics.jsonl"
-        lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
-        if lines:
-            last = json.loads(lines[-1])
-            facts += [("steps", str(last["step"] + 1)), ("loss", f"{last['loss']:.4f}")]
+        last = _last_row(self / "metrics.jsonl")
+        if _is_number(last.get("step")):
+            facts.append(("steps", str(last["step"] + 1)))
+        if _is_number(last.get("loss")):
+            facts.append(("loss", f"{last['loss']:.4f}"))
         knn = _read_object(self / "evaluation.json").get("knn")
         if isinstance(knn, dict):
             shown = (
@@ -270,9 +270,21 @@ def _train(
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:
-    if not path.exists():
+    """Returns the object that a JSON file holds; nothing of a file that is missing or damaged."""
+    return _parsed(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _last_row(path: Path) -> Mapping[str, Any]:
+    """Returns the last whole line of metrics.jsonl: a kill may have cut the very last one."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next(filter(None, map(_parsed, reversed(lines))), {})
+
+
+def _parsed(text: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
     return found if isinstance(found, dict) else {}
 
 
