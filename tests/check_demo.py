@@ -1,4 +1,4 @@
-"""What README claims of `make demo`, checked on the run it left: python tests/check_demo.py RUN"""
+"""Checks the README's claims on the run of `make demo`: python tests/check_demo.py RUN"""
 
 import json
 import sys

@@ -10,7 +10,7 @@ jaxtyping.install_import_hook("vitrail", "typechecker.check")
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is kept between starts is not kept where the user's is."""
+    """Puts the cache in a temporary folder, apart from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def slow(request: pytest.FixtureRequest) -> bool:
-    """Whether the long form of a check was asked for."""
+    """Returns whether the long form of a check was asked for."""
     return bool(request.config.getoption("--slow"))
 
 

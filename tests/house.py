@@ -300,7 +300,7 @@ def _is_literal_dict(rows: ast.expr, path: Path) -> bool:
 
 
 def words_out_of_place(package: Path) -> list[str]:
-    """What has one place (writing files, drawing, processes) is done only there."""
+    """Writing files, drawing and processes have one place each, and are done only there."""
     found = []
     for path in modules(package).values():
         where, code = path.relative_to(package).as_posix(), _code(path)

@@ -40,7 +40,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Of one image [n D], heads concatenated."""
+    """Computes the attention of one image [n D], heads concatenated."""
     parts = []
     for qh, kh, vh in zip(*(x.chunk(heads, dim=1) for x in (q, k, v)), strict=True):
         scores = (qh @ kh.T / math.sqrt(qh.shape[1])).exp()

@@ -95,7 +95,7 @@ def causal_statistics(sd: dict[str, Tensor], at: str, w: Tensor, heads: int) -> 
 
 
 def tokenwise(sd: dict[str, Tensor], at: str, u: Tensor, name: str) -> Tensor:
-    """What follows the second norm; for CRATE in place of the tokens, else beside them."""
+    """Returns the output after the second norm; of CRATE in place of the tokens, else added."""
     if name == "crate":
         d = sd[f"{at}.weight"]
         return (u + 0.1 * (u - u @ d.T) @ d - 0.01).relu()

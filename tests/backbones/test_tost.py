@@ -116,7 +116,7 @@ def tssa(sd: dict[str, Tensor], name: str, x: Tensor, heads: int) -> Tensor:
 def class_attention(
     sd: dict[str, Tensor], name: str, x: Tensor, heads: int
 ) -> tuple[Tensor, Tensor]:
-    """What the class token receives, and its weights [h N]."""
+    """Returns what the class token receives, and its weights [h N]."""
     q, k, v = linear(sd, f"{name}.qkv", x).chunk(3, dim=1)
     rows, received = [], []
     for qh, kh, vh in zip(*(y.chunk(heads, dim=1) for y in (q, k, v)), strict=True):

@@ -29,7 +29,7 @@ def test_resume_of_a_finished_run_changes_nothing(run):
 
 
 def test_an_encoder_that_was_not_exported_is_exported_by_resume(run):
-    """As after a kill between the last checkpoint and the export."""
+    """Repeats the state after a kill between the last checkpoint and the export."""
     before = shell.snapshot(run)
     description = json.loads((run / "encoder.json").read_text())
     (run / "encoder.json").write_text(json.dumps(description | {"step": 1}))

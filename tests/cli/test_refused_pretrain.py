@@ -1,4 +1,4 @@
-"""What cannot work is refused before anything is made: one message, and no run left behind."""
+"""A run that cannot work is refused before anything is made: one message, and no folder."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ EXPLODE = ["--optim.lr", "1e30", "--optim.warmup-epochs", 0, "--optim.clip", 0] 
 
 
 def refusal(outcome: Outcome) -> Outcome:
-    """Without the lines of the steps before."""
+    """Returns the outcome without the lines of the steps before."""
     return outcome._replace(err=outcome.err[outcome.err.index("vitrail: error") :])
 
 

@@ -21,7 +21,7 @@ QUICK = {
 
 
 class Unlabelled(MemorySource):
-    """Without labels."""
+    """A source without labels."""
 
     def label(self, index):
         return None

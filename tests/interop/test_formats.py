@@ -43,7 +43,7 @@ def built(official: Official) -> SkeletonBackbone:
 
 
 def full(teacher: Weights, **more: object) -> dict[str, object]:
-    """What DINO and SimDINO v1 write while they train."""
+    """Returns a checkpoint as DINO and SimDINO v1 write it while they train."""
     student = {key: value + 1 for key, value in teacher.items()}
     args = argparse.Namespace(arch="vit_small", patch_size=16)
     rest = {"optimizer": {"state": {}}, "epoch": 100, "args": args}

@@ -65,7 +65,7 @@ def exported(folder: Path, format: Format, name: str, overrides: dict) -> tuple[
 
 
 def pooled(backbone: Any, side: int) -> Tensor:
-    """Of images of the size that the backbone is built for, and of twice the size."""
+    """Compares images of the size that the backbone is built for, and of twice the size."""
     generator = torch.Generator().manual_seed(1)
     backbone.eval()
     with torch.no_grad():

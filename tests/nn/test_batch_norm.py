@@ -44,7 +44,7 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 
 def two_passes(net: nn.Module, share: slice) -> dict[str, Any]:
-    """Of a share of the batch: values, gradients of images and parameters, running statistics."""
+    """Returns values, gradients and running statistics of a share of the batch."""
     images, weights = (t[share] for t in inputs())
     net(images * 2 - 1)  # so that the running statistics are an average
     images = images.clone().requires_grad_()

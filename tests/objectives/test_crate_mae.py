@@ -32,7 +32,7 @@ def norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 def mssa(layer: nn.Module, x: Tensor) -> Tensor:
-    """Of one image [n D]: every head projects on its subspace and attends there."""
+    """Computes one image [n D]: every head projects on its subspace and attends there."""
     parts = []
     for w in (x @ layer.qkv.weight.T).chunk(HEADS, dim=1):
         scores = (w @ w.T / w.shape[1] ** 0.5).exp()

@@ -95,7 +95,7 @@ def test_products_and_sums_are_float32_under_autocast() -> None:
 
 
 def plain_gradients(objective: DINO, batch: Batch) -> dict[str, torch.Tensor]:
-    """Of the loss through all logits, softmaxes and autograd."""
+    """Computes the loss through all logits, softmaxes and autograd."""
     views = [x.unflatten(0, (-1, batch.size)) for x in batch.views]
     n_views = sum(len(x) for x in views)
     _, z = objective.student(batch.views)

@@ -1,4 +1,4 @@
-"""What the tests of pages share: parsed elements, a picture, and run folders."""
+"""Helpers of the tests of pages: parsed elements, a picture, and run folders."""
 
 import base64
 import json

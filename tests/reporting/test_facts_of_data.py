@@ -1,4 +1,4 @@
-"""What the page says of waiting for data, and of files that were left out."""
+"""Tests of the page on waiting for data, and on files that were left out."""
 
 from vitrail.reporting.facts import facts, left_out, waiting
 from vitrail.reporting.run_files import RunFiles

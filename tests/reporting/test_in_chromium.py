@@ -140,7 +140,7 @@ def test_a_phone_shows_all_of_it(pages, tmp_path):
 
 
 def test_the_policy_lets_no_script_run(pages, tmp_path):
-    """As a second wall: even a script that got onto the page would not run."""
+    """A second defence: even a script that got onto the page would not run."""
     page, n_runs = pages
     if n_runs > 1:
         pytest.skip("has the same policy")

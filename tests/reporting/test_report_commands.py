@@ -28,7 +28,7 @@ ODD = [
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What `vitrail evaluate` would have done."""
+    """Writes what `vitrail evaluate` would have written."""
     calls = []
     monkeypatch.setattr(evaluation, "evaluate", lambda path, **asked: calls.append((path, asked)))
     return calls

@@ -1,4 +1,4 @@
-"""What the loop does with a recipe, on tiny real runs."""
+"""Tests of the loop on tiny real runs."""
 
 import json
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Where images come from and what the model sees of them."""
+"""Data: from bytes to samples, from samples to views, from views to batches."""

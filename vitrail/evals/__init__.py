@@ -1,1 +1,1 @@
-"""Features -> numbers and pictures: knows encoders, never objectives."""
+"""Evaluation: from an encoder to numbers and pictures; it imports no objective."""

@@ -1,4 +1,4 @@
-"""What a protocol works on: an encoder, two splits of a source with their features, and a seed.
+"""The input of a protocol: an encoder, two splits of a source with their features, and a seed.
 
 A protocol is a function `run(context, *configs)` and a row of `vitrail.evals.registry`.
 """
@@ -45,7 +45,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Context:
-    """What a protocol works on, beside its own config.
+    """The input of a protocol, beside its own config.
 
     Attributes:
         encoder: the trained encoder; `encoder.untrained()` has the run's initial weights.
@@ -77,7 +77,7 @@ class Context:
 
     @property
     def metric(self) -> Metric:
-        """What accuracies are: the fraction that is right, or its mean over the classes."""
+        """The kind of accuracy: the fraction that is right, or its mean over classes."""
         return self.asked_metric or self.test.source.metric
 
     def chosen(self, count: int) -> list[int]:

@@ -36,7 +36,7 @@ from vitrail.text_encoder import TextEncoder, has_text
 
 @dataclass(frozen=True)
 class _Bench:
-    """What all sources of one call are measured with.
+    """The parts of an evaluation that all sources of one call share.
 
     Attributes:
         encoder: the trained one.

@@ -1,4 +1,4 @@
-"""What `evaluate` returns: the numbers of evaluation.json, shown as a table in a notebook."""
+"""The result of `evaluate`: the numbers of evaluation.json, shown as a table in a notebook."""
 
 from collections.abc import Sequence
 from html import escape

@@ -1,1 +1,1 @@
-"""Choose: functions that return a whole Recipe, named after what they reproduce."""
+"""Recipes: functions that return the whole configuration of a run, one file a method."""

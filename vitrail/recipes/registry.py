@@ -20,7 +20,7 @@ class RecipeRow(Row):
 
     @property
     def summary(self) -> str:  # type: ignore[override]
-        """What the recipe trains, in one sentence."""
+        """Returns one sentence that says what the recipe trains."""
         return summary(self.make)
 
 

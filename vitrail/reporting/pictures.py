@@ -19,7 +19,7 @@ FITS = 500  # pixels of width that a phone shows without scrolling, shrunk a lit
 
 
 class Words(NamedTuple):
-    """What is written about a picture.
+    """The text about a picture.
 
     Attributes:
         title: its heading.

@@ -132,7 +132,7 @@ def test_what_comes_next_does_not_change_what_was(operator: type[Attention]) -> 
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_causal_attention_has_the_gradients_of_its_values(operator: type[Attention]) -> None:
-    """By finite differences, for tokens and weights, with two lengths."""
+    """Checks gradients by finite differences, for tokens and weights, with two lengths."""
     attention = randomised(operator(D, HEADS))
     names = list(dict(attention.named_parameters()))
     shapes = [(2, 3), (1, 4)]

@@ -82,7 +82,7 @@ def test_mssa_shares_one_projection(tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("operator", [MHSA, MSSA])
 def test_attention_has_the_gradients_of_its_values(operator: type[Attention]) -> None:
-    """By finite differences, for tokens and weights, with two resolutions."""
+    """Checks gradients by finite differences, for tokens and weights, with two resolutions."""
     attention = randomised(operator(D, HEADS))
     names = list(dict(attention.named_parameters()))
     shapes = [(2, 3), (1, 4)]

@@ -207,7 +207,7 @@ def test_odl_takes_two_products_a_step() -> None:
     "operator", [MLP(6), SwiGLU(6), ISTA(6), ODL(6, ratio=2), ODL(6, ratio=2, decoupled=False)]
 )
 def test_gradients_are_those_of_the_values(operator: nn.Module, count: int) -> None:
-    """By finite differences, for tokens and weights."""
+    """Checks gradients by finite differences, for tokens and weights."""
     operator = randomised(operator)
     names = list(dict(operator.named_parameters()))
 

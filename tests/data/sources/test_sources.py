@@ -160,7 +160,7 @@ def test_channels_of_sources_in_memory():
 
 
 def zipped(data: bytes) -> bytes:
-    """Without the time of day, which would be in the names of tests."""
+    """Compresses without the time of day, which would be in the names of tests."""
     return gzip.compress(data, mtime=0)
 
 

@@ -82,7 +82,7 @@ def test_numpys_own_generator_goes_on_as_if_nothing_had_been():
     ],
 )
 def test_the_rate_of_every_parameter(name):
-    """What comes d layers before the head moves at decay^d; each parameter is in one group."""
+    """A layer d before the head moves at decay^d; each parameter is in one group."""
     backbone = create_backbone(name, in_chans=1, img_size=28)
     depths, n_layers = layer_of(backbone)
     assert set(depths) == {key for key, _ in backbone.named_parameters()}

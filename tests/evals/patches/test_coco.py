@@ -65,7 +65,7 @@ def one_class(truth):
 
 
 def stats_of(folder, truth, rows, kind):
-    """What pycocotools says of two files."""
+    """Returns the numbers of pycocotools for two files."""
     (folder / "truth.json").write_text(json.dumps(truth))
     (folder / "found.json").write_text(json.dumps(rows))
     expected = COCO(str(folder / "truth.json"))
