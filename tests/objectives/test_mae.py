@@ -48,7 +48,7 @@ def named(ours: dict[str, Tensor], theirs: str) -> dict[str, Tensor]:
 
 
 def published_positions(dim: int) -> Tensor:
-    """Compares a 4 × 4 grid: theirs begin with the row, those of MAE's weights with the column."""
+    """Returns transformers' positions of a 4 × 4 grid, columns first as in MAE's weights."""
     rows, columns = build_2d_sinusoidal_position_embedding(4, 4, dim, cls_token=True).chunk(2, 1)
     return torch.cat([columns, rows], dim=1).unsqueeze(0)
 
