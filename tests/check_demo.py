@@ -9,7 +9,7 @@ def main(run: Path) -> None:
     """Exits with 1 and the broken claim, or prints the numbers."""
     found = json.loads((run / "evaluation.json").read_text())
     knn, few = found["knn"], found["linear_10_per_class"]
-    assert found["settings"]["draws"] >= 10
+    assert found["settings"]["linear"]["draws"] >= 10
     better = knn["trained"] - knn["untrained"]
     halved = 1 - knn["trained"] <= (1 - knn["untrained"]) / 2
     assert better >= 0.05 or halved, f"k-NN: trained {knn['trained']} of {knn['untrained']}"
