@@ -62,14 +62,21 @@ def _escaped(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrites the pages, and says which have changed."""
+    """Rewrites the pages, and says which have changed; with --check only says so, and exits 1."""
+    check, stale = "--check" in sys.argv[1:], False
     for page in PAGES:
         path = REPOSITORY / page
         before = path.read_text(encoding="utf-8")
         after = generated(before)
-        if after != before:
+        if after == before:
+            continue
+        stale = True
+        print(
+            f"{page} is {'out of date: run `make docs`' if check else 'written'}", file=sys.stderr
+        )
+        if not check:
             path.write_text(after, encoding="utf-8")
-            print(f"{page} is written", file=sys.stderr)
+    raise SystemExit(1 if check and stale else 0)
 
 
 if __name__ == "__main__":

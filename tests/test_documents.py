@@ -1,6 +1,9 @@
 """The generated tables of the documentation are those of the registries."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,11 +20,12 @@ def generate():
     return module
 
 
-def test_the_pages_are_as_the_registries_say(generate):
-    for page in generate.PAGES:
-        text = (REPOSITORY / page).read_text(encoding="utf-8")
-        assert generate.generated(text) == text, f"{page} is out of date: run `make docs`"
-        assert "<!-- /" in text
+def test_the_pages_are_as_the_registries_say():
+    # A process of its own: other tests of this one replace rows of registries.
+    command = [sys.executable, str(REPOSITORY / "docs" / "generate.py"), "--check"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_table_that_is_out_of_date_is_written_anew(generate):
