@@ -21,7 +21,7 @@ def generate():
 
 
 def test_the_pages_are_as_the_registries_say():
-    # A process of its own: other tests of this one replace rows of registries.
+    # A process of its own, as `make docs` is one.
     command = [sys.executable, str(REPOSITORY / "docs" / "generate.py"), "--check"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -61,6 +61,8 @@ def test_names_that_are_taken_or_unknown_are_refused(things):
         things.find("our")
     with pytest.raises(KeyError):
         things["nothing"]
+    with pytest.raises(TypeError):
+        things.own["ours"] = Thing("mine")
 
 
 def test_register_from_python(monkeypatch):

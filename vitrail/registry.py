@@ -16,6 +16,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from vitrail.config import suggest
@@ -131,8 +132,8 @@ class Registry(Mapping[str, R], Generic[R]):
 
     @property
     def own(self) -> Mapping[str, R]:
-        """vitrail's own rows, without those of other packages."""
-        return self._own
+        """vitrail's own rows, without those of other packages; read-only."""
+        return MappingProxyType(self._own)
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:

@@ -64,7 +64,7 @@ def test_other_protocols_than_features_share_the_list(run, monkeypatch):
 
 
 def test_pictures_name_what_they_cannot_show(run, capsys):
-    """Without features, nothing has read the images before."""
+    """Refuses too many bad files also if no features were computed, which read the images first."""
     allow(run, 0.5)
     results = evaluate(run, protocols=["pca"], settings={"pictures": 30})
     names = [name for name in ("a/0.png", "a/1.png", "b/7.png") if name in capsys.readouterr().out]

@@ -291,11 +291,11 @@ def test_a_timm_vit_without_a_head_is_taken_for_dinos(tmp_path: Path, no_embed_c
 @pytest.fixture
 def maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small rows of the families made of timm's modules."""
-    monkeypatch.setitem(BACKBONES.own, "swin_a", TimmSwin(56, 8, (1, 1), (1, 2), 4, 7))
-    monkeypatch.setitem(BACKBONES.own, "swin_b", TimmSwin(56, 16, (2, 2), (2, 4), 4, 7))
-    monkeypatch.setitem(BACKBONES.own, "swin_c", TimmSwin(112, 16, (2, 2), (2, 4), 4, 7))
+    monkeypatch.setitem(BACKBONES._own, "swin_a", TimmSwin(56, 8, (1, 1), (1, 2), 4, 7))
+    monkeypatch.setitem(BACKBONES._own, "swin_b", TimmSwin(56, 16, (2, 2), (2, 4), 4, 7))
+    monkeypatch.setitem(BACKBONES._own, "swin_c", TimmSwin(112, 16, (2, 2), (2, 4), 4, 7))
     for name in ("resnet18", "resnet26"):
-        monkeypatch.setitem(BACKBONES.own, f"{name}_", TimmResNet(224, name))
+        monkeypatch.setitem(BACKBONES._own, f"{name}_", TimmResNet(224, name))
 
 
 SWIN = {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
@@ -357,7 +357,7 @@ def test_transformers_swin(tmp_path: Path, headed: bool, side: int, row: str) ->
 def test_a_swin_of_a_size_that_no_row_has_is_shifted_as_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(BACKBONES.own, "swin_c")
+    monkeypatch.delitem(BACKBONES._own, "swin_c")
     model = hf_swin(112)
     official = read_official(hub_folder(tmp_path, model))
     assert (official.backbone, official.kwargs["img_size"]) == ("swin_b", 112)
