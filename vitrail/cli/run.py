@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import tyro
 
-from vitrail import __version__
+from vitrail import __version__, signals
 from vitrail.cli.commands import COMMANDS
 from vitrail.config import suggest
 from vitrail.recipes.registry import RECIPES
@@ -16,7 +16,7 @@ from vitrail.recipes.registry import RECIPES
 FLAGS = (tyro.conf.FlagConversionOff,)  # --objective.views.upright True, as in config.json
 
 
-def main(arguments: list[str] | None = None) -> None:
+def run(arguments: list[str] | None = None) -> None:
     """Runs one command. Exits with 0, with 1 and one line on an error, or with 2 on misuse."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["--version"]:
@@ -24,10 +24,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     try:
         _run(arguments)
-    except KeyboardInterrupt as error:
-        raise SystemExit(130) from error
     except Exception as error:
-        if not _is_users(error):
+        if not _is_users(error) or signals.stopping():
             raise
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         who = f"rank {os.environ.get('RANK')}: " if several else ""

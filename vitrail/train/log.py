@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vitrail.atomic import write_atomically
+from vitrail.atomic import read_text, write_atomically
 from vitrail.data.loading.feed import Feed
 from vitrail.data.tools.progress import PLAIN_SECONDS, bar
 from vitrail.distributed.collectives import mean_over_ranks
@@ -121,6 +121,8 @@ class Log:
 
         `write` writes them, so the caller can check and complete them first.
         """
+        if not self._pending:
+            return []
         names = list(self._pending[0][1])
         table = torch.stack([torch.stack([s[n].float() for n in names]) for _, s in self._pending])
         values = mean_over_ranks(table).tolist()  # the sync point
@@ -151,7 +153,7 @@ class Log:
         Raises:
             OSError: the disk is full or not writable.
         """
-        if not self._writes:
+        if not self._writes or not rows:
             return
         for sink in self._sinks:
             sink.write(rows)
@@ -214,10 +216,10 @@ def _cut(path: Path, start: int) -> None:
     if not path.exists():
         return
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_text(path).split("\n"):
         try:
             if json.loads(line)["step"] < start:
                 lines.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     write_atomically(path, "".join(lines))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitrail import signals
 from vitrail.distributed.ranks import Ranks, any_rank
 from vitrail.optim import apply_schedules, clip_gradients, drop_frozen_gradients
 from vitrail.train import epochs
@@ -22,7 +23,6 @@ from vitrail.train.exports import draw_pictures
 from vitrail.train.health import MEASURED, Monitor, require_finite
 from vitrail.train.log import Log, print_line
 from vitrail.train.parallel import parallel
-from vitrail.train.run_folder import stop_signals
 from vitrail.train.warm_start import hold_statistics
 
 B = TypeVar("B")
@@ -36,6 +36,7 @@ def train(run: Path, recipe: RunSettings, parts: Parts[B], ranks: Ranks) -> bool
         saved in both cases.
 
     Raises:
+        Interrupted: SIGTERM or SIGINT came before this process had taken a step, or a second time.
         ValueError: the recipe cannot run, the run was edited, or (DivergedError) the loss is not
             finite. The last whole checkpoint stays.
         OSError: the disk is full. The last whole checkpoint stays.
@@ -60,11 +61,15 @@ def train(run: Path, recipe: RunSettings, parts: Parts[B], ranks: Ranks) -> bool
     with (
         note_saved_state(run, horizon.steps),
         Log(run, ranks, start, horizon.steps, feed, recipe.sinks) as log,
-        stop_signals() as stop,
+        signals.watching() as watch,
     ):
         if horizon.steps_in(recipe.optim.warmup_epochs) == horizon.steps:
             log.print_line("note: the whole run is warm-up; see --optim.warmup-epochs")
-        for step, slices in enumerate(log.timed(epochs.batches(parts, recipe.seed, start)), start):
+        taken = saved = start
+        steps = watch.until_stopped(
+            epochs.batches(parts, recipe.seed, start), alone=ranks.world == 1
+        )
+        for step, slices in enumerate(log.timed(steps), start):
             lr, weight_decay = apply_schedules(
                 optimizer, recipe.optim, horizon, recipe.batch_size, step
             )
@@ -75,13 +80,15 @@ def train(run: Path, recipe: RunSettings, parts: Parts[B], ranks: Ranks) -> bool
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             objective.after_step(out, step)
+            taken = step + 1
+            watch.save_first()
 
             epoch = step / horizon.steps_per_epoch
             log.record({"step": step, "epoch": epoch, "lr": lr, "weight_decay": weight_decay}, out)
-            stopping = any_rank(stop.is_set())
+            stopping = any_rank(watch.stopping)
             guard_due = guard is not None and guard.due(step)
-            saving = stopping or step + 1 == horizon.steps or (step + 1) % save_every == 0
-            if saving or guard_due or (step + 1) % log_every == 0:
+            saving = stopping or taken == horizon.steps or taken % save_every == 0
+            if saving or guard_due or taken % log_every == 0:
                 rows = log.flush()
                 rows[-1] |= monitor.check(step, out, rows[-1]["loss"], log.pace)
                 if guard and guard_due:
@@ -89,13 +96,20 @@ def train(run: Path, recipe: RunSettings, parts: Parts[B], ranks: Ranks) -> bool
                 log.write(rows)
                 require_finite(rows, recipe.precision)
             if saving:
-                save(run, recipe, parts, ranks, step + 1)
+                save(run, recipe, parts, ranks, taken)
+                saved = taken
                 draw_pictures(run, objective, slices[0], ranks)
-            if stopping and step + 1 < horizon.steps:
-                done = f"{step + 1} of {horizon.steps} steps are saved"
-                log.print_line(f"stopped; {done}; go on with `vitrail resume {run}`")
-                return False
-    return True
+            if stopping:
+                break
+        if taken > saved:  # the signal came while the next batch was awaited
+            rows = log.flush()
+            log.write(rows)
+            require_finite(rows, recipe.precision)
+            save(run, recipe, parts, ranks, taken)
+        if taken < horizon.steps:
+            done = f"{taken} of {horizon.steps} steps are saved"
+            log.print_line(f"stopped; {done}; go on with `vitrail resume {run}`")
+    return taken == horizon.steps
 
 
 def forward_backward(

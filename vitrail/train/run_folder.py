@@ -1,18 +1,13 @@
 """The folder of a run: made once, locked by one process, and described by its config.json."""
 
-import fcntl
 import json
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from threading import Event, current_thread, main_thread
-from types import FrameType
 
-from vitrail.atomic import write_atomically
+from vitrail.atomic import locked, write_atomically
 from vitrail.config import from_dict, to_dict
 from vitrail.recipes.named import command_of
 from vitrail.recipes.recipe import Recipe
@@ -76,18 +71,13 @@ def lock_run(run: Path) -> Iterator[None]:
     Raises:
         ValueError: another process has locked it.
     """
-    with open(run / ".lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
+    path = run / ".lock"
+    with locked(path) as free:
+        if not free:
+            holder = path.read_text().strip() or "unknown"
             raise ValueError(
                 f"{run} is in use by process {holder}; wait for it, or name another folder"
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+            )
         yield
 
 
@@ -107,22 +97,3 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return found.stdout.strip() or None
-
-
-@contextmanager
-def stop_signals() -> Iterator[Event]:
-    """Yields an event that SIGTERM or SIGINT sets, so the loop can end between two steps."""
-    stop = Event()
-
-    def on_signal(signum: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    if current_thread() is not main_thread():  # Python delivers signals to the main thread only
-        yield stop
-        return
-    before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

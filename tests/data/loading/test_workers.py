@@ -1,5 +1,6 @@
 """Deaths of workers: the cause is reported, and a file that crashes its decoder is a bad file."""
 
+import errno
 import faulthandler
 import multiprocessing
 import os
@@ -238,3 +239,135 @@ def test_a_process_ends_though_workers_still_read_and_an_error_of_theirs_is_kept
     folder = source.spec.removeprefix("folder:")
     done = subprocess.run([sys.executable, "-c", KEPT, folder], timeout=50)
     assert done.returncode == 7
+
+
+def test_nothing_is_left_in_the_temporary_folder(source, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    folder = source.spec.removeprefix("folder:")
+    done = subprocess.run([sys.executable, "-c", CLEAN, folder], timeout=50)
+    assert done.returncode == 0
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+CLEAN = """
+import sys
+from vitrail.data.loading.reader import Reader, Request
+from vitrail.data.sources.registry import open_source
+from vitrail.data.loading.workers import read_slices
+
+source = open_source("folder:" + sys.argv[1])
+assert len(list(read_slices(Reader(source, 0, ()), (Request([i]) for i in range(9)), 2))) == 9
+"""
+
+
+def test_the_size_of_shared_memory_does_not_matter(source, monkeypatch):
+    from multiprocessing import heap
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    # torch would take the images' memory from there
+    monkeypatch.setattr(torch.UntypedStorage, "_new_using_fd_cpu", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_share_filename_cpu_", full)
+    assert heap.Arena._dir_candidates == ["/dev/shm"]
+    slices = read_slices(Reader(source, 0, ()), (Request([i]) for i in range(6)), 2)
+    assert [read.indices for read in slices] == [[i] for i in range(6)]
+
+
+def test_images_of_16_bits_cross_as_they_are(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (4, 3, 5, 2), dtype=np.uint16)
+    for i, image in enumerate(pixels):
+        np.save(tmp_path / f"{i}.npy", image.transpose(2, 0, 1))
+    source = open_source(f"folder:{tmp_path},bits=16", channels=2)
+    requests = [Request([i]) for i in range(4)]
+    for read, own in zip(
+        read_slices(Reader(source, 0, ()), requests, 2),
+        read_slices(Reader(source, 0, ()), requests, 0),
+        strict=True,
+    ):
+        assert torch.equal(read.pixels, own.pixels)
+        assert read.pixels.dtype is torch.uint16
+
+
+def test_memory_that_runs_out_is_an_error_in_words(source, monkeypatch):
+    def none_left(*_):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "memfd_create", none_left)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        list(read_slices(Reader(source, 0, ()), [Request([0])], 1))
+    assert not multiprocessing.active_children()
+
+
+def test_a_stopped_worker_ends_with_the_main_process(source):
+    ours, theirs = multiprocessing.Pipe()
+
+    def main() -> None:
+        steps = loader_of(source, Quarantine(None, 40)).steps(0, 10**6)
+        next(steps)
+        theirs.send([child.pid for child in multiprocessing.active_children()])
+        time.sleep(60)
+
+    process = multiprocessing.Process(target=main)
+    process.start()
+    pids = ours.recv()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 10
+    while any(lives(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(lives(pid) for pid in pids)
+
+
+def test_an_interrupt_while_a_worker_starts_leaves_none(source, monkeypatch):
+    start = multiprocessing.context.ForkProcess.start
+
+    def interrupted(process):
+        start(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(read_slices(Reader(source, 0, ()), [Request([0])], 3))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [100_000, 1025, -1])
+def test_a_number_of_workers_that_makes_no_sense(source, workers):
+    with pytest.raises(ValueError, match=f"workers is {workers}; it must be from 0 to 1024"):
+        list(read_slices(Reader(source, 0, ()), [Request([0])], workers))
+
+
+SCRIPT = """
+import multiprocessing, sys
+{guard}
+    multiprocessing.set_start_method(sys.argv[2], force=True)
+    from vitrail.data.loading.loader import read_images
+    from vitrail.data.loading.quarantine import Quarantine
+    from vitrail.data.loading.start_method import refuse_second_run
+    from vitrail.data.sources.registry import open_source
+    refuse_second_run()
+    source = open_source("folder:" + sys.argv[1])
+    print(sum(len(i) for i, _ in read_images(source, Quarantine(None, 40), 1)))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("guarded", [True, False])
+def test_start_methods(source, tmp_path, method, guarded):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(guard="if __name__ == '__main__':" if guarded else "if True:"))
+    folder = source.spec.removeprefix("folder:")
+    command = [sys.executable, str(script), folder, method]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=55)
+    if guarded or method == "fork":
+        assert done.stdout == "40\n", done
+        return
+    assert done.returncode == 1
+    assert "OSError: folder:" in done.stderr
+    assert f"start method of multiprocessing, '{method}'" in done.stderr.splitlines()[-1]
+    assert 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]

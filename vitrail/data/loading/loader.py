@@ -16,7 +16,7 @@ from vitrail.data.loading.order import Order, default_order
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.loading.reader import CHUNK, REDRAWS, Image, Reader, Request, Slice
 from vitrail.data.loading.wait_time import Meter
-from vitrail.data.loading.workers import read_slices
+from vitrail.data.loading.workers import check_workers, read_slices
 from vitrail.data.views.apply import ViewsOfBatch
 from vitrail.data.views.plan import ViewPlan
 from vitrail.nn.random import Draws
@@ -81,8 +81,7 @@ class Loader:
                 f"`vitrail stats {source.spec}` prints, or open the images with another number "
                 "of channels"
             )
-        if workers < 0:
-            raise ValueError(f"workers is {workers}; it must be 0 or more")
+        check_workers(workers)
         self._source = source
         self._plan = plan
         self._batch_size = batch_size

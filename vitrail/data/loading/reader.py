@@ -103,7 +103,7 @@ class Reader:
         # Decoders interleave channels, and the resize reads them so: that order stays.
         images = [sample.image.permute(1, 2, 0) for sample in samples]
         return Slice(
-            torch.cat([image.flatten() for image in images]) if images else _NO_PIXELS,
+            torch.cat([image.flatten() for image in images]) if images else NO_PIXELS,
             [(image.shape[0], image.shape[1], image.shape[2]) for image in images],
             indices,
             bad,
@@ -137,7 +137,7 @@ class Reader:
             self.note(None)
 
 
-_NO_PIXELS = torch.empty(0, dtype=torch.uint8)
+NO_PIXELS = torch.empty(0, dtype=torch.uint8)
 
 
 def _ignore(_: int | None) -> None:

@@ -3,7 +3,6 @@
 The format is WebDataset's: `wds:DIR`, the `webdataset` package and any tar program read it.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vitrail.atomic import write_atomically
+from vitrail.atomic import locked, write_atomically
 from vitrail.data.contract import NoTestSplitError, Source
 from vitrail.data.loading.loader import read_images
 from vitrail.data.loading.order import default_order
@@ -33,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 MB = 10**6
+LOCK = ".lock"  # in the folder
 LISTED = 10  # bad files in the summary
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
@@ -166,14 +166,13 @@ def _open_splits(spec: str, channels: int | None) -> dict[str, Source]:
 @contextmanager
 def _lock_folder(out: Path) -> Iterator[None]:
     """Locks the folder; raises ValueError if another process packs into it."""
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ValueError(f"{out} is being packed into by another process") from error
-    finally:
-        os.close(folder)
+    with locked(out / LOCK) as free:
+        if not free:
+            raise ValueError(f"{out} is being packed into by another process")
+        try:
+            yield
+        finally:
+            (out / LOCK).unlink(missing_ok=True)  # a pack holds nothing but shards and their lists
 
 
 def _begin(state: State, sources: dict[str, Source]) -> State:
@@ -184,7 +183,7 @@ def _begin(state: State, sources: dict[str, Source]) -> State:
     """
     out = state.out
     fresh = {k: Split(source.fingerprint(), len(source)) for k, source in sources.items()}
-    if all(path.name.endswith(".writing") for path in out.iterdir()):
+    if all(path.name == LOCK or path.name.endswith(".writing") for path in out.iterdir()):
         state.splits.update(fresh)
         state.save(complete=False)
         return state
