@@ -5,12 +5,13 @@ Imports are lazy: torch takes seconds to import, and a function waits only for w
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vitrail.atomic import read_text
 from vitrail.config import override
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import vitrail.encoder
     import vitrail.recipes.recipe
     import vitrail.train.build
+    import vitrail.train.change
 
 
 class Run(type(Path())):  # type: ignore[misc]
@@ -54,6 +56,7 @@ def pretrain(
     recipe: "str | vitrail.recipes.recipe.Recipe",
     out: str | Path,
     data: str | None = None,
+    resume: Literal["never", "auto"] = "never",
     **changes: Any,
 ) -> Run:
     """Trains an encoder, and returns the folder of the run.
@@ -65,6 +68,7 @@ def pretrain(
         recipe: a name of `vitrail list recipes`, or a Recipe.
         out: a folder that does not hold a run yet.
         data: a source SPEC instead of the recipe's.
+        resume: auto goes on with the run in `out` if the same command has begun it.
         changes: fields of the recipe by name; nested fields as dicts.
 
     Raises:
@@ -74,47 +78,67 @@ def pretrain(
 
     chosen = get_recipe(recipe) if isinstance(recipe, str) else recipe
     chosen = override(chosen, changes | ({} if data is None else {"data": data}))
-    return start(chosen, Path(out))
+    return start(chosen, _named(out), resume)
 
 
-def start(recipe: "vitrail.recipes.recipe.Recipe", out: Path) -> Run:
+def start(
+    recipe: "vitrail.recipes.recipe.Recipe",
+    out: Path,
+    resume: Literal["never", "auto"] = "never",
+) -> Run:
     """Makes the folder of the run, and trains; under torchrun, on every rank.
 
     The folder is made only when everything that can be refused beforehand has been checked.
     """
+    from vitrail.data.loading.start_method import refuse_second_run
     from vitrail.data.sources.registry import resolve_spec
-    from vitrail.distributed.ranks import joined, on_main
+    from vitrail.distributed.ranks import any_rank, joined, on_main
+    from vitrail.recipes.check import check_new
     from vitrail.train.build import assemble
+    from vitrail.train.change import Change, same_command
     from vitrail.train.run_folder import create
     from vitrail.train.warm_start import resolve_start
 
-    recipe = resolve_start(replace(recipe, data=resolve_spec(recipe.data)))
+    refuse_second_run()
+    recipe = replace(recipe, data=resolve_spec(recipe.data))
     with joined(recipe.device) as ranks:
+        # rank 0 decides, since it makes the folder that the others look for
+        there = resume == "auto" and any_rank(ranks.is_main and (out / "config.json").exists())
+        if there:
+            recipe = same_command(out, recipe)
+            _go_on(Run(out), Change(recipe, recipe, _changed(out)), ranks)
+            return Run(out)
+        recipe = resolve_start(recipe)
+        check_new(recipe)
         parts = assemble(recipe, ranks)
         on_main(ranks, lambda: create(out, recipe))
         _train(out, recipe, parts, ranks)
     return Run(out)
 
 
-def resume(run: str | Path) -> Run:
+def resume(run: str | Path, epochs: float | None = None, data: str | None = None) -> Run:
     """Goes on with a run from its last whole checkpoint, as if it had never stopped.
 
-    A finished run is left as it is.
+    A finished run is left as it is, unless it is made longer.
 
     Args:
         run: the folder of the run.
+        epochs: passes over the data, from the first step on, if the run is to have another length.
+        data: a source SPEC, if the images have moved; they must be the same.
 
     Raises:
         ValueError: no such run, one in use, one that was edited, or data that changed.
     """
+    from vitrail.data.loading.start_method import refuse_second_run
+    from vitrail.data.sources.registry import resolve_spec
     from vitrail.distributed.ranks import joined
-    from vitrail.train.build import assemble
-    from vitrail.train.run_folder import read_recipe
+    from vitrail.train.change import change_of
 
+    refuse_second_run()
     run = Run(run)
-    recipe = read_recipe(run)
-    with joined(recipe.device) as ranks:
-        _train(run, recipe, assemble(recipe, ranks), ranks)
+    change = change_of(run, epochs, None if data is None else resolve_spec(data))
+    with joined(change.after.device) as ranks:
+        _go_on(run, change, ranks)
     return run
 
 
@@ -254,36 +278,99 @@ def export(
     return write(path, format, out=out, img_size=img_size)
 
 
+def _go_on(
+    run: Path, change: "vitrail.train.change.Change", ranks: "vitrail.distributed.ranks.Ranks"
+) -> None:
+    """Trains from the last checkpoint on, by the recipe as it is after a change."""
+    from vitrail.distributed.ranks import on_main
+    from vitrail.train.build import assemble
+    from vitrail.train.change import describe, with_head_warmup, write_change
+    from vitrail.train.checkpoint import list_checkpoints
+    from vitrail.train.log import print_line
+    from vitrail.train.run_folder import require_same_start
+
+    begun = bool(list_checkpoints(run / "checkpoints"))
+    if not begun:
+        require_same_start(run, change.before)
+    parts = assemble(change.after, ranks, begun)
+    n_samples = parts.feed.n_samples
+    longer = with_head_warmup(change, n_samples)
+    if longer is not change:
+        parts = replace(parts, frozen_steps=longer.after.head_warmup_steps or 0)
+
+    def note(step: int) -> None:
+        if not longer.fields:
+            return
+        for line in describe(longer, n_samples, step) if ranks.is_main else ():
+            print_line(line)
+        on_main(ranks, lambda: write_change(run, longer, step))
+        if step and ranks.is_main:
+            parts.exports.save(run, step)  # its description says where the data are
+
+    _train(run, longer.after, parts, ranks, note, longer.free)
+
+
 def _train(
     run: Path,
     recipe: "vitrail.recipes.recipe.Recipe",
     parts: "vitrail.train.build.Parts",
     ranks: "vitrail.distributed.ranks.Ranks",
+    change: Callable[[int], None] | None = None,
+    changed: Collection[str] = (),
 ) -> None:
     from vitrail.distributed.ranks import on_main
+    from vitrail.signals import Interrupted, watching
+    from vitrail.train.log import print_line
     from vitrail.train.loop import train
     from vitrail.train.run_folder import lock_run
 
     with ExitStack() as stack:
+        watch = stack.enter_context(watching())
         on_main(ranks, lambda: stack.enter_context(lock_run(run)))
-        train(run, recipe, parts, ranks)
+        try:
+            train(run, recipe, parts, ranks, change, changed)
+        except Interrupted:
+            if ranks.is_main and not watch.ends_by_itself:
+                done = "stopped before a step was taken, so there is nothing to save"
+                print_line(f"{done}; go on with `vitrail resume {run}`")
+            raise
+
+
+def _changed(run: Path) -> tuple[str, ...]:
+    """Returns the fields in which the checkpoints of a run may differ from its config.json."""
+    from vitrail.train.change import change_of
+
+    return change_of(run).free
+
+
+def _named(path: str | Path) -> Path:
+    """Returns a path. Raises ValueError for an empty one, which would mean this very folder."""
+    if not str(path) or (isinstance(path, str) and not path.strip()):
+        raise ValueError("out is empty; name a folder or file")
+    return Path(path)
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:
     """Returns the object that a JSON file holds; nothing of a file that is missing or damaged."""
-    return _parsed(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return _parsed(_text(path))
 
 
 def _last_row(path: Path) -> Mapping[str, Any]:
     """Returns the last whole line of metrics.jsonl: a kill may have cut the very last one."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return next(filter(None, map(_parsed, reversed(lines))), {})
+    return next(filter(None, map(_parsed, reversed(_text(path).splitlines()))), {})
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, ValueError):  # a notebook shows what there is
+        return ""
 
 
 def _parsed(text: str) -> Mapping[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

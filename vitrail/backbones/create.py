@@ -15,6 +15,8 @@ from vitrail.backbones.families import BackboneRow
 from vitrail.backbones.registry import BACKBONES
 from vitrail.config import suggest
 
+# Largest values of sizes, beyond which nobody could hold the network; of `depth`, build it.
+MAX_SIZE, MAX_DEPTH, MAX_PARAMETERS = 2**20, 1000, 10**11
 WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -50,6 +52,8 @@ def create_backbone(
     """
     row = find_row(name)
     _check(name, row, img_size, in_chans, drop_path, seed, overrides)
+    if overrides:
+        _check_parameters(name, {"img_size": img_size, "in_chans": in_chans, **overrides})
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # Not torch.manual_seed: that would also reseed the GPUs.
         torch.default_generator.manual_seed(seed)
@@ -79,6 +83,17 @@ def outline(name: str, kwargs: dict[str, Any] | None = None) -> Backbone:
     with torch.device("meta"):
         return find_row(name).build(
             name, img_size=img_size, in_chans=in_chans, drop_path=0.0, overrides=overrides
+        )
+
+
+def _check_parameters(name: str, kwargs: dict[str, Any]) -> None:
+    """Refuses a network that no machine holds, before memory is asked for."""
+    count = sum(p.numel() for p in outline(name, kwargs).parameters())
+    if count > MAX_PARAMETERS:
+        sizes = ", ".join(f"{k} {v}" for k, v in kwargs.items() if v is not None)
+        raise ValueError(
+            f"backbone {name}: with {sizes} it has {count:.1e} parameters, more than "
+            f"{MAX_PARAMETERS:.0e}; choose smaller ones"
         )
 
 
@@ -150,6 +165,8 @@ def _check(
             raise ValueError(f"backbone {name}: {key} is {value!r}, but must be a whole number")
         if value < 1:
             raise ValueError(f"backbone {name}: {key} is {value}, but must be at least 1")
+        if value > MAX_SIZE:
+            raise ValueError(f"backbone {name}: {key} is {value}, but must be at most {MAX_SIZE}")
     if not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
         raise ValueError(f"backbone {name}: drop_path is {drop_path}, but must be in [0, 1)")
     if type(seed) is not int or not 0 <= seed < 2**63:
@@ -163,6 +180,9 @@ def _check(
             raise ValueError(
                 f"backbone {name}: {key} is {value!r}; give a value like the row's {options[key]!r}"
             )
+        most = MAX_DEPTH if key == "depth" else MAX_SIZE
+        if isinstance(value, int | float) and value > most:
+            raise ValueError(f"backbone {name}: {key} is {value}, but must be at most {most}")
 
 
 def _fits(key: str, value: Any, own: Any) -> bool:

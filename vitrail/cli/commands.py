@@ -33,24 +33,32 @@ def make_pretrain(recipe: str) -> Command:
 
     named = get_recipe(recipe)
 
-    def command(out: Path, recipe: Annotated[Any, Unnamed] = named) -> None:
+    def command(
+        out: Path,
+        resume: Literal["never", "auto"] = "never",
+        recipe: Annotated[Any, Unnamed] = named,
+    ) -> None:
         """Trains an encoder.
 
         Args:
             out: the folder of the run, which must not hold a run yet.
+            resume: auto goes on with the run in that folder if this very command has begun it.
         """
-        api.start(recipe, out)
+        api.start(recipe, out, resume)
 
     return command
 
 
-def resume(run: Folder) -> None:
-    """Goes on with a run from its last checkpoint: RUN
+def resume(run: Folder, epochs: float | None = None, data: str | None = None) -> None:
+    """Goes on with a run from its last checkpoint: RUN [--epochs N] [--data SPEC]
 
     Args:
         run: the folder of the run.
+        epochs: passes over the data, from the first step on, to make a run longer, even one that
+            is finished.
+        data: a SPEC, if the images have moved; they must be the same.
     """
-    api.resume(run)
+    api.resume(run, epochs, data)
 
 
 def make_evaluate() -> Command:

@@ -2,8 +2,10 @@
 
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
+from itertools import pairwise
 from typing import NoReturn
 
 import tyro
@@ -40,6 +42,7 @@ def _run(arguments: list[str]) -> None:
     name = arguments[0]
     if not name.startswith("-") and name not in COMMANDS:
         raise ValueError(f"{name!r} is not a command{suggest(name, COMMANDS)}")
+    _refuse_empty(arguments)
     if name == "pretrain":
         _pretrain(arguments[1:])
         return
@@ -53,6 +56,19 @@ def _run(arguments: list[str]) -> None:
         description="Representation learning you can see through.",
         args=arguments,
     )
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Refuses an empty word, mostly a shell variable that is not set: as a path it is this folder.
+
+    Raises:
+        ValueError: naming the option that it follows.
+    """
+    for before, word in pairwise(arguments):
+        option, _, value = word.partition("=")
+        if not word.strip() or (word.startswith("--") and "=" in word and not value.strip()):
+            owner = option if word.strip() else before
+            raise ValueError(f"{owner} is given an empty value; give it one, or leave it out")
 
 
 def _no_command() -> NoReturn:
@@ -97,7 +113,11 @@ def _is_users(error: Exception) -> bool:
     if isinstance(error, (ValueError, OSError)):
         return True
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if torch is None:
+        return False
+    # on the CPU torch has no class for it
+    out_of_memory = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return out_of_memory or isinstance(error, torch.OutOfMemoryError)
 
 
 def _message(error: Exception) -> str:
@@ -105,7 +125,15 @@ def _message(error: Exception) -> str:
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         message = error.strerror + (f": {error.filename}" if error.filename else "")
-    return "\n".join([message, *getattr(error, "__notes__", ())])
+    return _printable("\n".join([message, *getattr(error, "__notes__", ())]))
+
+
+def _printable(text: str) -> str:
+    """Returns a text whose control characters, which may come from names of files, are escaped."""
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1]
+        for c in text
+    )
 
 
 def _usage(text: str, asked: bool) -> NoReturn:

@@ -5,7 +5,7 @@ from math import inf
 from typing import Annotated, Any, Literal
 
 from vitrail.config import Choice
-from vitrail.data.loading.workers import fair_workers
+from vitrail.data.loading.workers import check_workers, fair_workers
 from vitrail.data.views.plan import ViewPlan
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.distributed.ranks import Ranks
@@ -105,8 +105,8 @@ class Recipe:
         for name in optional:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; it must be >= 0")
+        if self.workers is not None:
+            check_workers(self.workers)
         if self.head_warmup_steps is not None and self.head_warmup_steps < 0:
             raise ValueError(f"head_warmup_steps is {self.head_warmup_steps}; it must be >= 0")
         if self.guard_drop is not None and not 0 <= self.guard_drop <= 1:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitrail.atomic import read_text
 from vitrail.evals.registry import PROTOCOLS
 from vitrail.evals.settings import migrated
 
@@ -59,6 +60,7 @@ def read_run(run: Path) -> RunFiles:
     files.config = _read_object(run / "config.json", files.remarks)
     files.description = _read_object(run / "encoder.json", files.remarks)
     files.evaluation = _read_object(run / "evaluation.json", files.remarks)
+    files.remarks += _changes(files.config.get("changes"))
     if "settings" in files.evaluation:
         files.evaluation["settings"] = migrated(files.evaluation["settings"])
     files.rows = _read_lines(run / "metrics.jsonl", files.remarks)
@@ -82,12 +84,24 @@ def read_run(run: Path) -> RunFiles:
     return files
 
 
+def _changes(entries: Any) -> list[str]:
+    """Returns a remark on each change of a run by `vitrail resume`."""
+    remarks = []
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("to"), dict):
+            was = entry.get("from")
+            before = was if isinstance(was, dict) else {}
+            fields = (f"{k} from {before.get(k)} to {v}" for k, v in entry["to"].items())
+            remarks.append(f"After step {entry.get('step')} it was changed: {', '.join(fields)}.")
+    return remarks
+
+
 def _read_object(path: Path, remarks: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         remarks.append(f"{path.name} cannot be read ({error})")
         return {}
     if isinstance(value, dict):
@@ -101,13 +115,17 @@ def _read_lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows, broken = [], []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        lines = read_text(path).split("\n")
+    except (OSError, ValueError) as error:
+        remarks.append(f"{path.name} cannot be read ({error})")
+        return []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             broken.append(number)
             continue
         if isinstance(value, dict):

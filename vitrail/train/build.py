@@ -30,8 +30,13 @@ from vitrail.train.warm_start import (
 )
 
 
-def assemble(recipe: Recipe, ranks: Ranks) -> Parts[Batch]:
+def assemble(recipe: Recipe, ranks: Ranks, begun: bool = False) -> Parts[Batch]:
     """Builds the parts of a run, on all ranks.
+
+    Args:
+        recipe: the recipe.
+        ranks: this process.
+        begun: a checkpoint holds the weights, so those to start from are not read.
 
     Raises:
         ValueError: the parts of the recipe do not fit together, or do not fit the data.
@@ -46,7 +51,7 @@ def assemble(recipe: Recipe, ranks: Ranks) -> Parts[Batch]:
         on_main(ranks, open_)  # first, so a data set is downloaded once
     source, guard_images = split_for_guard(recipe, ranks, open_())
     horizon = plan_horizon(recipe, len(source))
-    weights = read_start(recipe, source.channels)
+    weights = None if begun else read_start(recipe, source.channels)
     if weights is not None and ranks.is_main:
         chosen = " ".join([recipe.backbone, *recipe.backbone_options])
         print_line(f"starting from {recipe.init_from}: {chosen}")

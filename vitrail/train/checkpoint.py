@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from vitrail.atomic import sync, sync_path
+from vitrail.atomic import read_text, sync, sync_path
 from vitrail.config import differences, from_dict, to_dict
 from vitrail.distributed.ranks import Ranks
 from vitrail.recipes.recipe import SPEED_FIELDS
@@ -28,6 +28,8 @@ from vitrail.train.health import DivergedError
 # The format of a checkpoint. A checkpoint without a number is of format 1; a release reads its own
 # format and earlier ones.
 STATE_FORMAT = 1
+# Entries of an optimizer's state that have the shape of their parameter.
+MOMENTS = {"exp_avg", "exp_avg_sq", "momentum_buffer"}
 KEEP = 2  # number of whole checkpoints that stay: the newest, and one in case the disk damages that
 
 
@@ -84,7 +86,13 @@ def write_state(folder: Path, step: int, state: dict[str, Any]) -> Path:
     return final
 
 
-def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
+class UnfitStateError(ValueError):
+    """A checkpoint is whole, but its state is not one of this run's parts."""
+
+
+def load_latest(
+    folder: Path, device: torch.device, take: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any] | None:
     """Reads the newest whole state, or returns None if nothing was saved yet.
 
     A damaged checkpoint is reported in a warning and stays where it is; the one before it is used.
@@ -93,6 +101,7 @@ def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
     Args:
         folder: the run's checkpoints folder.
         device: where the tensors go.
+        take: called with the state; by an UnfitStateError it refuses it as a damaged one.
 
     Raises:
         ValueError: there are checkpoints, and none of them is whole; or (NewerFormatError) the
@@ -107,6 +116,12 @@ def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
         except ValueError as error:
             complaints.append(str(error))
             continue
+        try:
+            if take is not None:
+                take(state)
+        except UnfitStateError as error:
+            complaints.append(f"checkpoint {path} is not a state of this run ({error})")
+            continue
         for complaint in complaints:
             warnings.warn(f"{complaint}; going on from {path.name}", stacklevel=2)
         return state
@@ -116,6 +131,14 @@ def load_latest(folder: Path, device: torch.device) -> dict[str, Any] | None:
             "or start the run anew with another --out"
         )
     return None
+
+
+def _is_state(state: Any) -> bool:
+    """Returns whether it has the entries that `save` writes."""
+    kinds = {"step": int, "config": dict, "source": str, "objective": dict, "optimizer": dict}
+    return isinstance(state, dict) and all(
+        isinstance(state.get(name), kind) for name, kind in kinds.items()
+    )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -132,7 +155,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads(read_text(path / "manifest.json"))
         version = manifest.get("format", 1) if isinstance(manifest, dict) else 1
         if isinstance(version, int) and version > STATE_FORMAT:
             raise NewerFormatError(
@@ -143,14 +166,17 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
         whole = size == manifest["bytes"] and _sha256(path / "state.pt") == manifest["sha256"]
     except NewerFormatError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"checkpoint {path} is damaged ({error})") from error
     if not whole:
         raise ValueError(f"checkpoint {path} is damaged (its checksum does not match)")
     try:
-        return torch.load(path / "state.pt", map_location=device, weights_only=True)
-    except (UnpicklingError, RuntimeError) as error:
+        state = torch.load(path / "state.pt", map_location=device, weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {path} is refused ({error})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"checkpoint {path} is not a state of this run (a {type(state).__name__})")
+    return state
 
 
 def _sha256(path: Path) -> str:
@@ -181,13 +207,16 @@ def _saved_state(run: Path, total: int, error: Exception) -> str:
     return f"{kept}. {remedy}, then go on with `vitrail resume {run}`"
 
 
-def require_same(run: Path, saved: dict[str, Any], recipe: RunSettings) -> None:
+def require_same(
+    run: Path, saved: dict[str, Any], recipe: RunSettings, changed: Collection[str] = ()
+) -> None:
     """Refuses to go on with a run whose config.json was edited since its last checkpoint.
 
     Args:
         run: the run's folder.
         saved: the recipe in the checkpoint, as a dict.
         recipe: the recipe in config.json.
+        changed: fields that `resume` was told to change.
 
     Raises:
         ValueError: listing every changed field, apart from those that only speed depends on.
@@ -196,24 +225,51 @@ def require_same(run: Path, saved: dict[str, Any], recipe: RunSettings) -> None:
     # that were added since, whose defaults change nothing, and has other "kind"s for nested ones.
     before, now = to_dict(from_dict(type(recipe), saved)), to_dict(recipe)
     # the data may have moved; their fingerprint shows whether they are the same
-    free = {*SPEED_FIELDS, "data"}
+    free = {*SPEED_FIELDS, "data", *changed}
     old, new = ({k: v for k, v in plain.items() if k not in free} for plain in (before, now))
-    changed = differences(old, new)
-    if changed:
+    edited = differences(old, new)
+    if edited:
         raise ValueError(
-            f"{run / 'config.json'} was edited after the run began ({'; '.join(changed)}): its "
+            f"{run / 'config.json'} was edited after the run began ({'; '.join(edited)}): its "
             "results would be neither recipe's. Undo that, or start a new run with another --out"
         )
 
 
-def restore(run: Path, recipe: RunSettings, parts: Parts[Any], ranks: Ranks) -> int:
+def restore(
+    run: Path,
+    recipe: RunSettings,
+    parts: Parts[Any],
+    ranks: Ranks,
+    changed: Collection[str] = (),
+) -> int:
     """Loads the last whole checkpoint into the parts, and returns the number of steps it holds.
+
+    Args:
+        run: the run's folder.
+        recipe: the recipe in config.json.
+        parts: the parts of the run.
+        ranks: this process.
+        changed: fields that `resume` was told to change.
 
     Raises:
         ValueError: the recipe or the data changed since, no checkpoint is whole, or there is none
             and the weights to start from are gone.
     """
-    state = load_latest(run / "checkpoints", ranks.device)
+
+    def take(state: dict[str, Any]) -> None:
+        if not _is_state(state):
+            raise UnfitStateError("it lacks what a checkpoint holds")
+        require_same(run, state["config"], recipe, changed)
+        feed = parts.feed
+        if state["source"] != feed.fingerprint:
+            raise ValueError(
+                f"{feed.spec} has changed since {run} began ({state.get('samples')} "
+                f"{feed.sample_noun} then, {feed.n_samples} now): restore it, or start a new run "
+                "with another --out"
+            )
+        _load(parts, state)
+
+    state = load_latest(run / "checkpoints", ranks.device, take)
     if state is None:
         if parts.missing_start is not None:
             raise ValueError(
@@ -221,16 +277,28 @@ def restore(run: Path, recipe: RunSettings, parts: Parts[Any], ranks: Ranks) -> 
                 f"restore {parts.missing_start}, or start a new run"
             )
         return 0
-    require_same(run, state["config"], recipe)
-    feed = parts.feed
-    if state["source"] != feed.fingerprint:
-        raise ValueError(
-            f"{feed.spec} has changed since {run} began ({state['samples']} {feed.sample_noun} "
-            f"then, {feed.n_samples} now): restore it, or start a new run with another --out"
-        )
-    parts.objective.load_state_dict(state["objective"])
-    parts.optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def _load(parts: Parts[Any], state: dict[str, Any]) -> None:
+    """Loads a state into the parts.
+
+    Raises:
+        UnfitStateError: its tensors are not theirs. A state that is loaded after it replaces all.
+    """
+    try:
+        parts.objective.load_state_dict(state["objective"])
+        parts.optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnfitStateError(first) from error
+    for parameter, moments in parts.optimizer.state.items():
+        for name in MOMENTS & moments.keys():
+            if moments[name].shape != parameter.shape:
+                raise UnfitStateError(
+                    f"{name} has the shape {tuple(moments[name].shape)}, and its parameter "
+                    f"{tuple(parameter.shape)}"
+                )
 
 
 def save(run: Path, recipe: RunSettings, parts: Parts[Any], ranks: Ranks, step: int) -> None:

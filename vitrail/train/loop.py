@@ -5,6 +5,7 @@ schedules, stochastic depth. So a run that is killed and resumed takes the very 
 was not.
 """
 
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
@@ -28,8 +29,23 @@ from vitrail.train.warm_start import hold_statistics
 B = TypeVar("B")
 
 
-def train(run: Path, recipe: RunSettings, parts: Parts[B], ranks: Ranks) -> bool:
+def train(
+    run: Path,
+    recipe: RunSettings,
+    parts: Parts[B],
+    ranks: Ranks,
+    change: Callable[[int], None] | None = None,
+    changed: Collection[str] = (),
+) -> bool:
     """Trains from the run's last checkpoint to its last step, on every rank.
+
+    Args:
+        run: the run's folder.
+        recipe: the recipe.
+        parts: the parts of the run.
+        ranks: this process.
+        change: called with the steps taken so far, once the run can go on with this recipe.
+        changed: fields in which the run's checkpoints may differ from the recipe.
 
     Returns:
         True when the last step was taken, False when SIGTERM or SIGINT came first; all state is
@@ -43,7 +59,14 @@ def train(run: Path, recipe: RunSettings, parts: Parts[B], ranks: Ranks) -> bool
     """
     objective, optimizer, horizon = parts.objective, parts.optimizer, parts.horizon
     feed, guard = parts.feed, parts.guard
-    start = restore(run, recipe, parts, ranks)
+    start = restore(run, recipe, parts, ranks, changed)
+    if start > horizon.steps:
+        raise ValueError(
+            f"{run} has taken {start} steps already, more than the {horizon.steps} of its length "
+            "now; give a larger --epochs"
+        )
+    if change is not None:
+        change(start)
     if start == horizon.steps:
         require_exported(run, parts, ranks, start)
         if ranks.is_main:

@@ -1,16 +1,23 @@
 """The folder of a run: made once, locked by one process, and described by its config.json."""
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from vitrail.atomic import locked, write_atomically
+from vitrail.atomic import locked, read_text, write_atomically
 from vitrail.config import from_dict, to_dict
 from vitrail.recipes.named import command_of
 from vitrail.recipes.recipe import Recipe
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+
+# Names in config.json that are not fields of the recipe.
+BESIDE = ("version", "commit", "command", "start", "changes")
 
 
 def create(out: Path, recipe: Recipe) -> None:
@@ -30,6 +37,8 @@ def create(out: Path, recipe: Recipe) -> None:
         "commit": commit(),
         "command": command_of(recipe),
     }
+    if recipe.init_from is not None:
+        description["start"] = weights_digest(Path(recipe.init_from))
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.json", json.dumps(description, indent=2) + "\n")
@@ -48,20 +57,57 @@ def read_recipe(run: Path) -> Recipe:
     Raises:
         ValueError: no such run, or a config.json that is not a recipe.
     """
+    fields = {k: v for k, v in read_config(run).items() if k not in BESIDE}
+    try:
+        return from_dict(Recipe, fields)
+    except ValueError as error:
+        raise ValueError(f"{run / 'config.json'}: {error}") from error
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """Reads config.json.
+
+    Raises:
+        ValueError: no such run, or a config.json that is not a JSON object.
+    """
     path = run / "config.json"
     if not path.exists():
         raise ValueError(f"{run} holds no run (no config.json); start one with `vitrail pretrain`")
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        plain = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); restore it") from error
     if not isinstance(plain, dict):
         raise ValueError(f"{path} is not a JSON object of a recipe's fields; restore it")
-    fields = {k: v for k, v in plain.items() if k not in ("version", "commit", "command")}
-    try:
-        return from_dict(Recipe, fields)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    return plain
+
+
+def require_same_start(run: Path, recipe: Recipe) -> None:
+    """Refuses to begin a run anew from other weights than it began with.
+
+    Raises:
+        ValueError: the files at `init_from` have changed since.
+    """
+    began = read_config(run).get("start")
+    if recipe.init_from is None or began is None or not Path(recipe.init_from).exists():
+        return
+    if weights_digest(Path(recipe.init_from)) != began:
+        raise ValueError(
+            f"{run} has no checkpoint yet, and the weights that it starts from have changed since "
+            f"it began: restore {recipe.init_from}, or start a new run"
+        )
+
+
+def weights_digest(path: Path) -> str:
+    """Returns the SHA-256 of weights: of a file, or of the weights and descriptions in a folder."""
+    files = [path]
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix in WEIGHT_SUFFIXES)
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -36,9 +36,9 @@ def send_answer(connection: Connection, reader: Reader, request: Request) -> Non
     try:
         try:
             read = reader.read(request)
-            content = memoryview(read.pixels.numpy()).cast("B") if len(read.pixels) else b""
+            content = _bytes_of(read.pixels)
             # made first: if there is no memory, nothing is announced that does not follow
-            file = _filled(content) if MAPS and content else None
+            file = _filled(content) if MAPS and len(content) else None
             about = read._asdict() | {"pixels": (read.pixels.dtype is torch.uint16, len(content))}
             said = bytes(ForkingPickler.dumps((about, None, "")))
         except Exception as error:
@@ -47,7 +47,7 @@ def send_answer(connection: Connection, reader: Reader, request: Request) -> Non
         connection.send_bytes(said)
         if file is not None:
             send_handle(connection, file, None)
-        elif content:
+        elif len(content):
             connection.send_bytes(content)
     finally:
         if file is not None:
@@ -91,6 +91,11 @@ def _pixels(connection: Connection, wide: bool, size: int) -> Tensor:
     finally:
         os.close(file)
     return torch.frombuffer(mapped, dtype=dtype)  # which keeps the map
+
+
+def _bytes_of(pixels: Tensor) -> memoryview:
+    array: Any = pixels.numpy()  # numpy's types do not say that it is a buffer
+    return memoryview(array).cast("B") if len(pixels) else memoryview(b"")
 
 
 def _filled(content: memoryview) -> int:
