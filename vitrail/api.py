@@ -93,9 +93,10 @@ def start(
     from vitrail.data.loading.start_method import refuse_second_run
     from vitrail.data.sources.registry import resolve_spec
     from vitrail.distributed.ranks import any_rank, joined, on_main
-    from vitrail.recipes.check import check_new
+    from vitrail.recipes.check import check_new, notes_on
     from vitrail.train.build import assemble
     from vitrail.train.change import Change, same_command
+    from vitrail.train.log import print_line
     from vitrail.train.run_folder import create
     from vitrail.train.warm_start import resolve_start
 
@@ -111,7 +112,10 @@ def start(
         recipe = resolve_start(recipe)
         check_new(recipe)
         parts = assemble(recipe, ranks)
-        on_main(ranks, lambda: create(out, recipe))
+        notes = notes_on(recipe, parts.horizon, parts.feed.n_samples)
+        on_main(ranks, lambda: create(out, recipe, notes))
+        for note in notes if ranks.is_main else ():
+            print_line(f"note: {note}")
         _train(out, recipe, parts, ranks)
     return Run(out)
 
@@ -182,15 +186,17 @@ def evaluate(
     Raises:
         ValueError: an unknown protocol or setting, or data that a protocol cannot be measured on.
     """
+    from vitrail.data.loading.start_method import refuse_second_run
     from vitrail.data.loading.workers import fair_workers
     from vitrail.distributed.ranks import choose_device
     from vitrail.evals import evaluate as evals
 
+    refuse_second_run()
     return evals.evaluate(
         path,
         data=data,
         protocols=protocols,
-        out=out,
+        out=None if out is None else _named(out),
         **({} if settings is None else {"settings": settings}),
         device=str(choose_device(device)),
         workers=fair_workers() if workers is None else workers,
@@ -221,13 +227,15 @@ def embed(
     Raises:
         ValueError: another suffix, a missing extra, nothing to embed, or too many bad files.
     """
+    from vitrail.data.loading.start_method import refuse_second_run
     from vitrail.data.loading.workers import fair_workers
     from vitrail.distributed.ranks import choose_device
     from vitrail.evals import embed as evals
 
+    refuse_second_run()
     return evals.embed(
         path,
-        out=out,
+        out=_named(out),
         data=data,
         split=split,
         device=str(choose_device(device)),
@@ -249,7 +257,7 @@ def report(run: str | Path, *more: str | Path, out: str | Path | None = None) ->
     """
     from vitrail.reporting.build import build_report
 
-    return build_report(run, *more, out=out)
+    return build_report(run, *more, out=None if out is None else _named(out))
 
 
 def export(
@@ -275,7 +283,8 @@ def export(
     """
     from vitrail.exporting.export import export as write
 
-    return write(path, format, out=out, img_size=img_size)
+    place = None if out is None else _named(out)
+    return write(path, format, out=place, img_size=img_size)
 
 
 def _go_on(

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from vitrail.atomic import write_atomically
+from vitrail.atomic import read_text, write_atomically
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.create import create_backbone
 from vitrail.data.decode.inputs import ImagesLike, batches
@@ -238,7 +238,7 @@ def _folder(path: Path) -> Path:
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore the file") from error
     if not isinstance(info, dict):

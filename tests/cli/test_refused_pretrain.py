@@ -21,7 +21,24 @@ REFUSED = {
     "seed": (["--seed", -1], ["seed is -1"]),
     "betas": (["--optim.betas", 1.5, 0.9], ["1.5"]),
     "patch and view": (["--objective.views.local-size", 10], ["10 px", "4 px", "8 or 12"]),
-    "patch and image": (["--img-size", 30], ["img_size", "30", "4"]),
+    "patch and image": (["--img-size", 30], ["img_size is 30", "16 pixels"]),
+    "image and views": (["--img-size", 64], ["img_size is 64", "views.global-size 64"]),
+    "local views": (["--objective.views.local-size", 20], ["local_size is 20", "is 16"]),
+    "huge batch": (["--batch-size", 99999999999], ["batch_size is 99999999999", "at most"]),
+    "huge views": (["--batch-size", 2**20, "--objective.views.global-size", 4096],
+                   ["batch_size is 1048576", "GB", "smaller"]),
+    "huge depth": (["--backbone-options", "depth=99999999999"], ["depth is 99999999999", "1000"]),
+    "huge width": (["--backbone-options", "width=1048576"], ["width 1048576", "parameters"]),
+    "huge workers": (["--workers", 100000], ["workers is 100000", "1024"]),
+    "huge steps": (["--steps", 10**13], ["steps is 10000000000000", "at most"]),
+    "huge epochs": (["--steps", "None", "--epochs", "1e300"], ["epochs is 1e+300"]),
+    "huge head": (["--objective.hidden-dim", 10**12], ["objective.hidden_dim is 1000000000000"]),
+    "huge crops": (["--objective.views.n-local", 10**9], ["views.n_local is 1000000000"]),
+    "no width": (["--objective.hidden-dim", 0], ["objective.hidden_dim is 0"]),
+    "no bottleneck": (["--objective.bottleneck-dim", 0], ["objective.bottleneck_dim is 0"]),
+    "no backbone": (["--backbone-options", "width=0"], ["width is 0"]),
+    "empty data": (["--data", ""], ["--data is given an empty value"]),
+    "empty data, joined": (["--data="], ["--data is given an empty value"]),
     "patch size": (["--patch-size", 5], ["16", "5"]),
     "backbone": (["--backbone", "vit_nano_patch4_33"], ["vit_nano_patch4_33", "vit_nano_patch4_3"]),
     "source": (["--data", "digit"], ["'digit'", "did you mean 'digits'"]),
@@ -54,6 +71,22 @@ def test_refused_by_name(places, case):
     changes, words = REFUSED[case]
     assert_refused(pretrain(places / "runs" / "a", *changes), *words)
     assert not (places / "runs").exists()
+
+
+def test_an_empty_out_is_not_this_folder(places):
+    from vitrail import api
+
+    assert_refused(pretrain(""), "--out is given an empty value")
+    for call in (lambda: api.pretrain("simdino_digits", ""), lambda: api.embed("run", " ")):
+        with pytest.raises(ValueError, match="out is empty"):
+            call()
+    assert sorted(path.name for path in places.iterdir()) == ["EMPTY", "FILE", "PHOTOS"]
+
+
+def test_control_characters_of_a_name_do_not_reach_the_terminal(places):
+    outcome = pretrain(places / "run", "--data", "folder:/no/\x1b[31mred\rname")
+    assert_refused(outcome, "/no/\\x1b[31mred\\rname")
+    assert "\x1b" not in outcome.err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -112,21 +111,18 @@ def test_handlers_are_those_of_before_at_the_end():
     assert [signal.getsignal(number) for number in signals.NUMBERS] == before
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    root = tmp_path_factory.mktemp("campaign")
-    return root, campaign.prepare(root)
+QUICK = ("pretrain", "stats", "pack")
 
 
-def test_a_campaign_of_signals(prepared, tmp_path, slow):
-    root, seconds = prepared
+def test_a_campaign_of_signals(tmp_path, slow):
+    seconds = campaign.prepare(tmp_path, () if slow else QUICK)
     randomness = random.Random(12)
     wrong = []
-    for i in range(220 if slow else 10):
+    for i in range(220 if slow else 8):
         trial = campaign.draw(seconds, randomness)
         out = tmp_path / str(i)
         out.mkdir()
-        _, complaint = campaign.attempt(trial, root, out)
+        _, complaint = campaign.attempt(trial, tmp_path, out)
         if complaint:
             wrong.append(f"{trial}: {complaint}")
     assert not wrong

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vitrail.atomic import read_text
 from vitrail.encoder import Encoder
 from vitrail.evals.protocol import Protocol
 from vitrail.evals.registry import PROTOCOLS
@@ -19,7 +20,7 @@ def read_previous(path: Path, encoder: Encoder, settings: Any) -> dict[str, Any]
         settings: of `make_settings`.
     """
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = json.loads(read_text(path))
         before, weights = migrated(dict(old["settings"])), (old["weights"], old["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
+from vitrail.nn.schedules import Horizon
 from vitrail.recipes.recipe import Recipe
 
 MAX_BATCH = 2**24  # images
@@ -27,6 +28,36 @@ def check_new(recipe: Recipe) -> None:
     _check_sizes(recipe)
     _check_views(recipe)
     _check_memory(recipe)
+
+
+def notes_on(recipe: Recipe, horizon: Horizon, n_samples: int) -> list[str]:
+    """Returns one line for each field that says less than it seems to, given the run's length.
+
+    Args:
+        recipe: the recipe.
+        horizon: the length of the run.
+        n_samples: images to train on.
+    """
+    notes = []
+    if recipe.batch_size > n_samples:
+        notes.append(
+            f"batch_size is {recipe.batch_size} and there are {n_samples} images: a batch holds "
+            "copies of an image, which a loss that compares images takes for different ones"
+        )
+    steps, epochs = horizon.steps, horizon.steps / horizon.steps_per_epoch
+    for field in fields(recipe.objective):
+        value = getattr(recipe.objective, field.name)
+        if field.name.endswith("_epochs") and value and horizon.steps_in(value) >= steps:
+            notes.append(
+                f"objective.{field.name} is {value:g} and the run has {epochs:.3g} epochs: all of "
+                "it lies within them"
+            )
+    if recipe.init_from is not None and (recipe.head_warmup_steps or 0) >= steps:
+        notes.append(
+            f"head_warmup_steps is {recipe.head_warmup_steps} and the run has {steps} steps: the "
+            "encoder stays as it is"
+        )
+    return notes
 
 
 def _check_sizes(recipe: Recipe) -> None:
@@ -55,7 +86,7 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _check_views(recipe: Recipe) -> None:
-    """Refuses views that are not of the backbone's size, or not of the images' channels."""
+    """Refuses views that are not of the backbone's size, and local ones that are the larger."""
     views = recipe.objective.views
     size, local = _sides(views)
     name = "global_size" if hasattr(views, "global_size") else "size"
@@ -69,12 +100,6 @@ def _check_views(recipe: Recipe) -> None:
         raise ValueError(
             f"objective.views.local_size is {local}, more than global_size, which is {size}; local "
             "views show less of the image than global ones"
-        )
-    channels = recipe.channels
-    if channels is not None and channels != len(views.mean):
-        raise ValueError(
-            f"channels is {channels}, but objective.views.mean has {len(views.mean)} values; give "
-            "mean and std one value a channel, which `vitrail stats SPEC` prints"
         )
 
 

@@ -60,6 +60,8 @@ def read_run(run: Path) -> RunFiles:
     files.config = _read_object(run / "config.json", files.remarks)
     files.description = _read_object(run / "encoder.json", files.remarks)
     files.evaluation = _read_object(run / "evaluation.json", files.remarks)
+    notes = files.config.get("notes")
+    files.remarks += [f"Note: {note}." for note in notes] if isinstance(notes, list) else []
     files.remarks += _changes(files.config.get("changes"))
     if "settings" in files.evaluation:
         files.evaluation["settings"] = migrated(files.evaluation["settings"])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +17,16 @@ from vitrail.recipes.recipe import Recipe
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 
 # Names in config.json that are not fields of the recipe.
-BESIDE = ("version", "commit", "command", "start", "changes")
+BESIDE = ("version", "commit", "command", "start", "notes", "changes")
 
 
-def create(out: Path, recipe: Recipe) -> None:
+def create(out: Path, recipe: Recipe, notes: Sequence[str] = ()) -> None:
     """Makes the run's folder and writes config.json, or leaves nothing behind.
+
+    Args:
+        out: the folder.
+        recipe: the recipe.
+        notes: lines on the recipe, for the page.
 
     Raises:
         ValueError: the folder already holds a run, or cannot be written to.
@@ -39,6 +44,8 @@ def create(out: Path, recipe: Recipe) -> None:
     }
     if recipe.init_from is not None:
         description["start"] = weights_digest(Path(recipe.init_from))
+    if notes:
+        description["notes"] = list(notes)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "config.json", json.dumps(description, indent=2) + "\n")

@@ -179,6 +179,31 @@ def test_corrupt_bytes_are_decoded_or_named(tmp_path):
                 assert decode_file(path, 3).shape[0] == 3
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "gif", "tif"])
+def test_a_tail_without_end_is_not_read(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(colours()).save(path)
+    whole = decode_file(path, 3)
+    os.truncate(path, 2**29)  # a hole, which takes no room on the disk
+    if suffix in ("jpg", "png", "bmp", "gif"):
+        assert torch.equal(decode_file(path, 3), whole)
+    os.truncate(path, 2**40)
+    with pytest.raises(BadSampleError, match="it has 1,099,511,627,776 bytes, more than the limit"):
+        decode_file(path, 3)
+
+
+def test_a_jpeg_is_read_no_further_than_its_pixels_can_go(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(colours()).save(path)
+    whole = decode_file(path, 3)
+    read = []
+    monkeypatch.setattr(decode, "decode_whole", lambda data, mode: read.append(len(data)))
+    assert torch.equal(decode_file(path, 3), whole)
+    os.truncate(path, 2**25)
+    assert torch.equal(decode_file(path, 3), whole)
+    assert read == [len(path.read_bytes().rstrip(b"\0"))]
+
+
 def test_bomb_is_refused_from_its_header(tmp_path, monkeypatch):
     side = 30000
     (tmp_path / "bomb.png").write_bytes(png(side, side, 1, 0, bytes(10**6)))

@@ -33,6 +33,7 @@ from vitrail.data.decode.pixels import (
 )
 from vitrail.data.decode.tiff import ORIENTATION, check_tifffile, read_tiff
 
+MAX_ARRAY_BYTES = 2**40  # arrays are mapped, and TIFFs read by page: of neither is a tail read
 NPY_SUFFIX = ".npy"
 TIFF_SUFFIXES = (".tif", ".tiff")
 PNG_COLOUR = ("RGB", "RGBA")  # of which Pillow keeps the high byte when they have 16 bits
@@ -76,7 +77,7 @@ def decode_array_file(
         check_readers([name], channels, bits)
     if is_npy or is_tiff:
         with as_bad_sample(called, str(path)):
-            check_status(path)
+            check_status(path, MAX_ARRAY_BYTES)
             read = _read_npy(path, channels) if is_npy else read_tiff(path, channels)
             if read is not None:
                 return as_image(read, channels, bits)

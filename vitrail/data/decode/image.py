@@ -47,6 +47,14 @@ _MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 
 _EMPTY = "the file is empty"
 
+# Bytes of a file: 89 megapixels with alpha and 16 bits, uncompressed, are 0.7 GB. Some of Pillow's
+# decoders read a file to its end, and a file may say that it has a terabyte.
+MAX_BYTES = 2**30
+
+# Bytes of a JPEG that are read at once: of its metadata, and for each pixel (of noise at quality
+# 100 it has less than 4). Of a larger file, Pillow reads what belongs to the image.
+_METADATA, _PER_PIXEL = 2**24, 4
+
 File = io.BufferedReader | io.BytesIO
 
 
@@ -105,9 +113,11 @@ def _decode(file: File, channels: int, detail: Detail | None) -> Tensor:
             # Pillow takes the largest of 2, 4, 8 that leaves no side below these: exactly `by`.
             image.draft(None, (max(1, image.width // by), max(1, image.height // by)))
         elif _is_plain_jpeg(image, channels):
-            file.seek(0)
-            if (pixels_CHW := decode_whole(file.read(), image.mode)) is not None:
-                return pixels_CHW
+            most = _METADATA + _PER_PIXEL * image.width * image.height
+            if file.seek(0, io.SEEK_END) <= most:
+                file.seek(0)
+                if (pixels_CHW := decode_whole(file.read(most), image.mode)) is not None:
+                    return pixels_CHW
         return from_pil(image, channels)
 
 
@@ -224,14 +234,18 @@ def check_pixels(image: Image.Image) -> None:
         )
 
 
-def check_status(path: Path | str) -> None:
-    """Raises UnusablePixelsError unless it is a file with content."""
+def check_status(path: Path | str, most: int = MAX_BYTES) -> None:
+    """Raises UnusablePixelsError unless it is a file with content, of at most `most` bytes."""
     status = os.stat(path)
     # Opening a pipe would wait for ever.
     if not stat.S_ISREG(status.st_mode):
         raise UnusablePixelsError("it is not a file (a folder, pipe or device)")
     if status.st_size == 0:
         raise UnusablePixelsError(_EMPTY)
+    if status.st_size > most:
+        raise UnusablePixelsError(
+            f"it has {status.st_size:,} bytes, more than the limit of {most:,}"
+        )
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
