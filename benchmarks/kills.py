@@ -31,7 +31,8 @@ from benchmarks.signals import in_child
 STEPS = 8
 LONGEST = 3  # kills of one run
 CALLS = 40  # of fsync and of rename, about as many as a run makes
-DEADLINE = 600.0
+DEADLINE = 600.0  # seconds of one run; a machine that does much else is slow
+MOST_WRONG = 20  # runs; more show nothing new
 
 _TINY = f"--steps {STEPS} --batch-size 8 --device cpu --workers 0 --checkpoint-every 2"
 _TINY += " --precision fp32 --health-every 2"
@@ -170,7 +171,7 @@ def campaign(kills: int, seed: int, root: Path) -> tuple[Counter[str], list[str]
     counts: Counter[str] = Counter()
     wrong: list[str] = []
     i = 0
-    while sum(counts.values()) < kills:
+    while sum(counts.values()) < kills and len(wrong) < MOST_WRONG:
         objective = list(RUNS)[i % len(RUNS)]
         folder = root / f"{i}-{objective}"
         folder.mkdir()

@@ -5,9 +5,7 @@ Imports are lazy: torch takes seconds to import, and a function waits only for w
 
 import html
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,11 +13,8 @@ from vitrail.atomic import read_text
 from vitrail.config import override
 
 if TYPE_CHECKING:
-    import vitrail.distributed.ranks
     import vitrail.encoder
     import vitrail.recipes.recipe
-    import vitrail.train.build
-    import vitrail.train.change
 
 
 class Run(type(Path())):  # type: ignore[misc]
@@ -90,33 +85,9 @@ def start(
 
     The folder is made only when everything that can be refused beforehand has been checked.
     """
-    from vitrail.data.loading.start_method import refuse_second_run
-    from vitrail.data.sources.registry import resolve_spec
-    from vitrail.distributed.ranks import any_rank, joined, on_main
-    from vitrail.recipes.check import check_new, notes_on
-    from vitrail.train.build import assemble
-    from vitrail.train.change import Change, same_command
-    from vitrail.train.log import print_line
-    from vitrail.train.run_folder import create
-    from vitrail.train.warm_start import resolve_start
+    from vitrail.train.start import begin
 
-    refuse_second_run()
-    recipe = replace(recipe, data=resolve_spec(recipe.data))
-    with joined(recipe.device) as ranks:
-        # rank 0 decides, since it makes the folder that the others look for
-        there = resume == "auto" and any_rank(ranks.is_main and (out / "config.json").exists())
-        if there:
-            recipe = same_command(out, recipe)
-            _go_on(Run(out), Change(recipe, recipe, _changed(out)), ranks)
-            return Run(out)
-        recipe = resolve_start(recipe)
-        check_new(recipe)
-        parts = assemble(recipe, ranks)
-        notes = notes_on(recipe, parts.horizon, parts.feed.n_samples)
-        on_main(ranks, lambda: create(out, recipe, notes))
-        for note in notes if ranks.is_main else ():
-            print_line(f"note: {note}")
-        _train(out, recipe, parts, ranks)
+    begin(recipe, out, resume)
     return Run(out)
 
 
@@ -133,16 +104,10 @@ def resume(run: str | Path, epochs: float | None = None, data: str | None = None
     Raises:
         ValueError: no such run, one in use, one that was edited, or data that changed.
     """
-    from vitrail.data.loading.start_method import refuse_second_run
-    from vitrail.data.sources.registry import resolve_spec
-    from vitrail.distributed.ranks import joined
-    from vitrail.train.change import change_of
+    from vitrail.train.start import go_on
 
-    refuse_second_run()
     run = Run(run)
-    change = change_of(run, epochs, None if data is None else resolve_spec(data))
-    with joined(change.after.device) as ranks:
-        _go_on(run, change, ranks)
+    go_on(run, epochs, data)
     return run
 
 
@@ -285,71 +250,6 @@ def export(
 
     place = None if out is None else _named(out)
     return write(path, format, out=place, img_size=img_size)
-
-
-def _go_on(
-    run: Path, change: "vitrail.train.change.Change", ranks: "vitrail.distributed.ranks.Ranks"
-) -> None:
-    """Trains from the last checkpoint on, by the recipe as it is after a change."""
-    from vitrail.distributed.ranks import on_main
-    from vitrail.train.build import assemble
-    from vitrail.train.change import describe, with_head_warmup, write_change
-    from vitrail.train.checkpoint import list_checkpoints
-    from vitrail.train.log import print_line
-    from vitrail.train.run_folder import require_same_start
-
-    begun = bool(list_checkpoints(run / "checkpoints"))
-    if not begun:
-        require_same_start(run, change.before)
-    parts = assemble(change.after, ranks, begun)
-    n_samples = parts.feed.n_samples
-    longer = with_head_warmup(change, n_samples)
-    if longer is not change:
-        parts = replace(parts, frozen_steps=longer.after.head_warmup_steps or 0)
-
-    def note(step: int) -> None:
-        if not longer.fields:
-            return
-        for line in describe(longer, n_samples, step) if ranks.is_main else ():
-            print_line(line)
-        on_main(ranks, lambda: write_change(run, longer, step))
-        if step and ranks.is_main:
-            parts.exports.save(run, step)  # its description says where the data are
-
-    _train(run, longer.after, parts, ranks, note, longer.free)
-
-
-def _train(
-    run: Path,
-    recipe: "vitrail.recipes.recipe.Recipe",
-    parts: "vitrail.train.build.Parts",
-    ranks: "vitrail.distributed.ranks.Ranks",
-    change: Callable[[int], None] | None = None,
-    changed: Collection[str] = (),
-) -> None:
-    from vitrail.distributed.ranks import on_main
-    from vitrail.signals import Interrupted, watching
-    from vitrail.train.log import print_line
-    from vitrail.train.loop import train
-    from vitrail.train.run_folder import lock_run
-
-    with ExitStack() as stack:
-        watch = stack.enter_context(watching())
-        on_main(ranks, lambda: stack.enter_context(lock_run(run)))
-        try:
-            train(run, recipe, parts, ranks, change, changed)
-        except Interrupted:
-            if ranks.is_main and not watch.ends_by_itself:
-                done = "stopped before a step was taken, so there is nothing to save"
-                print_line(f"{done}; go on with `vitrail resume {run}`")
-            raise
-
-
-def _changed(run: Path) -> tuple[str, ...]:
-    """Returns the fields in which the checkpoints of a run may differ from its config.json."""
-    from vitrail.train.change import change_of
-
-    return change_of(run).free
 
 
 def _named(path: str | Path) -> Path:

@@ -5,13 +5,11 @@ and SHA-256). It is written under a temporary name, flushed to the disk, and ren
 removed only after that. A kill at any moment, or a full disk, leaves the previous checkpoint whole.
 """
 
-import errno
 import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,7 +21,6 @@ from vitrail.config import differences, from_dict, to_dict
 from vitrail.distributed.ranks import Ranks
 from vitrail.recipes.recipe import SPEED_FIELDS
 from vitrail.train.contract import Parts, RunSettings
-from vitrail.train.health import DivergedError
 
 # The format of a checkpoint. A checkpoint without a number is of format 1; a release reads its own
 # format and earlier ones.
@@ -184,29 +181,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def note_saved_state(run: Path, total: int) -> Iterator[None]:
-    """Adds to an error that stops a run of `total` steps what is saved, and how to go on."""
-    try:
-        yield
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        error.add_note(_saved_state(run, total, error))
-        raise
-
-
-def _saved_state(run: Path, total: int, error: Exception) -> str:
-    saved = list_checkpoints(run / "checkpoints")
-    steps = int(saved[-1].name.removeprefix("step-")) if saved else 0
-    kept = f"Kept: {steps} of {total} steps, in {saved[-1]}" if saved else "No step was saved yet"
-    if isinstance(error, DivergedError):
-        return f"{kept}; resumed, it would do the same again: start a new run with another --out"
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"{kept}. Start a new run with a smaller --batch-size, or --precision bf16"
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "The disk is full: make room" if full else "When that is mended"
-    return f"{kept}. {remedy}, then go on with `vitrail resume {run}`"
-
-
 def require_same(
     run: Path, saved: dict[str, Any], recipe: RunSettings, changed: Collection[str] = ()
 ) -> None:
@@ -235,31 +209,20 @@ def require_same(
         )
 
 
-def restore(
-    run: Path,
-    recipe: RunSettings,
-    parts: Parts[Any],
-    ranks: Ranks,
-    changed: Collection[str] = (),
-) -> int:
+def restore(run: Path, recipe: RunSettings, parts: Parts[Any], ranks: Ranks) -> int:
     """Loads the last whole checkpoint into the parts, and returns the number of steps it holds.
 
-    Args:
-        run: the run's folder.
-        recipe: the recipe in config.json.
-        parts: the parts of the run.
-        ranks: this process.
-        changed: fields that `resume` was told to change.
+    A change of the run is then written down.
 
     Raises:
-        ValueError: the recipe or the data changed since, no checkpoint is whole, or there is none
-            and the weights to start from are gone.
+        ValueError: the recipe or the data changed since, no checkpoint is whole, there is none and
+            the weights to start from are gone, or the run is to be shorter than it is.
     """
 
     def take(state: dict[str, Any]) -> None:
         if not _is_state(state):
             raise UnfitStateError("it lacks what a checkpoint holds")
-        require_same(run, state["config"], recipe, changed)
+        require_same(run, state["config"], recipe, parts.changed)
         feed = parts.feed
         if state["source"] != feed.fingerprint:
             raise ValueError(
@@ -270,14 +233,20 @@ def restore(
         _load(parts, state)
 
     state = load_latest(run / "checkpoints", ranks.device, take)
-    if state is None:
-        if parts.missing_start is not None:
-            raise ValueError(
-                f"{run} has no checkpoint yet, and the weights that it starts from are gone: "
-                f"restore {parts.missing_start}, or start a new run"
-            )
-        return 0
-    return int(state["step"])
+    if state is None and parts.missing_start is not None:
+        raise ValueError(
+            f"{run} has no checkpoint yet, and the weights that it starts from are gone: "
+            f"restore {parts.missing_start}, or start a new run"
+        )
+    start, steps = 0 if state is None else int(state["step"]), parts.horizon.steps
+    if start > steps:
+        raise ValueError(
+            f"{run} has taken {start} steps already, more than the {steps} of its length now; "
+            "give a larger --epochs"
+        )
+    if parts.on_restored is not None:
+        parts.on_restored(start)
+    return start
 
 
 def _load(parts: Parts[Any], state: dict[str, Any]) -> None:
@@ -321,12 +290,3 @@ def save(run: Path, recipe: RunSettings, parts: Parts[Any], ranks: Ranks, step: 
     }
     write_state(run / "checkpoints", step, state)
     parts.exports.save(run, step)
-
-
-def require_exported(run: Path, parts: Parts[Any], ranks: Ranks, step: int) -> None:
-    """Exports again if a kill came between the last checkpoint and its export, or files are gone.
-
-    Called on every rank; rank 0 writes.
-    """
-    if ranks.is_main and not parts.exports.are_saved(run, step):
-        parts.exports.save(run, step)

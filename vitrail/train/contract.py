@@ -1,5 +1,6 @@
 """The contracts of the trainer: what the loop needs of a recipe and a run's parts, and of a log."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -96,6 +97,8 @@ class Parts(Generic[B]):
         frozen_steps: steps at the start in which backbones are frozen.
         missing_start: the path of weights that the run should start from and that are gone; None
             if they are loaded, or if the run starts from random weights.
+        changed: fields in which the run's checkpoints may differ from the recipe.
+        on_restored: called on every rank with the steps taken so far, once the run can go on.
     """
 
     feed: Feed[B]
@@ -106,3 +109,5 @@ class Parts(Generic[B]):
     guard: Watch | None = None
     frozen_steps: int = 0
     missing_start: str | None = None
+    changed: Collection[str] = ()
+    on_restored: Callable[[int], None] | None = None

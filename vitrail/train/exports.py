@@ -12,6 +12,7 @@ from vitrail.distributed.ranks import Ranks
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.objectives.contract import ImageObjective, Objective, Pictures
 from vitrail.text_encoder import TextEncoder
+from vitrail.train.contract import Parts
 
 
 class EncoderExports:
@@ -63,6 +64,15 @@ class ObjectiveExports:
     def are_saved(self, run: Path, step: int) -> bool:
         """Returns False: the files are the objective's own, so they are written again."""
         return False
+
+
+def require_exported(run: Path, parts: Parts[Any], ranks: Ranks, step: int) -> None:
+    """Exports again if a kill came between the last checkpoint and its export, or files are gone.
+
+    Called on every rank; rank 0 writes.
+    """
+    if ranks.is_main and not parts.exports.are_saved(run, step):
+        parts.exports.save(run, step)
 
 
 def draw_pictures(run: Path, objective: Objective[Any], batch: Any, ranks: Ranks) -> None:

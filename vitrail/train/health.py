@@ -160,3 +160,26 @@ def require_finite(rows: list[dict[str, Any]], precision: str) -> None:
             f"learning rate {row['lr']:.3g}{grew}): {reason}. Try {remedy}half the --optim.lr, or "
             "a longer --optim.warmup-epochs"
         )
+
+
+@contextmanager
+def note_saved_state(run: Path, total: int) -> Iterator[None]:
+    """Adds to an error that stops a run of `total` steps what is saved, and how to go on."""
+    try:
+        yield
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        error.add_note(_saved_state(run, total, error))
+        raise
+
+
+def _saved_state(run: Path, total: int, error: Exception) -> str:
+    saved = list_checkpoints(run / "checkpoints")
+    steps = int(saved[-1].name.removeprefix("step-")) if saved else 0
+    kept = f"Kept: {steps} of {total} steps, in {saved[-1]}" if saved else "No step was saved yet"
+    if isinstance(error, DivergedError):
+        return f"{kept}; resumed, it would do the same again: start a new run with another --out"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{kept}. Start a new run with a smaller --batch-size, or --precision bf16"
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "The disk is full: make room" if full else "When that is mended"
+    return f"{kept}. {remedy}, then go on with `vitrail resume {run}`"

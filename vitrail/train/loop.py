@@ -5,7 +5,6 @@ schedules, stochastic depth. So a run that is killed and resumed takes the very 
 was not.
 """
 
-from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
@@ -18,10 +17,10 @@ from vitrail import signals
 from vitrail.distributed.ranks import Ranks, any_rank
 from vitrail.optim import apply_schedules, clip_gradients, drop_frozen_gradients
 from vitrail.train import epochs
-from vitrail.train.checkpoint import note_saved_state, require_exported, restore, save
+from vitrail.train.checkpoint import restore, save
 from vitrail.train.contract import Parts, RunSettings
-from vitrail.train.exports import draw_pictures
-from vitrail.train.health import MEASURED, Monitor, require_finite
+from vitrail.train.exports import draw_pictures, require_exported
+from vitrail.train.health import MEASURED, Monitor, note_saved_state, require_finite
 from vitrail.train.log import Log, print_line
 from vitrail.train.parallel import parallel
 from vitrail.train.warm_start import hold_statistics
@@ -29,23 +28,8 @@ from vitrail.train.warm_start import hold_statistics
 B = TypeVar("B")
 
 
-def train(
-    run: Path,
-    recipe: RunSettings,
-    parts: Parts[B],
-    ranks: Ranks,
-    change: Callable[[int], None] | None = None,
-    changed: Collection[str] = (),
-) -> bool:
+def train(run: Path, recipe: RunSettings, parts: Parts[B], ranks: Ranks) -> bool:
     """Trains from the run's last checkpoint to its last step, on every rank.
-
-    Args:
-        run: the run's folder.
-        recipe: the recipe.
-        parts: the parts of the run.
-        ranks: this process.
-        change: called with the steps taken so far, once the run can go on with this recipe.
-        changed: fields in which the run's checkpoints may differ from the recipe.
 
     Returns:
         True when the last step was taken, False when SIGTERM or SIGINT came first; all state is
@@ -59,14 +43,7 @@ def train(
     """
     objective, optimizer, horizon = parts.objective, parts.optimizer, parts.horizon
     feed, guard = parts.feed, parts.guard
-    start = restore(run, recipe, parts, ranks, changed)
-    if start > horizon.steps:
-        raise ValueError(
-            f"{run} has taken {start} steps already, more than the {horizon.steps} of its length "
-            "now; give a larger --epochs"
-        )
-    if change is not None:
-        change(start)
+    start = restore(run, recipe, parts, ranks)
     if start == horizon.steps:
         require_exported(run, parts, ranks, start)
         if ranks.is_main:
@@ -89,10 +66,8 @@ def train(
         if horizon.steps_in(recipe.optim.warmup_epochs) == horizon.steps:
             log.print_line("note: the whole run is warm-up; see --optim.warmup-epochs")
         taken = saved = start
-        steps = watch.until_stopped(
-            epochs.batches(parts, recipe.seed, start), alone=ranks.world == 1
-        )
-        for step, slices in enumerate(log.timed(steps), start):
+        batches = watch.until_stopped(epochs.batches(parts, recipe.seed, start), ranks.world == 1)
+        for step, slices in enumerate(log.timed(batches), start):
             lr, weight_decay = apply_schedules(
                 optimizer, recipe.optim, horizon, recipe.batch_size, step
             )
@@ -125,8 +100,7 @@ def train(
             if stopping:
                 break
         if taken > saved:  # the signal came while the next batch was awaited
-            rows = log.flush()
-            log.write(rows)
+            log.write(rows := log.flush())
             require_finite(rows, recipe.precision)
             save(run, recipe, parts, ranks, taken)
         if taken < horizon.steps:

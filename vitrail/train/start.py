@@ -1,21 +1,125 @@
-"""Changes of a run by `resume`: its length, and the place of its data.
+"""Begins a run, or goes on with one, which may change its length and the place of its data.
 
 config.json holds the recipe as it is now and, under "changes", what it was and since which step.
 """
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from vitrail import signals
 from vitrail.atomic import write_atomically
 from vitrail.config import differences, to_dict
+from vitrail.data.contract import Batch
+from vitrail.data.loading.start_method import refuse_second_run
+from vitrail.data.sources.registry import resolve_spec
+from vitrail.distributed.ranks import Ranks, any_rank, joined, on_main
+from vitrail.recipes.check import check_new, notes_on
 from vitrail.recipes.recipe import SPEED_FIELDS, Recipe, plan_horizon
-from vitrail.train.run_folder import BESIDE, read_config, read_recipe
-from vitrail.train.warm_start import head_warmup_steps
+from vitrail.train.build import assemble
+from vitrail.train.checkpoint import list_checkpoints
+from vitrail.train.contract import Parts
+from vitrail.train.log import print_line
+from vitrail.train.loop import train
+from vitrail.train.run_folder import (
+    BESIDE,
+    create,
+    lock_run,
+    read_config,
+    read_recipe,
+    require_same_start,
+)
+from vitrail.train.warm_start import head_warmup_steps, resolve_start
+
+Resume = Literal["never", "auto"]
 
 # Fields of a run's length. The warm-up of a head is a share of it, unless the recipe says how long.
 LENGTH = ("epochs", "steps", "head_warmup_steps")
+
+
+def begin(recipe: Recipe, out: Path, resume: Resume = "never") -> None:
+    """Makes the folder of a run, and trains; under torchrun, on every rank.
+
+    The folder is made only when everything that can be refused beforehand has been checked.
+
+    Args:
+        recipe: the recipe.
+        out: the folder.
+        resume: auto goes on with the run in the folder if the same recipe has begun it.
+
+    Raises:
+        ValueError: something that a user can mend.
+    """
+    refuse_second_run()
+    recipe = replace(recipe, data=resolve_spec(recipe.data))
+    with joined(recipe.device) as ranks:
+        # rank 0 decides, since it makes the folder that the others look for
+        if resume == "auto" and any_rank(ranks.is_main and (out / "config.json").exists()):
+            recipe = same_command(out, recipe)
+            _go_on(out, Change(recipe, recipe, change_of(out).free), ranks)
+            return
+        recipe = resolve_start(recipe)
+        check_new(recipe)
+        parts = assemble(recipe, ranks)
+        notes = notes_on(recipe, parts.horizon, parts.feed.n_samples)
+        on_main(ranks, lambda: create(out, recipe, notes))
+        for note in notes if ranks.is_main else ():
+            print_line(f"note: {note}")
+        _train(out, recipe, parts, ranks)
+
+
+def go_on(run: Path, epochs: float | None = None, data: str | None = None) -> None:
+    """Trains from a run's last checkpoint on.
+
+    Args:
+        run: the folder of the run.
+        epochs: as `change_of`.
+        data: a SPEC; None for the run's own.
+
+    Raises:
+        ValueError: something that a user can mend.
+    """
+    refuse_second_run()
+    change = change_of(run, epochs, None if data is None else resolve_spec(data))
+    with joined(change.after.device) as ranks:
+        _go_on(run, change, ranks)
+
+
+def _go_on(run: Path, change: "Change", ranks: Ranks) -> None:
+    begun = bool(list_checkpoints(run / "checkpoints"))
+    if not begun:
+        require_same_start(run, change.before)
+    parts = assemble(change.after, ranks, begun)
+    n_samples = parts.feed.n_samples
+    longer = with_head_warmup(change, n_samples)
+    if longer is not change:
+        parts = replace(parts, frozen_steps=longer.after.head_warmup_steps or 0)
+
+    def note(step: int) -> None:
+        if not longer.fields:
+            return
+        for line in describe(longer, n_samples, step) if ranks.is_main else ():
+            print_line(line)
+        on_main(ranks, lambda: write_change(run, longer, step))
+        if step and ranks.is_main:
+            parts.exports.save(run, step)  # its description says where the data are
+
+    _train(run, longer.after, replace(parts, changed=longer.free, on_restored=note), ranks)
+
+
+def _train(run: Path, recipe: Recipe, parts: Parts[Batch], ranks: Ranks) -> None:
+    with ExitStack() as stack:
+        watch = stack.enter_context(signals.watching())
+        on_main(ranks, lambda: stack.enter_context(lock_run(run)))
+        try:
+            train(run, recipe, parts, ranks)
+        except signals.Interrupted:
+            if ranks.is_main and not watch.ends_by_itself:
+                done = "stopped before a step was taken, so there is nothing to save"
+                print_line(f"{done}; go on with `vitrail resume {run}`")
+            raise
 
 
 @dataclass(frozen=True)
