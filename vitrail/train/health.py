@@ -7,10 +7,13 @@ NaN (dinov2 #143, SimDINO #43), collapse (SimDINO #20). vitrail warns while it h
 Shape legend: B rows of one batch · D features.
 """
 
+import errno
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitrail.nn.effective_rank import effective_rank
+from vitrail.train.checkpoint import list_checkpoints
 
 MEASURED = ("features", "embedding")  # outputs of an objective, both optional
 PATIENCE = 3  # successive bad readings before a warning: the first steps of any run look flat
