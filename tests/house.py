@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "interop.read.weights_file",
         "atomic",
         "data.decode.inputs",
+        "data.views.preparation",
         "data.views.preprocess",
     },
     "objectives": {
@@ -61,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "backbones",
         "interop.timm_zoo",
         "interop.vit_shape",
+        "data.views.preparation",
         "data.views.preprocess",
         "atomic",
     },

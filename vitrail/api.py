@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vitrail.config import override
 
 if TYPE_CHECKING:
+    import vitrail.data.views.preparation
     import vitrail.distributed.ranks
     import vitrail.encoder
     import vitrail.recipes.recipe
@@ -118,17 +119,21 @@ def resume(run: str | Path) -> Run:
     return run
 
 
-def load(path: str | Path, device: str = "cpu") -> "vitrail.encoder.Encoder":
+def load(
+    path: str | Path, device: str = "cpu", preparation: Any = None
+) -> "vitrail.encoder.Encoder":
     """Returns the encoder of a run, or of an encoder.safetensors beside its encoder.json.
 
     Args:
         path: a run, an encoder's weights, or an official checkpoint.
         device: auto (CUDA if there is one), cpu, cuda or cuda:N.
+        preparation: changes to how images are prepared, for weights that do not say it: a dict of
+            mean, std, interpolation and crop.
     """
     from vitrail.distributed.ranks import choose_device
     from vitrail.encoder import Encoder
 
-    return Encoder.load(path, device=str(choose_device(device)))
+    return Encoder.load(path, str(choose_device(device)), _preparation(preparation))
 
 
 def evaluate(
@@ -140,6 +145,7 @@ def evaluate(
     device: str = "auto",
     workers: int | None = None,
     max_bad_fraction: float | None = None,
+    preparation: Any = None,
 ) -> Any:
     """Measures an encoder: writes evaluation.json and figures, and returns the numbers.
 
@@ -154,6 +160,8 @@ def evaluate(
         workers: processes that decode images; None for a fair share of the cores.
         max_bad_fraction: fraction of the files of a split that may be left out; by default the
             run's.
+        preparation: changes to how images are prepared, for weights that do not say it: a dict of
+            mean, std, interpolation and crop.
 
     Raises:
         ValueError: an unknown protocol or setting, or data that a protocol cannot be measured on.
@@ -171,6 +179,7 @@ def evaluate(
         device=str(choose_device(device)),
         workers=fair_workers() if workers is None else workers,
         max_bad_fraction=max_bad_fraction,
+        preparation=_preparation(preparation),
     )
 
 
@@ -182,6 +191,7 @@ def embed(
     device: str = "auto",
     workers: int | None = None,
     max_bad_fraction: float | None = None,
+    preparation: Any = None,
 ) -> Path:
     """Writes the features of a source's images to a file, and returns the file's path.
 
@@ -193,6 +203,8 @@ def embed(
         device: auto (CUDA if there is one), cpu, cuda or cuda:N.
         workers: processes that decode images; None for a fair share of the cores.
         max_bad_fraction: fraction of the files that may be left out; by default the run's.
+        preparation: changes to how images are prepared, for weights that do not say it: a dict of
+            mean, std, interpolation and crop.
 
     Raises:
         ValueError: another suffix, a missing extra, nothing to embed, or too many bad files.
@@ -209,6 +221,7 @@ def embed(
         device=str(choose_device(device)),
         workers=fair_workers() if workers is None else workers,
         max_bad_fraction=max_bad_fraction,
+        preparation=_preparation(preparation),
     )
 
 
@@ -233,6 +246,7 @@ def export(
     format: Literal["timm", "hf", "onnx", "safetensors"],
     out: str | Path | None = None,
     img_size: int | None = None,
+    preparation: Any = None,
 ) -> str:
     """Writes an encoder in another library's format.
 
@@ -241,6 +255,8 @@ def export(
         format: timm and hf make folders, onnx a file, safetensors a folder of vitrail's own.
         out: where to write; by default below RUN/export.
         img_size: pixels a side of the images to come, where they differ from the encoder's.
+        preparation: changes to how images are prepared, for weights that do not say it: a dict of
+            mean, std, interpolation and crop.
 
     Returns:
         One line: the path, and how to load it.
@@ -251,7 +267,15 @@ def export(
     """
     from vitrail.exporting.export import export as write
 
-    return write(path, format, out=out, img_size=img_size)
+    return write(path, format, out=out, img_size=img_size, preparation=_preparation(preparation))
+
+
+def _preparation(given: Any) -> "vitrail.data.views.preparation.Preparation | None":
+    """Returns changes to how images are prepared, which may be given as a dict."""
+    from vitrail.config import from_dict
+    from vitrail.data.views.preparation import Preparation
+
+    return from_dict(Preparation, dict(given)) if isinstance(given, Mapping) else given
 
 
 def _train(
