@@ -15,7 +15,7 @@ from types import FrameType
 from vitrail.atomic import write_atomically
 from vitrail.config import from_dict, to_dict
 from vitrail.recipes.named import command_of
-from vitrail.recipes.recipe import Recipe
+from vitrail.recipes.recipe import Recipe, migrated
 
 
 def create(out: Path, recipe: Recipe) -> None:
@@ -64,7 +64,7 @@ def read_recipe(run: Path) -> Recipe:
         raise ValueError(f"{path} is not a JSON object of a recipe's fields; restore it")
     fields = {k: v for k, v in plain.items() if k not in ("version", "commit", "command")}
     try:
-        return from_dict(Recipe, fields)
+        return from_dict(Recipe, migrated(fields))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

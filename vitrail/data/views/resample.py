@@ -9,9 +9,9 @@ uint8. Weights are 16-bit integers, and each of the two passes, along the rows f
 bits. Here float32 holds the integers, and its sums are exact below 2^24, so a GPU, a batch of
 images and torch's own kernel give the same bits. (Where a box shrinks more than 4 times the sums
 grow longer: about one value in 10,000 may be off by 1.) Pillow's weights have 22 bits, which moves
-few values, by 1; and Pillow 13 resizes some images, tall ones among them, along the columns first,
-whose rounding and clamping then differ: by 1 or 2 on photographs and by up to 25 of 255 on noise.
-`tests/data/views/test_resample.py` measures both.
+up to 2 % of the values, by 1. Pillow 13 resizes boxes along the columns first that shrink more in
+height than in width, and what is rounded and clamped between the passes then differs: by 1 on
+smooth images, by up to 25 of 255 on noise (bicubic). tests/data/views/test_resample.py measures it.
 
 *Plain* floats, for evaluation and 16-bit images: nothing is rounded, and overshoot is clamped once.
 
