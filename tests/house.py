@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "interop.read.weights_file",
         "atomic",
         "data.decode.inputs",
+        "data.views.preparation",
         "data.views.preprocess",
     },
     "objectives": {
@@ -63,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "backbones",
         "interop.timm_zoo",
         "interop.vit_shape",
+        "data.views.preparation",
         "data.views.preprocess",
         "atomic",
     },

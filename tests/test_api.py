@@ -23,7 +23,11 @@ def test_a_function_takes_the_arguments_of_its_command(name):
     assert list(arguments) == list(options)
     for option in options.values():
         default = arguments[option.name].default
-        if option.kind is option.POSITIONAL_OR_KEYWORD and option.name not in ("more", "settings"):
+        if option.kind is option.POSITIONAL_OR_KEYWORD and option.name not in (
+            "more",
+            "settings",
+            "preparation",
+        ):
             assert default == option.default, option.name
 
 

@@ -13,6 +13,7 @@ from vitrail.optim import (
     apply_schedules,
     build_optimizer,
     clip_gradients,
+    decay_groups,
     drop_frozen_gradients,
 )
 
@@ -102,3 +103,30 @@ def test_a_frozen_group_moves_only_after_its_steps(name):
 def test_negative_values_are_refused_by_name(field):
     with pytest.raises(ValueError, match=f"optim.{field} is -1"):
         Config(**{field: -1.0})
+
+
+def test_a_warm_up_may_reach_its_peak_at_its_last_step():
+    horizon = Horizon(steps=100, steps_per_epoch=10)
+    groups = [{"params": [nn.Parameter(torch.ones(2, 2))]}]
+    for peak, expected in (("after", 0.9), ("last", 1.0)):
+        config = Config(lr=1.0, lr_per_256=False, warmup_epochs=1, warmup_peak=peak)
+        optimizer = build_optimizer(config, groups)
+        assert apply_schedules(optimizer, config, horizon, 256, 9)[0] == pytest.approx(expected)
+        assert apply_schedules(optimizer, config, horizon, 256, 10)[0] == 1.0
+
+
+def test_weight_decay_may_act_on_all_parameters():
+    module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    for decay, expected in (("matrices", [0.1, 0.0]), ("all", [0.1, 0.1])):
+        config = Config(weight_decay=0.1, weight_decay_end=None, decay=decay)
+        optimizer = build_optimizer(config, decay_groups(module))
+        apply_schedules(optimizer, config, Horizon(steps=4, steps_per_epoch=2), 8, 1)
+        assert [group["weight_decay"] for group in optimizer.param_groups] == expected
+
+
+def test_adams_epsilon_is_the_configs():
+    groups = [{"params": [nn.Parameter(torch.ones(2, 2))]}]
+    assert build_optimizer(Config(), groups).param_groups[0]["eps"] == 1e-8
+    assert build_optimizer(Config(eps=1e-6), groups).param_groups[0]["eps"] == 1e-6
+    with pytest.raises(ValueError, match=r"optim\.eps is -1"):
+        Config(eps=-1.0)

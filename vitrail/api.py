@@ -13,6 +13,7 @@ from vitrail.atomic import read_text
 from vitrail.config import override
 
 if TYPE_CHECKING:
+    import vitrail.data.views.preparation
     import vitrail.encoder
     import vitrail.recipes.recipe
 
@@ -111,17 +112,21 @@ def resume(run: str | Path, epochs: float | None = None, data: str | None = None
     return run
 
 
-def load(path: str | Path, device: str = "cpu") -> "vitrail.encoder.Encoder":
+def load(
+    path: str | Path, device: str = "cpu", preparation: Any = None
+) -> "vitrail.encoder.Encoder":
     """Returns the encoder of a run, or of an encoder.safetensors beside its encoder.json.
 
     Args:
         path: a run, an encoder's weights, or an official checkpoint.
         device: auto (CUDA if there is one), cpu, cuda or cuda:N.
+        preparation: changes to how images are prepared, for weights that do not say it: a dict of
+            mean, std, interpolation and crop.
     """
     from vitrail.distributed.ranks import choose_device
     from vitrail.encoder import Encoder
 
-    return Encoder.load(path, device=str(choose_device(device)))
+    return Encoder.load(path, str(choose_device(device)), _preparation(preparation))
 
 
 def evaluate(
@@ -133,6 +138,7 @@ def evaluate(
     device: str = "auto",
     workers: int | None = None,
     max_bad_fraction: float | None = None,
+    preparation: Any = None,
 ) -> Any:
     """Measures an encoder: writes evaluation.json and figures, and returns the numbers.
 
@@ -147,6 +153,8 @@ def evaluate(
         workers: processes that decode images; None for a fair share of the cores.
         max_bad_fraction: fraction of the files of a split that may be left out; by default the
             run's.
+        preparation: changes to how images are prepared, for weights that do not say it: a dict of
+            mean, std, interpolation and crop.
 
     Raises:
         ValueError: an unknown protocol or setting, or data that a protocol cannot be measured on.
@@ -166,6 +174,7 @@ def evaluate(
         device=str(choose_device(device)),
         workers=fair_workers() if workers is None else workers,
         max_bad_fraction=max_bad_fraction,
+        preparation=_preparation(preparation),
     )
 
 
@@ -177,6 +186,7 @@ def embed(
     device: str = "auto",
     workers: int | None = None,
     max_bad_fraction: float | None = None,
+    preparation: Any = None,
 ) -> Path:
     """Writes the features of a source's images to a file, and returns the file's path.
 
@@ -188,6 +198,8 @@ def embed(
         device: auto (CUDA if there is one), cpu, cuda or cuda:N.
         workers: processes that decode images; None for a fair share of the cores.
         max_bad_fraction: fraction of the files that may be left out; by default the run's.
+        preparation: changes to how images are prepared, for weights that do not say it: a dict of
+            mean, std, interpolation and crop.
 
     Raises:
         ValueError: another suffix, a missing extra, nothing to embed, or too many bad files.
@@ -206,6 +218,7 @@ def embed(
         device=str(choose_device(device)),
         workers=fair_workers() if workers is None else workers,
         max_bad_fraction=max_bad_fraction,
+        preparation=_preparation(preparation),
     )
 
 
@@ -230,6 +243,7 @@ def export(
     format: Literal["timm", "hf", "onnx", "safetensors"],
     out: str | Path | None = None,
     img_size: int | None = None,
+    preparation: Any = None,
 ) -> str:
     """Writes an encoder in another library's format.
 
@@ -238,6 +252,8 @@ def export(
         format: timm and hf make folders, onnx a file, safetensors a folder of vitrail's own.
         out: where to write; by default below RUN/export.
         img_size: pixels a side of the images to come, where they differ from the encoder's.
+        preparation: changes to how images are prepared, for weights that do not say it: a dict of
+            mean, std, interpolation and crop.
 
     Returns:
         One line: the path, and how to load it.
@@ -249,7 +265,15 @@ def export(
     from vitrail.exporting.export import export as write
 
     place = None if out is None else _named(out)
-    return write(path, format, out=place, img_size=img_size)
+    return write(path, format, out=place, img_size=img_size, preparation=_preparation(preparation))
+
+
+def _preparation(given: Any) -> "vitrail.data.views.preparation.Preparation | None":
+    """Returns changes to how images are prepared, which may be given as a dict."""
+    from vitrail.config import from_dict
+    from vitrail.data.views.preparation import Preparation
+
+    return from_dict(Preparation, dict(given)) if isinstance(given, Mapping) else given
 
 
 def _named(path: str | Path) -> Path:

@@ -23,9 +23,10 @@ from vitrail.atomic import read_text, write_atomically
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.create import create_backbone
 from vitrail.data.decode.inputs import ImagesLike, batches
+from vitrail.data.views.preparation import Preparation
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.interop.read.load import read_official
-from vitrail.interop.read.weights_file import is_hub_folder
+from vitrail.interop.read.weights_file import HUB_OTHERS, HUB_WEIGHTS, is_hub_folder
 
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
 
@@ -48,8 +49,15 @@ class Encoder(TransformerMixin, BaseEstimator):
         self.info = info
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "Encoder":
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        preparation: Preparation | None = None,
+    ) -> "Encoder":
         """Loads the encoder of a run, or weights of another library.
+
+        What the weights do not say of how images are prepared is assumed, and logged.
 
         Args:
             path: a run folder, or an encoder.safetensors beside its encoder.json; or weights of
@@ -57,14 +65,15 @@ class Encoder(TransformerMixin, BaseEstimator):
                 `vitrail.interop.read.load.read_official` supports, with that format's
                 preprocessing.
             device: torch device of the backbone.
+            preparation: changes to how images are prepared.
 
         Raises:
             ValueError: a missing or damaged file, weights that do not match the described backbone,
-                or weights in an unknown format.
+                weights in an unknown format, or a preparation that does not fit.
         """
-        path = Path(path)
+        path, preparation = Path(path), preparation or Preparation()
         if _is_official(path):
-            return cls._from_official(path, device)
+            return cls._from_official(path, device, preparation)
         folder = _folder(path)
         info = _read_description(folder / DESCRIPTION)
         weights = _read_weights(folder / WEIGHTS)
@@ -78,14 +87,16 @@ class Encoder(TransformerMixin, BaseEstimator):
             ) from error
         _require_matching(backbone.state_dict(), weights, folder / WEIGHTS, info["backbone"])
         backbone.load_state_dict(weights)
-        return cls(backbone.to(device), preprocess, info)
+        return cls(backbone.to(device), preparation.applied(preprocess), info)
 
     @classmethod
-    def _from_official(cls, path: Path, device: str) -> "Encoder":
+    def _from_official(cls, path: Path, device: str, preparation: Preparation) -> "Encoder":
         official = read_official(path)
         origin = {"format": official.format, "weights": path.name}
         info = {"seed": 0, "objective": None} | official.info | origin
-        return cls(official.build().to(device), _preprocess(official.preprocess), info)
+        preprocess = preparation.applied(_preprocess(official.preprocess))
+        official.say_assumed(path, preparation.changes, asdict(preprocess))
+        return cls(official.build().to(device), preprocess, info)
 
     def save(self, folder: str | Path) -> Path:
         """Writes encoder.safetensors and encoder.json, each whole or not at all.
@@ -192,6 +203,12 @@ class Encoder(TransformerMixin, BaseEstimator):
         )
 
 
+def load_backbone(path: str | Path) -> Backbone:
+    """Loads what `Encoder.load` does, but the backbone alone, whatever images it is given."""
+    path = Path(path)
+    return read_official(path).build() if _is_official(path) else Encoder.load(path).backbone
+
+
 @contextmanager
 def evaluating(backbone: Backbone) -> Iterator[None]:
     """Sets evaluation mode without gradients, and restores the backbone's mode at the end."""
@@ -223,6 +240,12 @@ def _folder(path: Path) -> Path:
             f"{path} is not a run folder, nor a file of weights: there is no folder {folder}"
         )
     missing = [name for name in (WEIGHTS, DESCRIPTION) if not (folder / name).is_file()]
+    others = [name for name in HUB_OTHERS if (folder / name).is_file()]
+    if missing and others:
+        raise ValueError(
+            f"{folder} holds {' and '.join(others)}, which vitrail does not read; of a folder of "
+            f"the Hugging Face hub it reads {', '.join(HUB_WEIGHTS)}"
+        )
     if missing and (folder / "config.json").exists():
         raise ValueError(
             f"run {folder} has no {' and no '.join(missing)} yet: it has not finished; "
@@ -259,7 +282,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def _preprocess(plain: dict[str, Any]) -> Preprocess:
     """Builds a Preprocess from its JSON."""
     mean, std = tuple(plain["mean"]), tuple(plain["std"])
-    return Preprocess(size=plain["size"], resize=plain["resize"], mean=mean, std=std)
+    more = ("interpolation", "keep_aspect", "rounding")  # which earlier versions did not write
+    given: dict[str, Any] = {key: plain[key] for key in more if key in plain}
+    return Preprocess(size=plain["size"], resize=plain["resize"], mean=mean, std=std, **given)
 
 
 def _require_matching(

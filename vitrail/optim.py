@@ -52,10 +52,15 @@ class Config:
         lr_per_256: scale the learning rate linearly with the global batch size.
         min_lr: learning rate at the end of the cosine, >= 0.
         warmup_epochs: epochs of linear warm-up of the learning rate from 0, >= 0.
+        warmup_peak: the step at which the warm-up reaches the peak: the first one "after" it, or
+            its "last" one, as in the published code of DINO and SimDINO.
         weight_decay: weight decay at the start, >= 0.
         weight_decay_end: weight decay at the end of a cosine from weight_decay; None keeps it
             constant.
+        decay: the parameters that weight decay acts on: "matrices", which leaves out biases, norms
+            and those that a backbone exempts, or "all", as in the code of CRATE and SwAV.
         betas: the decay rates of the optimizer's two moving averages.
+        eps: AdamW's epsilon, >= 0; LION has none.
         clip: largest gradient norm, 0 for no clipping.
         clip_by: "tensor" clips every parameter tensor by itself, as DINO and SimDINO were trained;
             "global" clips the norm over all of them.
@@ -66,14 +71,18 @@ class Config:
     lr_per_256: bool = True
     min_lr: float = 1e-6
     warmup_epochs: float = 10.0
+    warmup_peak: Literal["after", "last"] = "after"
     weight_decay: float = 0.04
     weight_decay_end: float | None = 0.4
+    decay: Literal["matrices", "all"] = "matrices"
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
     clip: float = 3.0
     clip_by: Literal["tensor", "global"] = "tensor"
 
     def __post_init__(self) -> None:
-        for field in ("lr", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end", "clip"):
+        numbers = ("lr", "min_lr", "warmup_epochs", "weight_decay", "weight_decay_end")
+        for field in (*numbers, "eps", "clip"):
             value = getattr(self, field)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"optim.{field} is {value}; it must be 0 or more")
@@ -90,7 +99,7 @@ def build_optimizer(config: Config, groups: list[ParamGroup]) -> Optimizer:
         from timm.optim import Lion  # lazy import: timm takes seconds
 
         return Lion(params, lr=0.0, betas=config.betas, weight_decay=0.0)
-    return AdamW(params, lr=0.0, betas=config.betas, weight_decay=0.0, fused=True)
+    return AdamW(params, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=True)
 
 
 def apply_schedules(
@@ -100,13 +109,15 @@ def apply_schedules(
     two, without the groups' factors."""
     warmup = horizon.steps_in(config.warmup_epochs)
     peak = config.peak_lr(batch_size)
-    lr = cosine(step, horizon.steps, peak, config.min_lr, warmup)
+    last = config.warmup_peak == "last"
+    lr = cosine(step, horizon.steps, peak, config.min_lr, warmup, inclusive=last)
     decay_end = config.weight_decay if config.weight_decay_end is None else config.weight_decay_end
     weight_decay = cosine(step, horizon.steps, config.weight_decay, decay_end)
     for group in optimizer.param_groups:
         rate = peak if group.get("constant_lr", False) else lr
         group["lr"] = rate * group.get("lr_scale", 1.0) * group.get("layer_decay", 1.0)
-        group["weight_decay"] = weight_decay * group.get("wd_scale", 1.0)
+        scale = 1.0 if config.decay == "all" else group.get("wd_scale", 1.0)
+        group["weight_decay"] = weight_decay * scale
     return lr, weight_decay
 
 

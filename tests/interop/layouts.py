@@ -78,13 +78,21 @@ def dinov2(registers: int = 0, swiglu: bool = False) -> Weights:
 
 def simdinov2() -> Weights:
     """The teacher: chunks of layers, absolute indices, four registers, a head."""
-    flat = dinov2(registers=4)
-    chunked = {}
+    return chunked(dinov2(registers=4)) | prefixed(dino_head(last=False), "dino_head.")
+
+
+def dinov2_teacher(registers: int = 0) -> Weights:
+    """The teacher of DINOv2's training code, whose head ends in prototypes."""
+    return chunked(dinov2(registers)) | prefixed(dino_head(last=True), "dino_head.")
+
+
+def chunked(flat: Weights) -> Weights:
+    found = {}
     for key, value in flat.items():
         parts = key.split(".")
         chunk = ["blocks", str(int(parts[1]) // 2), *parts[1:]] if parts[0] == "blocks" else parts
-        chunked[".".join(["backbone", *chunk])] = value
-    return chunked | prefixed(dino_head(last=False), "dino_head.")
+        found[".".join(["backbone", *chunk])] = value
+    return found
 
 
 def mae() -> Weights:

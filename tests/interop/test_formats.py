@@ -76,7 +76,13 @@ CASES = {
     "SimDINO": (simdino(), "vit", False),
     "DINOv2": (layouts.dinov2(), "dinov2", False),
     "DINOv2 with registers": (layouts.dinov2(registers=4), "dinov2", True),
-    "SimDINOv2 (DINOv2's training code)": ({"teacher": layouts.simdinov2()}, "dinov2", False),
+    "SimDINOv2": ({"teacher": layouts.simdinov2()}, "dinov2", True),
+    "DINOv2 (training code)": ({"teacher": layouts.dinov2_teacher()}, "dinov2", False),
+    "DINOv2 with registers (training code)": (
+        {"teacher": layouts.dinov2_teacher(registers=4)},
+        "dinov2",
+        True,
+    ),
     "MAE": ({"model": layouts.mae(), "optimizer": {}, "epoch": 3}, "vit", True),
     "MAE (encoder)": ({"model": layouts.dino_backbone()}, "vit", True),
     "ViT (timm)": (timm_vit(), "vit", True),
@@ -176,7 +182,7 @@ def test_simdinov2_is_the_nearest_row_with_overrides(tmp_path: Path) -> None:
     content = {"teacher": prefixed(weights | dino_head, "backbone.")}
     official = read_official(saved(tmp_path, content))
     assert official.backbone == "vit_small_patch14_reg4_dinov2"
-    assert official.kwargs == {"patch_size": 16, "img_size": 224, "antialias": False}
+    assert official.kwargs == {"patch_size": 16, "img_size": 224}
 
 
 def published_positions(table: Tensor, grid: int, side: tuple[int, int]) -> Tensor:
@@ -197,13 +203,52 @@ def test_positions_at_other_sizes_are_dinos(
     torch.testing.assert_close(backbone.positions(side), expected, **EXACT)
 
 
-def test_positions_at_other_sizes_with_registers(tmp_path: Path) -> None:
-    """DINOv2 with registers: antialiasing, and sizes as they are."""
-    backbone = built(read_official(saved(tmp_path, layouts.dinov2(registers=4)))).double()
+REGISTERED = {
+    "hub": layouts.dinov2(registers=4),
+    "SimDINOv2": {"teacher": layouts.simdinov2()},
+    "SimDINOv2 without registers": {
+        "teacher": layouts.dinov2() | prefixed(layouts.dino_head(last=False), "dino_head.")
+    },
+    "training": {"teacher": layouts.dinov2_teacher(registers=4)},
+}
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_positions_at_other_sizes_with_registers(tmp_path: Path, name: str) -> None:
+    """DINOv2 with registers, and SimDINOv2: antialiasing, and sizes as they are."""
+    backbone = built(read_official(saved(tmp_path, REGISTERED[name]))).double()
     square = backbone.pos_embed[:, 1:].unflatten(1, (GRID, GRID)).permute(0, 3, 1, 2)
     resized = F.interpolate(square, size=(6, 3), mode="bicubic", antialias=True)
     expected = resized.permute(0, 2, 3, 1).flatten(1, 2)
     torch.testing.assert_close(backbone.positions((6, 3))[:, 1:], expected, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("content", "inner", "last"),
+    [
+        (layouts.crate(), 1e-5, 1e-5),
+        (layouts.crate_alpha(), 1e-6, 1e-5),
+        ({"model": layouts.crate_mae()}, 1e-5, 1e-6),
+        (layouts.dino_backbone(), 1e-6, 1e-6),
+    ],
+)
+def test_norms_have_the_epsilons_of_the_code(
+    tmp_path: Path, content: dict, inner: float, last: float
+) -> None:
+    backbone = built(read_official(saved(tmp_path, content)))
+    assert {block.norm1.eps for block in backbone.blocks} == {inner}
+    assert backbone.norm.eps == last
+    assert create_backbone(**backbone.config).norm.eps == last
+
+
+def test_maes_fine_tuned_files_are_refused_by_name(tmp_path: Path) -> None:
+    weights = layouts.dino_backbone()
+    tuned = {
+        key.replace("norm.", "fc_norm.", 1) if key.startswith("norm.") else key: value
+        for key, value in weights.items()
+    }
+    with pytest.raises(ValueError, match="mean over the patches"):
+        read_official(saved(tmp_path, {"model": tuned}))
 
 
 def test_crate_alphas_two_layouts_hold_the_same_operator(tmp_path: Path) -> None:

@@ -176,24 +176,40 @@ def test_the_names_in_memory_and_a_lone_file(tmp_path: Path, name: str) -> None:
     assert alone.weights.keys() == official.weights.keys()
 
 
-def test_dinov2_with_registers_at_other_sizes(tmp_path: Path) -> None:
-    """The one model of transformers that resamples positions as its authors do."""
-    model = randomised(Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**SIZES)))
+@pytest.mark.parametrize("name", ["ViT", "DINOv2", "DINOv2 with registers"])
+def test_positions_at_other_sizes_are_transformers(tmp_path: Path, name: str) -> None:
+    model = randomised(HF_MODELS[name][0]())
     official = read_official(hub_folder(tmp_path, model))
     pixels = images(48, 24)
-    assert_same(features(official, pixels), tokens(model, pixels, 5))
+    if name != "ViT":
+        assert_same(features(official, pixels), tokens(model, pixels, prefix_of(model)))
+        return
+    with torch.no_grad():
+        states = model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
+    assert_same(features(official, pixels), (states[:, 0], states[:, 1:]))
 
 
-def test_a_folders_preprocessing_is_used(tmp_path: Path) -> None:
-    model = ViTModel(ViTConfig(**SIZES))
-    half = [0.5, 0.5, 0.5]
-    official = read_official(hub_folder(tmp_path, model, image_mean=half, image_std=half))
-    assert official.preprocess == {
-        "size": SIDE,
-        "resize": 37,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
+@pytest.mark.parametrize("kind", ["ViT", "DINOv2"])
+def test_another_epsilon_is_carried(tmp_path: Path, kind: str) -> None:
+    build = {
+        "ViT": lambda: ViTModel(ViTConfig(**SIZES, layer_norm_eps=1e-3)),
+        "DINOv2": lambda: Dinov2Model(Dinov2Config(**SIZES, layer_norm_eps=1e-3)),
     }
+    model = randomised(build[kind]())
+    official = read_official(hub_folder(tmp_path, model))
+    assert official.kwargs["norm_eps"] == 1e-3
+    assert_same(features(official, images()), tokens(model, images()))
+
+
+@pytest.mark.parametrize(("eps", "kind"), [(1e-3, "swin"), (-1, "vit"), ("x", "vit")])
+def test_an_epsilon_that_cannot_be_carried_is_refused(tmp_path: Path, eps: Any, kind: str) -> None:
+    model = ViTModel(ViTConfig(**SIZES))
+    folder = hub_folder(tmp_path, model)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"layer_norm_eps": eps, "model_type": kind}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="layer_norm_eps is"):
+        read_official(folder)
 
 
 def test_timms_config_is_used(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,3 +42,14 @@ def test_horizon_counts_steps_of_fractional_epochs():
     horizon = Horizon(steps=100, steps_per_epoch=2.5)
     assert horizon.steps_in(10) == 25
     assert horizon.steps_in(1000) == 100
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 2, 10])
+def test_an_inclusive_warmup_is_the_published_codes(warmup):
+    """DINO 7c446df, utils.cosine_scheduler: numpy.linspace, then a cosine over the steps left."""
+    steps, start, end = 40, 0.7, 0.1
+    left = np.arange(steps - warmup)
+    falling = end + 0.5 * (start - end) * (1 + np.cos(np.pi * left / len(left)))
+    expected = np.concatenate([np.linspace(0, start, warmup), falling])
+    found = [cosine(s, steps, start, end, warmup, inclusive=True) for s in range(steps)]
+    assert np.allclose(found, expected, rtol=0, atol=1e-12)

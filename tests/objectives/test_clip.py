@@ -176,3 +176,31 @@ def test_captions_of_strange_signs_and_lengths_train():
     out["loss"].backward()
     assert out["loss"].isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in objective.parameters())
+
+
+@float64_kept()
+def test_captions_of_one_image_are_not_each_others_negatives():
+    """Samples 0 and 2 are captions of one image; 1 and 3 are of others."""
+    pictures = torch.tensor([5, 1, 5, 2])
+    losses = {}
+    for choice in ("left_out", "negatives"):
+        torch.manual_seed(0)
+        config = replace(CONFIGS["clip"], same_image=choice)
+        args = (make_backbone(), HORIZON, None, 4, CAPTIONS[:4], pictures)
+        objective = build_objective(config, *args).double()
+        batch = in_float64(make_batch(objective.views(), 4))
+        out = objective(batch, 0)
+        losses[choice] = out["loss"].item()
+        image = out["embedding"]
+        text = objective.space.captions(objective.tokenizer.encode(CAPTIONS[:4], 12)).detach()
+        scale, terms = objective.log_scale.exp().detach(), []
+        for row in range(4):
+            others = [
+                c
+                for c in range(4)
+                if c == row or choice == "negatives" or pictures[c] != pictures[row]
+            ]
+            for logits in (scale * image[row] @ text.T, scale * text[row] @ image.T):
+                terms.append(logits[others].logsumexp(0) - logits[row])
+        assert losses[choice] == pytest.approx(torch.stack(terms).mean().item(), rel=EXACT["rtol"])
+    assert losses["left_out"] < losses["negatives"]

@@ -7,8 +7,10 @@ import torch
 
 from tests.objectives.tiny import CONFIGS, HORIZON, build, in_float64, make_batch
 from tests.rounding import EXACT, float64_kept
+from vitrail.nn.coding_rate import coding_rate, grouped_coding_rate
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.simdino import Config, cross_view_cosine
+from vitrail.recipes.named import get_recipe
 
 
 def outputs(objective: Objective, batch) -> tuple[np.ndarray, np.ndarray]:
@@ -125,8 +127,51 @@ def test_eps_squares_to_the_published_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("eps", 0.0), ("gamma", -1.0), ("momentum_teacher", 2.0)]
+    ("field", "value"),
+    [("eps", 0.0), ("gamma", -1.0), ("momentum_teacher", 2.0), ("groups", 0)],
 )
 def test_config_names_the_field_and_value_it_refuses(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field} is {value}"):
         Config(**{field: value})
+
+
+@float64_kept()
+@pytest.mark.parametrize(("count", "groups"), [(8, 2), (40, 2), (64, 4)])  # below and above p = 16
+def test_a_local_second_moment_is_that_of_the_published_code(count: int, groups: int) -> None:
+    """SimDINO 8149fc4, reduce_cov=0 on so many ranks: each its ZᵀZ, γ and scale of them all."""
+    config = replace(CONFIGS["simdino"], second_moment="local", groups=groups, drop_path=0.0)
+    objective = apart(build(config)).double()
+    batch = in_float64(make_batch(objective.views(), count))
+    z_s, z_t = outputs(objective, batch)
+    p = z_s.shape[2]
+    expected = []
+    for rows in np.split(np.arange(count), groups):
+        for view in range(2):
+            z = (z_s[view, rows] + z_t[view, rows]) / 2
+            matrix = np.eye(p) + p / (len(rows) * groups * config.eps**2) * z.T @ z
+            expected.append(np.linalg.slogdet(matrix)[1] / 2)
+    out = objective(batch, 0)
+    assert out["coding_rate"].item() == pytest.approx(np.mean(expected), abs=EXACT["atol"])
+    gamma = (p + count) / (p * count)
+    official = -out["similarity"] - gamma * out["coding_rate"]
+    torch.testing.assert_close(out["loss"].detach(), official + 1, **EXACT)
+
+
+def test_the_published_expansion_of_random_vectors() -> None:
+    """At 8 x 64, P = 256, eps 0.05: 0.429, which no epsilon of a global second moment gives."""
+    z = torch.nn.functional.normalize(torch.randn(2, 512, 256, dtype=torch.float64), dim=-1)
+    recipe = get_recipe("simdino_vitb16_in1k")
+    config = recipe.objective
+    gamma = (256 + 512) / (256 * 512)
+    assert recipe.batch_size // config.groups == 64
+    assert config.second_moment == "local"
+    local = gamma * grouped_coding_rate(z, config.eps, config.groups).mean()
+    assert local.item() == pytest.approx(0.429, abs=0.001)
+    wide = gamma * coding_rate(z, (8 * 0.05) ** 0.5).mean()
+    assert wide.item() == pytest.approx(0.843, abs=0.002)
+
+
+def test_groups_that_do_not_divide_the_batch_are_refused() -> None:
+    objective = build(replace(CONFIGS["simdino"], second_moment="local", groups=3))
+    with pytest.raises(ValueError, match="3 groups of 8 vectors: groups must divide the global"):
+        objective(make_batch(objective.views(), 8), 0)

@@ -27,6 +27,8 @@ CASES = {
     # n = 8 samples against p dimensions: both ways of reducing the coding rate.
     "simdino, p > n": replace(CONFIGS["simdino"], expand="student"),
     "simdino, p < n": replace(CONFIGS["simdino"], bottleneck_dim=6),
+    "simdino, local": replace(CONFIGS["simdino"], second_moment="local", groups=4),
+    "simdino, local across ranks": replace(CONFIGS["simdino"], second_moment="local", groups=1),
     "cotraining": CONFIGS["cotraining"],
     "supervised": CONFIGS["supervised"],
     "deepcluster": CONFIGS["deepcluster"],

@@ -14,8 +14,9 @@ from vitrail import api
 from vitrail.backbones.create import count_parameters
 from vitrail.backbones.registry import BACKBONES
 from vitrail.config import from_dict, override, to_dict
+from vitrail.objectives import clip, deepcluster, swav
 from vitrail.recipes.named import get_recipe
-from vitrail.recipes.recipe import Recipe
+from vitrail.recipes.recipe import Recipe, migrated, preprocess_of
 from vitrail.recipes.registry import RECIPES
 from vitrail.registry import resolve
 
@@ -108,3 +109,49 @@ def test_a_recipe_survives_its_config_json(name):
     recipe = get_recipe(name)
     assert from_dict(Recipe, json.loads(json.dumps(to_dict(recipe)))) == recipe
     assert override(recipe, {}) == recipe
+
+
+def test_the_recipes_that_reproduce_a_run_do_what_its_code_does():
+    for name in ("dino_vitb16_in1k", "simdino_vitb16_in1k", "simdino_vitl16_in1k"):
+        recipe = get_recipe(name)
+        assert BACKBONES[recipe.backbone].options()["antialias"] is False, name
+        assert BACKBONES[recipe.backbone].options()["position_offset"] == 0.1
+        assert recipe.optim.warmup_peak == "last"
+        assert recipe.optim.decay == "matrices"
+        assert recipe.objective.views.interpolation == "bicubic"
+    for name in ("tiny", "small", "small_book", "base", "large"):
+        recipe = get_recipe(f"crate_{name}_in1k")
+        plan = recipe.objective.views.plan()
+        assert recipe.optim.decay == "all"
+        assert plan.interpolation == preprocess_of(recipe, plan).interpolation == "bilinear"
+    assert get_recipe("clip_vits16_pairs").optim.eps == 1e-6
+    assert swav.Config().views.std == (0.228, 0.224, 0.225)
+    for config in (swav.Config(), deepcluster.Config()):
+        assert config.views.interpolation == "bilinear"
+
+
+def test_recipes_with_measured_numbers_keep_the_settings_of_their_runs():
+    for name in RECIPES:
+        if name.endswith(("_digits", "_emoji", "_fashion", "_supervised")):
+            plain = to_dict(get_recipe(name))
+            assert plain["objective"]["views"]["interpolation"] == "bicubic", name
+            assert plain["optim"]["warmup_peak"] == "after"
+            assert plain["optim"]["decay"] == "matrices"
+            assert plain["optim"]["eps"] == 1e-8
+            assert plain["objective"].get("second_moment", "global") == "global"
+
+
+def test_a_recipe_of_an_earlier_version_keeps_what_it_meant():
+    plain = to_dict(get_recipe("clip_emoji"))
+    for new in ("interpolation",):
+        del plain["objective"]["views"][new]
+    del plain["objective"]["same_image"]
+    for new in ("warmup_peak", "decay", "eps"):
+        del plain["optim"][new]
+    recipe = from_dict(Recipe, migrated(plain))
+    assert recipe.objective.same_image == "negatives"
+    assert clip.Config().same_image == "left_out"
+    assert recipe.optim == get_recipe("clip_emoji").optim
+    plain = to_dict(get_recipe("clip_emoji"))
+    assert from_dict(Recipe, migrated(plain)).objective.same_image == "left_out"
+    assert migrated({"objective": "x"}) == {"objective": "x"}

@@ -13,8 +13,10 @@ from PIL import Image
 from tests.processes import finish
 from tests.train import runs
 from vitrail import api
+from vitrail.data.sources.registry import open_source
 from vitrail.evals.evaluate import evaluate
 from vitrail.text_encoder import TextEncoder
+from vitrail.train.build import pictures_of
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "black": (0, 0, 0)}
 SHAPES = ("left", "right", "top", "bottom")
@@ -206,3 +208,15 @@ def test_slices_of_unequal_labels_are_refused(tmp_path):
     recipe = override(get_recipe("crate_digits_supervised"), changes)
     with pytest.raises(ValueError, match=r"accumulate is 2, but 16 of 64 samples have no label"):
         api.start(recipe, tmp_path / "run")
+
+
+def test_images_with_several_captions_are_numbered(tmp_path):
+    for i in range(2):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,caption\n0.png,a\n1.png,b\n./0.png,c\n")
+    source = open_source(f"pairs:{table}", "train", 3)
+    assert pictures_of(source).tolist() == [0, 1, 0]
+    table.write_text("image,caption\n0.png,a\n1.png,b\n")
+    assert pictures_of(open_source(f"pairs:{table}", "train", 3)) is None
+    assert pictures_of(open_source("digits", "train", None)) is None

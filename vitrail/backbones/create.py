@@ -192,5 +192,5 @@ def _fits(key: str, value: Any, own: Any) -> bool:
     if isinstance(own, int):
         return isinstance(value, int)
     if value is None:
-        return key == "layer_scale"  # the only option that may be None
+        return key in ("layer_scale", "final_norm_eps")  # the options that may be None
     return isinstance(value, int | float) and math.isfinite(value)

@@ -104,6 +104,7 @@ def resize_positions(
     grid: int,
     new_grid: tuple[int, int],
     antialias: bool = True,
+    offset: float = 0.1,
 ) -> Float[Tensor, "1 m D"]:
     """Resamples positions learned on a grid × grid of patches to H × W.
 
@@ -115,15 +116,19 @@ def resize_positions(
         positions: n = 1 + grid², class token first, then row by row.
         grid: patches along each side, G.
         new_grid: (H, W); the result has m = 1 + H W positions.
-        antialias: over the whole grid, as `timm.layers.resample_abs_pos_embed` and DINOv2 with
-            registers. Otherwise as DINO and DINOv2 without registers: no antialiasing, and a step
-            between samples of grid / (H + 0.1) (their offset against rounding).
+        antialias: over the whole grid, as `timm.layers.resample_abs_pos_embed`, DINOv2 with
+            registers and SimDINOv2. Otherwise as DINO and DINOv2 without registers: no
+            antialiasing, and a step between samples of grid / (H + offset).
+        offset: without antialiasing, added to the sides of the new grid against rounding: 0.1 in
+            DINO's code, 0 in transformers.
     """
     if new_grid == (grid, grid):
         return positions
     dtype = torch.promote_types(positions.dtype, torch.float32)
     rows_HG, columns_WG = (
-        torch.tensor(resize_matrix(grid, side, antialias), device=positions.device, dtype=dtype)
+        torch.tensor(
+            resize_matrix(grid, side, antialias, offset), device=positions.device, dtype=dtype
+        )
         for side in new_grid
     )
     table_GGD = positions[0, 1:].to(dtype).unflatten(0, (grid, grid))
@@ -135,14 +140,14 @@ def resize_positions(
 
 
 @functools.lru_cache(maxsize=64)
-def resize_matrix(old: int, new: int, antialias: bool = True) -> np.ndarray:
+def resize_matrix(old: int, new: int, antialias: bool = True, offset: float = 0.1) -> np.ndarray:
     """Returns the bicubic filter from `old` to `new` samples as a float64 matrix [new, old].
 
     The cached matrix is NumPy's: a tensor would outlive the mode in which it was made (inference,
     tracing), and break later passes in another mode.
     """
     weights = np.zeros((new, old))
-    scale = old / new if antialias else old / (new + 0.1)
+    scale = old / new if antialias else old / (new + offset)
     stretch = max(scale, 1.0) if antialias else 1.0
     # torch's constants: Keys' cubic has a = -0.5 with antialiasing, and -0.75 without.
     a = -0.5 if antialias else -0.75

@@ -41,11 +41,13 @@ class Family:
             called with the backbone.
         residual: add the token-wise operator's input to its output.
         norm_eps: epsilon of the LayerNorms.
+        final_norm_eps: epsilon of the last LayerNorm; None for that of the others.
         layer_scale: initial value of a learned factor for every feature of a branch (LayerScale,
             Touvron et al. 2021); None for no such factor.
         arguments: keyword arguments of the operators.
         registers: number of tokens that belong to no patch (Darcet et al. 2024).
         antialias: antialiasing of positions resampled for another size; see `resize_positions`.
+        position_offset: added to the sides of the new grid then, if there is no antialiasing.
     """
 
     attention: Reference
@@ -54,10 +56,12 @@ class Family:
     init: Reference
     residual: bool = True
     norm_eps: float = 1e-6
+    final_norm_eps: float | None = None
     layer_scale: float | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     registers: int = 0
     antialias: bool = True
+    position_offset: float = 0.1
 
     def operators(self) -> str:
         """Returns the names of its operators: "MHSA × MLP"."""
@@ -137,9 +141,10 @@ class BackboneRow(Row, ABC):
 class Skeleton(BackboneRow):
     """A family at a size.
 
-    Options are the sizes, `registers`, `antialias`, `layer_scale`, `residual` (around the
-    token-wise operator), and the keyword arguments of the family's operators (`bias`, `ratio`,
-    `eta`, `lmbda`, `steps`, `decoupled`, ...).
+    Options are the sizes, `registers`, `antialias`, `position_offset`, `norm_eps`,
+    `final_norm_eps`, `layer_scale`, `residual` (around the token-wise operator), and the keyword
+    arguments of the family's operators (`bias`, `ratio`, `eta`, `lmbda`, `steps`, `decoupled`,
+    ...).
 
     Attributes:
         img_size: side of the images in pixels.

@@ -73,8 +73,9 @@ class Kind:
         assert self.tokenwise is not None
         return self.tokenwise(dim, **self._known_to(self.tokenwise))
 
-    def build_norm(self, dim: int) -> nn.LayerNorm:
-        return nn.LayerNorm(dim, eps=self.norm_eps, bias=self.norm_bias)
+    def build_norm(self, dim: int, eps: float | None = None) -> nn.LayerNorm:
+        eps = self.norm_eps if eps is None else eps
+        return nn.LayerNorm(dim, eps=eps, bias=self.norm_bias)
 
     def build_layer_scale(self, dim: int) -> nn.Module:
         return nn.Identity() if self.layer_scale is None else LayerScale(dim, self.layer_scale)

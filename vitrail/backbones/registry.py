@@ -8,6 +8,7 @@ millions, without a head; a test counts them.
 from vitrail.backbones.families import BackboneRow, Skeleton, TimmResNet, TimmSwin, ToSTModel
 from vitrail.registry import Registry
 
+AS_DINO = (("antialias", False),)  # how DINO and SimDINO resample positions for local crops
 REG4 = (("registers", 4), ("antialias", True))
 
 BACKBONES = Registry(
@@ -20,6 +21,9 @@ BACKBONES = Registry(
         "vit_base_patch16_224": Skeleton(224, "vit", 768, 12, 12, 16, 85.80),
         "vit_large_patch16_224": Skeleton(224, "vit", 1024, 24, 16, 16, 303.30),
         "vit_huge_patch14_224": Skeleton(224, "vit", 1280, 32, 16, 14, 630.76),
+        "vit_small_patch16_dino": Skeleton(224, "vit", 384, 12, 6, 16, 21.67, AS_DINO),
+        "vit_base_patch16_dino": Skeleton(224, "vit", 768, 12, 12, 16, 85.80, AS_DINO),
+        "vit_large_patch16_dino": Skeleton(224, "vit", 1024, 24, 16, 16, 303.30, AS_DINO),
         "vit_tiny_patch8_224": Skeleton(224, "vit", 192, 12, 3, 8, 5.53),
         "vit_small_patch8_224": Skeleton(224, "vit", 384, 12, 6, 8, 21.67),
         "vit_base_patch8_224": Skeleton(224, "vit", 768, 12, 12, 8, 85.81),

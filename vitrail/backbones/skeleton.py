@@ -37,7 +37,10 @@ from vitrail.nn.random import Draws
 from vitrail.registry import resolve
 
 SIZES = ("width", "depth", "heads", "patch_size")
-OF_FAMILY = ("registers", "antialias", "residual", "layer_scale")
+OF_FAMILY = (
+    *("registers", "antialias", "position_offset", "residual", "layer_scale"),
+    *("norm_eps", "final_norm_eps"),
+)
 
 
 class SkeletonBackbone(MaskableBackbone):
@@ -86,6 +89,7 @@ class SkeletonBackbone(MaskableBackbone):
         self.drop_path = drop_path
         self.config = config
         self.antialias = family.antialias
+        self.position_offset = family.position_offset
         self.n_prefix = 1 + family.registers
         self.checkpointing = False  # see `run_blocks`
         self.grid = img_size // patch_size
@@ -96,7 +100,7 @@ class SkeletonBackbone(MaskableBackbone):
         self.register_tokens = nn.Parameter(registers_1RD) if family.registers else None
         self.patch_embed = resolve(family.patch_embed)(patch_size, in_chans, width)
         self.blocks = stack(kind, width, heads, depth)
-        self.norm = kind.build_norm(width)
+        self.norm = kind.build_norm(width, family.final_norm_eps)
         resolve(family.init)(self)
 
     def forward_packed(
@@ -127,7 +131,7 @@ class SkeletonBackbone(MaskableBackbone):
 
     def positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 n D"]:
         """Returns positions of the class token and of a grid of H × W patches, n = 1 + H W."""
-        return resize_positions(self.pos_embed, self.grid, grid, self.antialias)
+        return resample_positions(self, self.pos_embed, self.grid, grid)
 
     def encode(
         self, tokens: list[Float[Tensor, "_ _ D"]], draws: Draws | None = None
@@ -161,6 +165,16 @@ class SkeletonBackbone(MaskableBackbone):
 
     def _grid_of(self, images: Tensor) -> tuple[int, int]:
         return images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
+
+
+def resample_positions(
+    backbone: SkeletonBackbone,
+    positions: Float[Tensor, "1 n D"],
+    grid: int,
+    new_grid: tuple[int, int],
+) -> Float[Tensor, "1 m D"]:
+    """Resamples positions as a backbone does for images of another size; see `resize_positions`."""
+    return resize_positions(positions, grid, new_grid, backbone.antialias, backbone.position_offset)
 
 
 def kind_of(family: Family) -> Kind:
@@ -280,7 +294,7 @@ def change_size(backbone: Backbone, img_size: int) -> None:
 def _change_positions(backbone: SkeletonBackbone, grid: int) -> None:
     learned = backbone.pos_embed
     with torch.no_grad():
-        resized = resize_positions(learned, backbone.grid, (grid, grid), backbone.antialias)
+        resized = resample_positions(backbone, learned, backbone.grid, (grid, grid))
     backbone.pos_embed = nn.Parameter(resized, requires_grad=learned.requires_grad)
     backbone.grid = grid
 
@@ -289,4 +303,11 @@ def _check(name: str, img_size: int, chosen: dict[str, Any]) -> None:
     check_sizes(name, {key: chosen[key] for key in SIZES})
     if chosen["registers"] < 0:
         raise ValueError(f"backbone {name}: registers is {chosen['registers']}; it must be >= 0")
+    for key in ("norm_eps", "final_norm_eps"):
+        if chosen[key] is not None and not chosen[key] > 0:
+            raise ValueError(f"backbone {name}: {key} is {chosen[key]}; it must be above 0")
+    if not chosen["position_offset"] >= 0:
+        raise ValueError(
+            f"backbone {name}: position_offset is {chosen['position_offset']}; it must be >= 0"
+        )
     check_divides(img_size, chosen["patch_size"], f"img_size of backbone {name},")

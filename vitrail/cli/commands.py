@@ -15,6 +15,7 @@ import tyro
 
 from vitrail import api
 from vitrail.config import suggest
+from vitrail.data.views.preparation import Preparation
 from vitrail.recipes.registry import RECIPES
 from vitrail.registry import REGISTRIES, registry
 
@@ -24,6 +25,8 @@ Weights = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|WEIGH
 Spec = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPEC")]
 Split = Literal["train", "test"]
 Unnamed = tyro.conf.arg(name="")  # the fields of a dataclass are options without a prefix
+Prepared = Annotated[Preparation, Unnamed]
+AS_WEIGHTS = Preparation()  # images are prepared as the weights say
 
 
 def make_pretrain(recipe: str) -> Command:
@@ -74,6 +77,7 @@ def make_evaluate() -> Command:
         device: str = "auto",
         workers: int | None = None,
         max_bad_fraction: float | None = None,
+        preparation: Prepared = AS_WEIGHTS,
     ) -> None:
         """Measures an encoder.
 
@@ -88,7 +92,9 @@ def make_evaluate() -> Command:
             max_bad_fraction: fraction of the files of a split that may be left out; by default the
                 run's.
         """
-        api.evaluate(path, data, protocols, out, settings, device, workers, max_bad_fraction)
+        api.evaluate(
+            path, data, protocols, out, settings, device, workers, max_bad_fraction, preparation
+        )
 
     return command
 
@@ -116,6 +122,7 @@ def embed(
     device: str = "auto",
     workers: int | None = None,
     max_bad_fraction: float | None = None,
+    preparation: Prepared = AS_WEIGHTS,
 ) -> None:
     """Writes features to a file: RUN|WEIGHTS --data SPEC --out FILE.npz|.parquet
 
@@ -128,7 +135,7 @@ def embed(
         workers: processes that decode images; None for a fair share of the cores.
         max_bad_fraction: fraction of the files that may be left out; by default the run's.
     """
-    api.embed(path, out, data, split, device, workers, max_bad_fraction)
+    api.embed(path, out, data, split, device, workers, max_bad_fraction, preparation)
 
 
 def export(
@@ -136,6 +143,7 @@ def export(
     format: Literal["timm", "hf", "onnx", "safetensors"],
     out: Path | None = None,
     img_size: int | None = None,
+    preparation: Prepared = AS_WEIGHTS,
 ) -> None:
     """Writes an encoder for other libraries: RUN|WEIGHTS --format timm|hf|onnx|safetensors
 
@@ -145,7 +153,7 @@ def export(
         out: where to write; by default below RUN/export.
         img_size: pixels a side of the images to come, where they differ from the encoder's.
     """
-    print(api.export(path, format, out=out, img_size=img_size))
+    print(api.export(path, format, out=out, img_size=img_size, preparation=preparation))
 
 
 def saliency(
@@ -156,6 +164,7 @@ def saliency(
     head: int | None = None,
     fps: float | None = None,
     device: str = "auto",
+    preparation: Prepared = AS_WEIGHTS,
 ) -> None:
     """Draws an encoder's last attention over a video: RUN|WEIGHTS --frames FOLDER --out FILE
 
@@ -172,7 +181,16 @@ def saliency(
     from vitrail.evals.patches.saliency_video import saliency_video
 
     place = str(choose_device(device))
-    written = saliency_video(path, frames, out, size=size, head=head, fps=fps, device=place)
+    written = saliency_video(
+        path,
+        frames,
+        out,
+        size=size,
+        head=head,
+        fps=fps,
+        device=place,
+        preparation=preparation,
+    )
     for id, reason in written.skipped:
         print(f"skipped {json.dumps(id)}: {reason}", file=sys.stderr)
     if written.cut:

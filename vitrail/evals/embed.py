@@ -10,6 +10,7 @@ from rich.console import Console
 from vitrail.atomic import replacing
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.sources.registry import open_source
+from vitrail.data.views.preparation import Preparation
 from vitrail.encoder import Encoder
 from vitrail.evals.features import features
 from vitrail.evals.splits import bad_file_limit, bad_file_summary
@@ -23,6 +24,7 @@ def embed(
     device: str = "cpu",
     workers: int = 0,
     max_bad_fraction: float | None = None,
+    preparation: Preparation | None = None,
 ) -> Path:
     """Writes the features of all readable images of a source, and prints the unreadable ones.
 
@@ -36,6 +38,7 @@ def embed(
         workers: processes that decode images; 0 decodes in this one.
         max_bad_fraction: share of the files, in [0, 1], above which unreadable files are an error;
             None for the run's own.
+        preparation: changes to how images are prepared, for weights that do not say it.
 
     Raises:
         ValueError: another suffix, a missing extra, nothing to embed, or too many bad files.
@@ -45,7 +48,7 @@ def embed(
         raise ValueError(f"--out {out}: the suffix must be .npz or .parquet")
     if out.suffix == ".parquet" and find_spec("pyarrow") is None:  # checked before hours of work
         raise ValueError(f"--out {out} needs pyarrow: pip install 'vitrail[parquet]'")
-    encoder = Encoder.load(path, device=device)
+    encoder = Encoder.load(path, device, preparation)
     spec = data or encoder.info.get("data")
     if spec is None:
         raise ValueError(f"{path} does not say what it was trained on; name the data with --data")

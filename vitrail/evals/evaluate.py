@@ -18,6 +18,7 @@ from vitrail.atomic import write_atomically
 from vitrail.data.contract import Source
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.subset import Subset
+from vitrail.data.views.preparation import Preparation
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.evals.choose import choose_protocols, require_known, require_labels
@@ -26,7 +27,7 @@ from vitrail.evals.features import Embed, collect, raw_pixels, raw_side
 from vitrail.evals.rank import rank_numbers
 from vitrail.evals.registry import PROTOCOLS
 from vitrail.evals.result import Evaluation
-from vitrail.evals.reuse import identity, read_previous, reusable
+from vitrail.evals.reuse import identity, preprocessing, read_previous, reusable
 from vitrail.evals.settings import Shared, configs_of, make_settings, to_json
 from vitrail.evals.splits import bad_file_counts, bad_file_limit, bad_file_summary, open_splits
 from vitrail.evals.tables import accuracy_names, rank_line, results_table, transfer_table
@@ -74,6 +75,7 @@ def evaluate(
     device: str = "cpu",
     workers: int = 0,
     max_bad_fraction: float | None = None,
+    preparation: Preparation | None = None,
     quiet: bool = False,
 ) -> Evaluation:
     """Evaluates a run, writes evaluation.json and figures/ into it, and prints a table.
@@ -97,6 +99,7 @@ def evaluate(
         workers: processes that decode images; 0 is this process.
         max_bad_fraction: share of each split's files that may be unreadable; more are an error,
             fewer are left out and counted under "bad". None is the run's own.
+        preparation: changes to how images are prepared, for weights that do not say it.
         quiet: print nothing.
 
     Returns:
@@ -109,7 +112,7 @@ def evaluate(
     started = time.perf_counter()
     checked = make_settings(settings)
     require_known(protocols)
-    encoder = Encoder.load(path, device)
+    encoder = Encoder.load(path, device, preparation)
     out = Path(out) if out is not None else _home(Path(path))
     console = Console(quiet=quiet, stderr=False)
     text = _text_side(Path(path), encoder, protocols, device)
@@ -120,7 +123,8 @@ def evaluate(
     splits = {spec: open_splits(spec, encoder.channels) for spec in (first, *others)}
     for spec in others:
         require_labels(splits[spec][0], ["--data with several sources"])
-    before = read_previous(out / "evaluation.json", encoder, checked)
+    prepared = preprocessing(encoder, preparation)
+    before = read_previous(out / "evaluation.json", encoder, checked, prepared)
     fresh, facts = _measure(bench, *splits[first], transfer=False)
     results = Evaluation(reusable(before, first) | fresh)
     results["figures"] = _figures(out)
@@ -133,6 +137,7 @@ def evaluate(
         "weights": identity(encoder)[0],
         "step": identity(encoder)[1],
         "settings": to_json(checked),
+        **prepared,
         "hardware": hardware(device),
         "seconds": round(time.perf_counter() - started, 1),
         "vitrail": version("vitrail"),

@@ -1,30 +1,35 @@
 """Results of an earlier evaluation that are still valid: of equal weights, data and settings."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vitrail.atomic import read_text
+from vitrail.data.views.preparation import Preparation
 from vitrail.encoder import Encoder
 from vitrail.evals.protocol import Protocol
 from vitrail.evals.registry import PROTOCOLS
 from vitrail.evals.settings import depends, flatten, is_known, migrated, to_json
 
 
-def read_previous(path: Path, encoder: Encoder, settings: Any) -> dict[str, Any]:
+def read_previous(
+    path: Path, encoder: Encoder, settings: Any, prepared: dict[str, Any]
+) -> dict[str, Any]:
     """Returns an earlier evaluation of the same weights, without results of other settings.
 
     Args:
         path: evaluation.json, of this version or an earlier one.
         encoder: whose results are wanted.
         settings: of `make_settings`.
+        prepared: of `preprocessing`.
     """
     try:
         old = json.loads(read_text(path))
         before, weights = migrated(dict(old["settings"])), (old["weights"], old["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    if weights != identity(encoder):
+    if weights != identity(encoder) or old.get("preprocess") != prepared.get("preprocess"):
         return {}
     now, then = flatten(to_json(settings)), flatten(before)
     if any("." not in name and not is_known(name) for name in then):
@@ -50,6 +55,14 @@ def reusable(before: dict[str, Any], spec: str) -> dict[str, Any]:
 def identity(encoder: Encoder) -> tuple[str | None, int | None]:
     """Returns the file of other people's weights, and the step of ours."""
     return encoder.info.get("weights"), encoder.info.get("step")
+
+
+def preprocessing(encoder: Encoder, preparation: Preparation | None) -> dict[str, Any]:
+    """Returns {"preprocess": ...} unless it is the run's own, which its encoder.json says."""
+    if encoder.info.get("weights") is None and not (preparation and preparation.changes):
+        return {}
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(encoder.preprocess)))  # lists for tuples
+    return {"preprocess": plain}
 
 
 def _valid(results: dict[str, Any], changed: set[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vitrail.atomic import sync_path
 from vitrail.backbones.skeleton import change_size
+from vitrail.data.views.preparation import Preparation
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder
 from vitrail.exporting.to_hf import hf_form
@@ -29,7 +30,11 @@ Format = Literal["timm", "hf", "onnx", "safetensors"]
 
 
 def export(
-    path: str | Path, format: Format, out: str | Path | None = None, img_size: int | None = None
+    path: str | Path,
+    format: Format,
+    out: str | Path | None = None,
+    img_size: int | None = None,
+    preparation: Preparation | None = None,
 ) -> str:
     """Writes an encoder in another format.
 
@@ -42,6 +47,7 @@ def export(
         out: where to write; by default RUN/export/timm, .../hf, .../encoder.onnx, .../safetensors.
         img_size: side of the images in pixels, instead of that of the encoder's preprocessing.
             Learned positions are resampled.
+        preparation: changes to how images are prepared, for weights that do not say it.
 
     Returns:
         One line: the path, and code that loads it.
@@ -55,7 +61,7 @@ def export(
     out = _default_out(Path(path), format) if out is None else Path(out)
     if out.exists():
         raise ValueError(f"{out} exists; move it away, or give another place with --out")
-    encoder = Encoder.load(path)
+    encoder = Encoder.load(path, preparation=preparation)
     encoder.backbone.eval()
     if img_size is not None or format != "safetensors":
         encoder = at_size(encoder, encoder.preprocess.size if img_size is None else img_size)
@@ -155,9 +161,9 @@ WRITERS: dict[str, Callable[[Encoder, Path, Path], str]] = {
 def _timm_preprocess(preprocess: Preprocess, channels: int) -> dict[str, Any]:
     return {
         "input_size": [channels, preprocess.size, preprocess.size],
-        "interpolation": "bicubic",
+        "interpolation": preprocess.interpolation,
         "crop_pct": preprocess.size / preprocess.resize,
-        "crop_mode": "center",
+        "crop_mode": "center" if preprocess.keep_aspect else "squash",
         "mean": preprocess.mean,
         "std": preprocess.std,
         "num_classes": 0,
@@ -166,13 +172,14 @@ def _timm_preprocess(preprocess: Preprocess, channels: int) -> dict[str, Any]:
 
 def _hf_preprocess(preprocess: Preprocess, channels: int) -> dict[str, Any]:
     plain = asdict(preprocess)
-    size = plain["size"]
+    size, resize = plain["size"], plain["resize"]
+    square = {"height": resize, "width": resize}
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": plain["resize"]},
-        "resample": 3,  # bicubic
+        "size": {"shortest_edge": resize} if preprocess.keep_aspect else square,
+        "resample": {"bilinear": 2, "bicubic": 3}[preprocess.interpolation],
         "do_center_crop": True,
         "crop_size": {"height": size, "width": size},
         "do_rescale": True,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
-from vitrail.interop.vit_shape import NORM_EPS, ViTShape, vit_shape
+from vitrail.interop.vit_shape import ViTShape, vit_shape
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _common(shape: ViTShape) -> dict[str, Any]:
         "num_hidden_layers": shape.depth,
         "num_attention_heads": shape.heads,
         "hidden_act": "gelu",
-        "layer_norm_eps": NORM_EPS,
+        "layer_norm_eps": shape.norm_eps,
         "image_size": shape.img_size,
         "patch_size": shape.patch_size,
         "num_channels": shape.in_chans,

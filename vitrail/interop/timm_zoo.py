@@ -24,10 +24,10 @@ from timm.models import resolve_pretrained_cfg as resolve_cfg
 from torch import Tensor, nn
 
 from vitrail.backbones.create import loadable_rows
-from vitrail.backbones.embedding import ConvPatchEmbed, resize_positions
+from vitrail.backbones.embedding import ConvPatchEmbed
 from vitrail.backbones.families import CONV, BackboneRow, Skeleton, ToSTModel
 from vitrail.backbones.registry import BACKBONES
-from vitrail.backbones.skeleton import SkeletonBackbone
+from vitrail.backbones.skeleton import SkeletonBackbone, resample_positions
 from vitrail.interop.timm_model import TimmModel
 
 # The backbones of tokens whose names timm does not have itself.
@@ -96,7 +96,7 @@ def fit_positions(
         return weights
     grid = round((weights["pos_embed"].shape[1] - 1) ** 0.5)
     wanted = (backbone.grid, backbone.grid)
-    positions = resize_positions(weights["pos_embed"], grid, wanted, backbone.antialias)
+    positions = resample_positions(backbone, weights["pos_embed"], grid, wanted)
     return weights | {"pos_embed": positions}
 
 

@@ -31,6 +31,7 @@ class ViTShape:
         swiglu: has SwiGLU instead of an MLP.
         layer_scale: has LayerScale.
         bias: linear maps have biases.
+        norm_eps: epsilon of the LayerNorms.
     """
 
     width: int
@@ -44,6 +45,7 @@ class ViTShape:
     swiglu: bool
     layer_scale: bool
     bias: bool
+    norm_eps: float
 
 
 def vit_shape(backbone: Backbone) -> ViTShape | None:
@@ -55,7 +57,8 @@ def vit_shape(backbone: Backbone) -> ViTShape | None:
     attention, tokenwise = block.attn, block.mlp
     # not subclasses: a causal form is another function
     known = type(attention) is MHSA and isinstance(tokenwise, MLP | SwiGLU)
-    shell = isinstance(backbone.patch_embed, ConvPatchEmbed) and block.norm1.eps == NORM_EPS
+    shell = isinstance(backbone.patch_embed, ConvPatchEmbed)
+    shell = shell and block.norm1.eps == backbone.norm.eps
     if not (known and shell and block.residual):
         return None
     assert isinstance(attention, MHSA)
@@ -73,4 +76,5 @@ def vit_shape(backbone: Backbone) -> ViTShape | None:
         swiglu=isinstance(tokenwise, SwiGLU),
         layer_scale=isinstance(block.ls1, LayerScale),
         bias=attention.proj.bias is not None,
+        norm_eps=block.norm1.eps,
     )

@@ -13,7 +13,11 @@ If the global m >= d, the d × d second moments are summed over ranks; if m < d,
 gathered (fewer numbers than d × d) and the m × m dual is used, since det(I_d + s ZᵀZ) =
 det(I_m + s ZZᵀ). Both have gradients: see `collectives`.
 
-Shape legend: V independent sets · M vectors a set on this rank · N ranks · m = N·M · D dimensions.
+In groups. `grouped_coding_rate` is of fixed groups of the global set, which ranks do not change
+either.
+
+Shape legend: V independent sets · M vectors a set on this rank · N ranks · m = N·M · D dimensions ·
+G groups of n vectors.
 """
 
 import torch
@@ -44,6 +48,39 @@ def coding_rate(z: Float[Tensor, "V M D"], eps: float) -> Float[Tensor, " V"]:
         raise ValueError(f"The coding rate's eps is {eps}; it must be > 0 (0.05 ** 0.5 is usual).")
     with torch.autocast(z.device.type, enabled=False):
         return _half_logdet(*_small_gram(z.double(), eps)).float()
+
+
+def grouped_coding_rate(z: Float[Tensor, "V M D"], eps: float, groups: int) -> Float[Tensor, " V"]:
+    """Returns the mean over groups of a set's vectors of ½ log det(I_d + d / (m ε²) · Z_gᵀZ_g).
+
+    The groups are equal runs of the global set of m vectors, so the result does not depend on the
+    ranks. The factor is that of the whole set: this is the mean rate of the groups, each with the
+    distortion ε · groups^½. SimDINO's published code computes it, with a group for each rank.
+
+    Args:
+        z: as in `coding_rate`.
+        eps: ε, as in `coding_rate`.
+        groups: their number, which divides m.
+
+    Returns:
+        float32, as `coding_rate`.
+
+    Raises:
+        ValueError: eps is not positive, or the groups are not equal.
+    """
+    m, d = world_size() * z.shape[-2], z.shape[-1]
+    if not eps > 0:
+        raise ValueError(f"The coding rate's eps is {eps}; it must be > 0 (0.05 ** 0.5 is usual).")
+    if groups < 1 or m % groups:
+        raise ValueError(
+            f"The coding rate of {groups} groups of {m} vectors: groups must divide the global "
+            "batch size; set either to fit"
+        )
+    with torch.autocast(z.device.type, enabled=False):
+        rows_VmD = all_gather(z.double().transpose(0, 1)).transpose(0, 1)
+        z_VGnD = rows_VmD.unflatten(1, (groups, -1))
+        small = z_VGnD @ z_VGnD.mT if m // groups < d else z_VGnD.mT @ z_VGnD
+        return _half_logdet(small, d / (m * eps**2)).mean(-1).float()
 
 
 def _small_gram(z_VMD: Tensor, eps: float) -> tuple[Tensor, float]:

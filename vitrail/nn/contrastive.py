@@ -26,8 +26,9 @@ def info_nce(
         image: float32 unit vectors [B, Z] of this rank. Every rank has as many.
         text: float32 unit vectors [B, Z]; row b belongs to row b of `image`.
         scale: 1/τ, a scalar.
-        index: int64 [B], the sample of the source that each row is of. Where one epoch ends and the
-            next begins within a batch, a sample may come twice: it is no negative of itself.
+        index: int64 [B], a number of the sample, or of the image, that each row is of. Rows of one
+            number are no negatives of each other: an image may have several captions, and where
+            one epoch ends and the next begins within a batch, a sample may come twice.
 
     Returns:
         The loss in nats, whose mean over ranks is that of one process with all rows; and the

@@ -22,7 +22,13 @@ class Horizon:
 
 
 def cosine(
-    step: int, steps: int, start: float, end: float, warmup: int = 0, warmup_from: float = 0.0
+    step: int,
+    steps: int,
+    start: float,
+    end: float,
+    warmup: int = 0,
+    warmup_from: float = 0.0,
+    inclusive: bool = False,
 ) -> float:
     """Returns a value linear from `warmup_from` to `start`, then half a cosine to `end`.
 
@@ -35,9 +41,12 @@ def cosine(
         end: last value.
         warmup: number of warmup steps.
         warmup_from: value at step 0, if there is a warmup.
+        inclusive: the value is `start` at the last step of the warmup already, as in
+            numpy.linspace(warmup_from, start, warmup).
     """
     if step < warmup:
-        return warmup_from + (start - warmup_from) * step / warmup
+        length = max(1, warmup - 1) if inclusive else warmup
+        return warmup_from + (start - warmup_from) * step / length
     if step >= steps:
         return end
     progress = (step - warmup) / max(1, steps - warmup)

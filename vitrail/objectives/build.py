@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+from jaxtyping import Int
+from torch import Tensor
+
 from vitrail.backbones.contract import TokenBackbone
 from vitrail.nn.schedules import Horizon
 from vitrail.objectives.contract import DataFacts, ImageObjective, MakeBackbone
@@ -15,6 +18,7 @@ def build_objective(
     n_classes: int | None = None,
     n_samples: int | None = None,
     captions: Sequence[str] | None = None,
+    pictures: Int[Tensor, " N"] | None = None,
 ) -> ImageObjective:
     """Returns the objective that `config` belongs to, with its networks freshly initialised.
 
@@ -26,6 +30,7 @@ def build_objective(
         n_classes: the source's number of labels, None if it has none.
         n_samples: of the source; objectives that keep something of each sample need it.
         captions: the source's, None if it has none. A tokenizer is learned from them.
+        pictures: a number of the image of every sample, None if all images differ.
 
     Raises:
         ValueError: labels or captions that the objective needs and the source lacks; a view that
@@ -43,7 +48,7 @@ def build_objective(
             f"The objective {name!r} needs captions and the source has none; choose another "
             "objective or a source with captions (pairs:FILE, emoji)."
         )
-    facts = DataFacts(n_samples, n_classes, captions)
+    facts = DataFacts(n_samples, n_classes, captions, pictures)
     objective: ImageObjective = row.load()[0](config, make_backbone, horizon, facts)
     _refuse_unfit_views(name, objective)
     return objective

@@ -14,17 +14,18 @@ Code: mlfoundations/open_clip at 89fb801 (loss.py: ClipLoss).
 all captions and its own captions with all images, so S is never held whole.
 
 Departures: the tokenizer is learned from the run's captions; a caption is cut to `context` tokens
-from its end; captions are not padded. Equal captions of different images are negatives, as
-published.
+from its end; captions are not padded. Captions of one image, which are samples of their own, are
+not each other's negatives (`same_image`). Equal captions of different images are, as published.
 
 Shapes: B samples of this slice · G of the global batch · D features · Z of the joint space.
 """
 
 from dataclasses import dataclass, field
 from math import log
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from vitrail.backbones.contract import Backbone
@@ -61,7 +62,11 @@ class Config:
         context: longest caption in tokens, start and end included, at least 3.
         temperature: first value of the learned temperature τ, in [0.01, 1].
         drop_path: rate of stochastic depth in the image backbone, in [0, 1).
+        same_image: where images have several captions, whether pairs of one image that meet in a
+            batch are left out of the softmax of each other ("left_out"), or are "negatives".
     """
+
+    BEFORE: ClassVar[dict[str, str]] = {"same_image": "negatives"}  # in runs without the field
 
     views: RandomResizedCrop = field(default_factory=_views)
     embed_dim: int = 512
@@ -73,6 +78,7 @@ class Config:
     context: int = 77
     temperature: float = 0.07
     drop_path: float = 0.0
+    same_image: Literal["left_out", "negatives"] = "left_out"
 
     def __post_init__(self) -> None:
         for name in ("embed_dim", "text_width", "text_depth", "text_heads"):
@@ -120,6 +126,7 @@ class CLIP(ImageObjective):
             context=config.context,
         )
         self.log_scale = nn.Parameter(torch.tensor(log(1 / config.temperature)))
+        self._pictures = None if config.same_image == "negatives" else facts.pictures
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         assert batch.text is not None
@@ -127,7 +134,7 @@ class CLIP(ImageObjective):
         image_BZ = self.space.images(features.pooled)
         text_BZ = self.space.captions(self.tokenizer.encode(batch.text, self.config.context))
         scale = self.log_scale.exp()
-        loss, found = info_nce(image_BZ, text_BZ, scale, batch.index)
+        loss, found = info_nce(image_BZ, text_BZ, scale, self._images_of(batch.index))
         return {
             "loss": loss,
             "features": features.pooled.detach(),
@@ -135,6 +142,12 @@ class CLIP(ImageObjective):
             "accuracy": found,  # share of images whose own caption is nearest
             "temperature": 1 / scale.detach(),
         }
+
+    def _images_of(self, index: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+        """Returns a number of the image of each sample; pairs of one number are no negatives."""
+        if self._pictures is None:
+            return index
+        return self._pictures[index.cpu()].to(index.device)
 
     def after_step(self, out: dict[str, Tensor], step: int) -> None:
         self.log_scale.data.clamp_(0.0, log(MAX_SCALE))

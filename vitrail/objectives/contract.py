@@ -44,11 +44,13 @@ class DataFacts:
         n_samples: number of samples.
         n_classes: number of label classes, None if the source has no labels.
         captions: the captions that are not empty, None if the source has no captions.
+        pictures: a number of the image of every sample, if some images have several captions.
     """
 
     n_samples: int | None = None
     n_classes: int | None = None
     captions: Sequence[str] | None = None
+    pictures: Int[Tensor, " N"] | None = None
 
 
 class Pictures(NamedTuple):

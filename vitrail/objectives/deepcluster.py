@@ -55,6 +55,11 @@ from vitrail.objectives.contract import (
 HEAD_STD = 0.01
 
 
+def _views() -> RandomResizedCrop:
+    """Returns torchvision's random crop, whose filter is bilinear."""
+    return RandomResizedCrop(interpolation="bilinear")
+
+
 @dataclass(frozen=True)
 class Config:
     """DeepCluster's published values.
@@ -69,7 +74,7 @@ class Config:
         drop_path: rate of stochastic depth, in [0, 1); none was published.
     """
 
-    views: RandomResizedCrop = field(default_factory=RandomResizedCrop)
+    views: RandomResizedCrop = field(default_factory=_views)
     n_clusters: int = 10000
     pca_dim: int = 256
     kmeans_iterations: int = 20

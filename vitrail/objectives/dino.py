@@ -11,10 +11,12 @@ Code: facebookresearch/dino at 7c446df (main_dino.py: DINOLoss, train_one_epoch)
     loss = mean over view pairs i ≠ j of  -Σ_k q_i · log softmax(W z_s_j / τ_s)
     student <- optimizer;  teacher <- λ teacher + (1 - λ) student;  c <- m c + (1 - m) mean(g_t)
 
-Departures: none in the mathematics. The student's logits W z_s of all views are never held at once:
-the loss and its gradients are computed together, some rows at a time (`nn/prototype_entropy.py`).
-(The book swaps the names of the temperatures: τ_s is the fixed 0.1. Its sums contain i = j pairs
-that its count leaves out; the code, as here, leaves them out of both.)
+Departures: none in the mathematics. Backbones called vit_*_dino resample positions for local crops
+as the code does, without antialiasing and with its offset of 0.1; other ViTs with antialiasing. The
+student's logits W z_s of all views are never held at once: the loss and its gradients are computed
+together, some rows at a time (`nn/prototype_entropy.py`). (The book swaps the names of the
+temperatures: τ_s is the fixed 0.1. Its sums contain i = j pairs that its count leaves out; the
+code, as here, leaves them out of both.)
 
 Shapes: V views of a sample (the first 2 are global) · B samples of this slice · K prototypes ·
 Z bottleneck · D features.

@@ -22,7 +22,8 @@ Departures: none in the mathematics.
 - Scores, codes and softmax are float32, where the reference runs in apex's O1 half precision.
 - For each view, the codes are summed before they are multiplied with its scores, so one log-sum-exp
   serves both.
-- The optimizer is set in the recipe (LARC in the code).
+- The optimizer is set in the recipe. In the code it is LARC, with weight decay on all parameters
+  (`optim.decay="all"`).
 
 Shapes: V views of a sample (the first 2 are global) · B samples of this slice · N ranks ·
 K prototypes · P dimensions of z · Q length of the queue · q rows of a rank's share · D features.
@@ -47,8 +48,11 @@ from vitrail.nn.sinkhorn import sinkhorn
 from vitrail.objectives.contract import DataFacts, ImageObjective, MakeBackbone, Network
 from vitrail.optim import ParamGroup, decay_groups
 
-# stronger colours than DINO's, blur in half of all views, no solarisation, smaller local views
+# stronger colours than DINO's, blur in half of all views, no solarisation, smaller local views;
+# torchvision's filter by default, and the code's standard deviation of red, .228
 VIEWS = MultiCrop(
+    interpolation="bilinear",
+    std=(0.228, 0.224, 0.225),
     n_local=6,
     global_scale=(0.14, 1.0),
     local_scale=(0.05, 0.14),

@@ -55,8 +55,8 @@ def clip_emoji() -> Recipe:
 def clip_vits16_pairs() -> Recipe:
     """CLIP, ViT-S/16 at 224 pixels, on a table of your own photographs. Not yet run.
 
-    Optimizer and temperature are CLIP's (Radford et al. 2021, table 18), its schedule for a batch
-    of 1,024 instead of 32,768.
+    Optimizer, with its epsilon, and temperature are CLIP's (Radford et al. 2021, table 18), its
+    schedule for a batch of 1,024 instead of 32,768.
     """
     return Recipe(
         objective=clip.Config(),
@@ -72,6 +72,7 @@ def clip_vits16_pairs() -> Recipe:
             weight_decay=0.2,
             weight_decay_end=None,
             betas=(0.9, 0.98),
+            eps=1e-6,
             clip=1.0,
         ),
         precision="bf16",

@@ -27,7 +27,8 @@ def dino_vitb16_in1k() -> Recipe:
 
     Caron et al. 2021, the ViT-B/16 run of its repository: crops (.25, 1) and (.05, .25), 10 local
     views, teacher temperature .04 -> .07 over 50 epochs, gradients clipped at .3 per tensor, the
-    last layer frozen for 3 epochs, rate 7.5e-4 at batch 256 falling to 2e-6.
+    last layer frozen for 3 epochs, rate 7.5e-4 at batch 256 falling to 2e-6, positions resampled
+    for local crops without antialiasing.
     """
     views = MultiCrop(n_local=10, global_scale=(0.25, 1.0), local_scale=(0.05, 0.25))
     return Recipe(
@@ -38,10 +39,10 @@ def dino_vitb16_in1k() -> Recipe:
             warmup_teacher_temp_epochs=50,
             freeze_last_layer_epochs=3,
         ),
-        backbone="vit_base_patch16_224",
+        backbone="vit_base_patch16_dino",
         data=IMAGENET,
         batch_size=1024,
         epochs=400,
-        optim=Optim(lr=7.5e-4, min_lr=2e-6, clip=0.3),
+        optim=Optim(lr=7.5e-4, min_lr=2e-6, clip=0.3, warmup_peak="last"),
         precision="bf16",
     )

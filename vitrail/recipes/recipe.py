@@ -134,6 +134,19 @@ SPEED_FIELDS = (
 )
 
 
+def migrated(plain: dict[str, Any]) -> dict[str, Any]:
+    """Returns a recipe's JSON of an earlier version with the values that new fields stood for then.
+
+    An objective's config may have them in `BEFORE`: values, by name, of fields whose default is
+    not what runs did before there was the field.
+    """
+    objective = plain.get("objective")
+    if not isinstance(objective, dict) or objective.get("kind") not in OBJECTIVES:
+        return plain
+    before = getattr(objective_config(objective["kind"]), "BEFORE", {})
+    return plain | {"objective": before | objective}
+
+
 def plan_horizon(recipe: Recipe, n_samples: int) -> Horizon:
     """Returns the length of a run on `n_samples` images.
 
@@ -152,7 +165,11 @@ def preprocess_of(recipe: Recipe, plan: ViewPlan) -> Preprocess:
     largest = max(view.size for view in plan.views)
     size = recipe.img_size if recipe.img_size and recipe.init_from is None else largest
     return Preprocess(
-        size=size, resize=round(size / recipe.eval_crop), mean=plan.mean, std=plan.std
+        size=size,
+        resize=round(size / recipe.eval_crop),
+        mean=plan.mean,
+        std=plan.std,
+        interpolation=plan.interpolation,
     )
 
 

@@ -66,18 +66,10 @@ def simdino_vitb16_in1k() -> Recipe:
     """SimDINO, ViT-B/16, 100 epochs at batch 512. Published: k-NN 74.9, linear 77.3. Not yet run.
 
     The README and the shipped log of SimDINO 8149fc4: rate 5e-4 at batch 256 (the book writes 2e-3
-    at batch 1024, the same line), 10 warm-up epochs. Departure: epsilon is set for the *global*
-    second moment. The published runs divided a local one (8 ranks of 64) by the global count, so
-    their 0.05 acted as 8 x 0.05; `eps` here is the epsilon of that loss.
+    at batch 1024, the same line), 10 warm-up epochs, second moments of 8 groups of 64 images (a
+    group was a GPU), positions resampled without antialiasing.
     """
-    return Recipe(
-        objective=simdino.Config(views=IMAGENET_VIEWS, eps=(8 * 0.05) ** 0.5),
-        backbone="vit_base_patch16_224",
-        data=IMAGENET,
-        batch_size=512,
-        epochs=100,
-        precision="bf16",
-    )
+    return _in1k("vit_base_patch16_dino")
 
 
 def simdino_vitl16_in1k() -> Recipe:
@@ -85,11 +77,16 @@ def simdino_vitl16_in1k() -> Recipe:
 
     The recipe of ViT-B/16: the official code has no setting of its own for a size.
     """
+    return _in1k("vit_large_patch16_dino")
+
+
+def _in1k(backbone: str) -> Recipe:
     return Recipe(
-        objective=simdino.Config(views=IMAGENET_VIEWS, eps=(8 * 0.05) ** 0.5),
-        backbone="vit_large_patch16_224",
+        objective=simdino.Config(views=IMAGENET_VIEWS, second_moment="local", groups=8),
+        backbone=backbone,
         data=IMAGENET,
         batch_size=512,
         epochs=100,
+        optim=Optim(warmup_peak="last"),
         precision="bf16",
     )

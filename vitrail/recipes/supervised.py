@@ -8,6 +8,9 @@ from vitrail.optim import Config as Optim
 from vitrail.recipes.recipe import Recipe
 from vitrail.recipes.settings import DIGITS_CROP, FASHION_MEAN, FASHION_STD, IMAGENET
 
+# torchvision's filter by default, at training and at evaluation
+CRATE_VIEWS = RandomResizedCrop(size=224, interpolation="bilinear")
+
 
 def crate_digits_supervised() -> Recipe:
     """CRATE of width 64, supervised with LION, on the 1297 scattered digits of the demo.
@@ -98,7 +101,7 @@ def crate_small_book_in1k() -> Recipe:
     those of its section 7.2, and names colour jitter there. These are DINO's: jitter and grey of
     every view, blur and solarization as often as in the mean of its two global views.
     """
-    views = RandomResizedCrop(size=224, jitter=0.8, grey=0.2, blur=0.55, solarize=0.1)
+    views = replace(CRATE_VIEWS, jitter=0.8, grey=0.2, blur=0.55, solarize=0.1)
     objective = supervised.Config(views=views)
     return replace(_crate("small"), objective=objective)
 
@@ -106,12 +109,12 @@ def crate_small_book_in1k() -> Recipe:
 def _crate(size: str) -> Recipe:
     """The book's section 7.3.5: LION, rate 2.4e-4, weight decay .5, batch 2048, 150 epochs.
 
-    Label smoothing .1 and no clipping are the training code's (CRATE 674408f), and so are its
-    random resized crops, where the book writes centre crops; 5 warm-up epochs are the book's
-    (code: 20).
+    Label smoothing .1, no clipping, a bilinear filter and weight decay on all parameters are the
+    training code's (CRATE 674408f), and so are its random resized crops, where the book writes
+    centre crops; 5 warm-up epochs are the book's (code: 20, its rate changing once an epoch).
     """
     return Recipe(
-        objective=supervised.Config(views=RandomResizedCrop(size=224)),
+        objective=supervised.Config(views=CRATE_VIEWS),
         backbone=f"crate_{size}_patch16_224",
         data=IMAGENET,
         batch_size=2048,
@@ -124,6 +127,7 @@ def _crate(size: str) -> Recipe:
             warmup_epochs=5,
             weight_decay=0.5,
             weight_decay_end=None,
+            decay="all",
             betas=(0.9, 0.99),
             clip=0.0,
         ),

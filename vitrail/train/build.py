@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.create import create_backbone, parse_options
@@ -89,7 +90,13 @@ def _build_objective(
     with torch.random.fork_rng(devices=[]):  # heads are drawn from the recipe's seed too
         torch.manual_seed(recipe.seed)
         return build_objective(
-            recipe.objective, make_backbone, horizon, n_classes, len(source), captions_of(source)
+            recipe.objective,
+            make_backbone,
+            horizon,
+            n_classes,
+            len(source),
+            captions_of(source),
+            pictures_of(source),
         )
 
 
@@ -123,6 +130,17 @@ def captions_of(source: Source) -> list[str] | None:
         return None
     texts = (source.text(index) for index in range(len(source)))
     return [text for text in texts if text]
+
+
+def pictures_of(source: Source) -> Tensor | None:
+    """Returns a number of the image of every sample; None if no image has several captions."""
+    if not source.captioned:
+        return None
+    numbers: dict[str, int] = {}
+    of_sample = [
+        numbers.setdefault(source.picture(index), len(numbers)) for index in range(len(source))
+    ]
+    return None if len(numbers) == len(source) else torch.tensor(of_sample)
 
 
 def fresh_backbone(recipe: Recipe, plan: ViewPlan, channels: int, drop_path: float) -> Backbone:

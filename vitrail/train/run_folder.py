@@ -12,7 +12,7 @@ from typing import Any
 from vitrail.atomic import locked, read_text, write_atomically
 from vitrail.config import from_dict, to_dict
 from vitrail.recipes.named import command_of
-from vitrail.recipes.recipe import Recipe
+from vitrail.recipes.recipe import Recipe, migrated
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 
@@ -66,7 +66,7 @@ def read_recipe(run: Path) -> Recipe:
     """
     fields = {k: v for k, v in read_config(run).items() if k not in BESIDE}
     try:
-        return from_dict(Recipe, fields)
+        return from_dict(Recipe, migrated(fields))
     except ValueError as error:
         raise ValueError(f"{run / 'config.json'}: {error}") from error
 

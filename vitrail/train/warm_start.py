@@ -20,7 +20,7 @@ from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.subset import Subset, hold_out
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.distributed.ranks import Ranks
-from vitrail.encoder import Encoder
+from vitrail.encoder import Encoder, load_backbone
 from vitrail.evals.classification.knn import K, knn_accuracy
 from vitrail.evals.features import features
 from vitrail.nn.batch_norm import MOMENTUM, GlobalBatchNorm
@@ -46,7 +46,7 @@ def resolve_start(recipe: Recipe) -> Recipe:
             f"backbone_options are {' '.join(recipe.backbone_options)}, but init_from has a "
             "backbone of its own; leave them out"
         )
-    config = dict(Encoder.load(path).backbone.config)
+    config = dict(load_backbone(path).config)
     name, _ = config.pop("name"), config.pop("in_chans")
     sizes = {"img_size": config.pop("img_size"), "patch_size": config.pop("patch_size", None)}
     for key, size in sizes.items():
@@ -67,7 +67,7 @@ def read_start(recipe: Recipe, channels: int) -> dict[str, Tensor] | None:
     """
     if recipe.init_from is None or not Path(recipe.init_from).exists():
         return None
-    start = Encoder.load(recipe.init_from).backbone
+    start = load_backbone(recipe.init_from)
     if start.in_chans != channels:
         raise ValueError(
             f"init_from: its encoder takes {start.in_chans} channel(s) and the images have "

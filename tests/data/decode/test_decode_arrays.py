@@ -1,5 +1,8 @@
 """Files of 16 bits and any channel count, against the arrays that were written."""
 
+import io
+import struct
+
 import numpy as np
 import pytest
 import tifffile
@@ -8,6 +11,8 @@ from PIL import Image
 
 from vitrail.data.contract import BadSampleError
 from vitrail.data.decode.arrays import check_readers, decode_array_file, needs_arrays
+from vitrail.data.decode.image import decode_bytes, decode_file
+from vitrail.data.decode.tiff_tags import read_tags
 
 RNG = np.random.default_rng(5)
 DEEP_5HW = RNG.integers(0, 65536, (5, 12, 9), dtype=np.uint16)
@@ -251,7 +256,147 @@ def test_who_reads_what(monkeypatch):
     assert needs_arrays("a.tif", 5, 8)
     assert not needs_arrays("a.tif", 3, 8)
     assert not needs_arrays("a.png", 1, 8)
-    monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
+    monkeypatch.setattr("vitrail.data.decode.tiff.find_spec", lambda name: None)
     check_readers(["a.tif", "b.npy"], 3, 8)
     with pytest.raises(ValueError, match=r"need tifffile: pip install 'vitrail\[tiff\]'"):
         check_readers(["a.npy", "b.TIF"], 3, 16)
+
+
+GREY8, GREY16 = FLAT_5HW[0], DEEP_5HW[0]
+RGB8 = FLAT_5HW[:3].transpose(1, 2, 0).copy()
+RGBA8 = FLAT_5HW[:4].transpose(1, 2, 0).copy()
+RGBA16 = DEEP_5HW[:4].transpose(1, 2, 0).copy()
+COLOUR = {"photometric": "rgb"}
+# name -> (array, arguments of tifffile.imwrite)
+TIFFS = {
+    "grey 8": (GREY8, {}),
+    "grey 8, white is zero": (GREY8, {"photometric": "miniswhite"}),
+    "grey 16": (GREY16, {}),
+    "grey 16, big-endian": (GREY16, {"byteorder": ">"}),
+    "grey 16, white is zero": (GREY16, {"photometric": "miniswhite"}),
+    "grey 16, compressed": (GREY16, {"compression": "zlib", "predictor": True}),
+    "BigTIFF": (GREY16, {"bigtiff": True}),
+    "colour 8": (RGB8, COLOUR),
+    "colour 16": (RGB_HWC, COLOUR),
+    "colour 16, planes": (RGB_HWC.transpose(2, 0, 1), COLOUR | {"planarconfig": "separate"}),
+    "alpha 8": (RGBA8, COLOUR | {"extrasamples": ["unassalpha"]}),
+    "alpha 16": (RGBA16, COLOUR | {"extrasamples": ["unassalpha"]}),
+    "three pages 8": (FLAT_5HW[:3], {"photometric": "minisblack"}),
+    "three pages 16": (DEEP_5HW[:3], {"photometric": "minisblack"}),
+    "five pages 8": (FLAT_5HW, {"photometric": "minisblack"}),
+    "five pages 16": (DEEP_5HW, {"photometric": "minisblack"}),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", TIFFS)
+def test_a_tiff_means_one_thing_whichever_way_it_is_read(tmp_path, name, channels):
+    array, how = TIFFS[name]
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, array, metadata=None, **how)
+    by_file = decode_file(path, channels)
+    by_bytes = decode_bytes(path.read_bytes(), channels, "it")
+    by_array = decode_array_file(path, channels, 8)
+    deep = decode_array_file(path, channels, 16)
+    assert torch.equal(by_file, by_bytes)
+    assert torch.equal(by_file, by_array)
+    eight = deep.int() * 255 / 65535
+    # alpha and luma round to whole numbers of the file's own type
+    assert (eight - by_file).abs().max() <= (1.01 if "alpha" in name or channels == 1 else 0.51)
+    if channels == 3 and "pages" in name:
+        grey = array[0] if array.dtype == np.uint8 else rounded(array[0])
+        own = array if array.dtype == np.uint8 else rounded(array)
+        expected = own if len(array) == 3 else np.stack([grey] * 3)
+        np.testing.assert_array_equal(by_file.numpy(), expected)
+    if name == "grey 8, white is zero":
+        np.testing.assert_array_equal(by_file[0].numpy(), 255 - array)
+    if name == "grey 16, white is zero":
+        np.testing.assert_array_equal(by_file[0].numpy(), rounded(65535 - array))
+    if name == "colour 16" and channels == 3:
+        np.testing.assert_array_equal(by_file.numpy(), rounded(array.transpose(2, 0, 1)))
+
+
+UNUSABLE_TIFFS = {
+    "signed 8": (GREY8.astype(np.int8), {}, "signed whole numbers (int8)"),
+    "signed 16": ((GREY16 >> 1).astype(np.int16), {}, "signed whole numbers (int16)"),
+    "signed 32": (GREY16.astype(np.int32), {}, "signed whole numbers (int32)"),
+    "unsigned 32": (GREY16.astype(np.uint32), {}, "it has 32 bits a value"),
+    "small unsigned 32": (np.ones((4, 4), np.uint32), {}, "it has 32 bits a value"),
+    "half": (GREY16.astype(np.float16), {}, "floating-point (16 bits a value)"),
+    "float": (GREY16.astype(np.float32), {}, "floating-point (32 bits a value)"),
+    "double": (GREY16.astype(np.float64), {}, "floating-point (64 bits a value)"),
+    "four channels": (RGBA8, COLOUR | {"extrasamples": ["unspecified"]}, "it has 4 channels, and"),
+    "five channels": (FLAT_5HW.transpose(1, 2, 0).copy(), {"planarconfig": "contig"}, "5 channels"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE_TIFFS)
+def test_a_tiff_is_refused_for_one_reason_whichever_way_it_is_read(tmp_path, name):
+    array, how, message = UNUSABLE_TIFFS[name]
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, array, photometric=how.pop("photometric", "minisblack"), **how)
+    for read in (
+        lambda: decode_file(path, 3),
+        lambda: decode_bytes(path.read_bytes(), 3, "it"),
+        lambda: decode_array_file(path, 3, 8),
+        lambda: decode_array_file(path, 3, 16),
+    ):
+        with pytest.raises(BadSampleError) as caught:
+            read()
+        assert message in caught.value.reason
+
+
+def test_tags_are_bounded(tmp_path):
+    """Pages in a circle, a directory of ten thousand tags, a place beyond the end."""
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, GREY8, metadata=None)
+    whole = path.read_bytes()
+    with open(path, "rb") as file:
+        assert read_tags(file).pages == 1
+    with tifffile.TiffFile(path) as file:
+        start = file.pages.first.offset
+    count = int.from_bytes(whole[start : start + 2], "little")
+    after = start + 2 + 12 * count
+    circle = whole[:after] + start.to_bytes(4, "little") + whole[after + 4 :]
+    assert read_tags(io.BytesIO(circle)).pages == 1
+    for damaged in (
+        whole[:start] + (60_000).to_bytes(2, "little") + whole[start + 2 :],
+        whole[:4] + (10**9).to_bytes(4, "little") + whole[8:],
+        whole[:4],
+        whole[:20],
+    ):
+        with pytest.raises((ValueError, struct.error)):
+            read_tags(io.BytesIO(damaged))
+        with pytest.raises(BadSampleError, match="damaged"):
+            decode_bytes(damaged, 3, "it")
+
+
+def test_without_tifffile_it_is_asked_for_and_no_file_is_blamed(tmp_path, monkeypatch):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, RGB_HWC, photometric="rgb")
+    tifffile.imwrite(tmp_path / "grey.tif", GREY16)
+    expected = decode_file(tmp_path / "grey.tif", 1)
+    monkeypatch.setattr("vitrail.data.decode.tiff.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"need tifffile: pip install 'vitrail\[tiff\]'"):
+        decode_file(path, 3)
+    assert torch.equal(decode_file(tmp_path / "grey.tif", 1), expected)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 2), (6, 5, 3), (6, 5, 4)])
+@pytest.mark.parametrize("level", [0, 9])
+def test_png_of_16_bits_is_read_as_by_imagecodecs(tmp_path, shape, level):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    array_HWC = RNG.integers(0, 65536, shape, dtype=np.uint16)
+    path = tmp_path / "x.png"
+    path.write_bytes(imagecodecs.png_encode(array_HWC, level=level))
+    if shape[2] != 3:
+        share = array_HWC[..., -1:] / 65535
+        array_HWC = np.round(array_HWC[..., :-1] * share + 65535 * (1 - share)).astype(np.uint16)
+    if shape[2] == 2:
+        array_HWC = np.repeat(array_HWC, 3, axis=2)
+    deep = decode_array_file(path, 3, 16)
+    np.testing.assert_array_equal(deep.numpy(), array_HWC.transpose(2, 0, 1))
+    expected = rounded(array_HWC.transpose(2, 0, 1))
+    np.testing.assert_array_equal(decode_file(path, 3).numpy(), expected)
+    np.testing.assert_array_equal(decode_array_file(path, 3, 8).numpy(), expected)
+    np.testing.assert_array_equal(decode_bytes(path.read_bytes(), 3, "it").numpy(), expected)

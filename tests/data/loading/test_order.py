@@ -166,3 +166,22 @@ def test_the_source_chooses_the_order():
     assert Subset(source, [1, 2, 5, 9]).blocks() == [range(0, 2), range(2, 2), range(2, 4)]
     assert Subset(source, [5, 1]).blocks() is None
     assert Subset(plain, [0, 1]).blocks() is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 29, 30, 31, 64, 100])
+def test_groups_lose_no_more_than_the_excess(count):
+    """Of `count` groups, in an epoch of 60 draws."""
+    groups = [i % count for i in range(200)]
+    drawn = torch.tensor(groups)[stream_of(group_order(groups))]
+    counts = torch.bincount(drawn, minlength=count)
+    each = -(-60 // count)
+    excess = each * count - 60
+    assert excess < count
+    assert counts.max() <= each
+    assert counts.min() >= max(0, each - excess)
+    assert (each - counts).sum() == excess
+
+
+def test_a_group_of_as_many_samples_as_draws_is_drawn_whole():
+    groups = [0] * 30 + [1] * 30
+    assert stream_of(group_order(groups)).sort().values.tolist() == list(range(60))

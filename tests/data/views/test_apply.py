@@ -15,6 +15,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
+from torchvision.transforms.v2 import functional as TF2
 
 from tests.rounding import EXACT, float64_kept, rounding_bound
 from vitrail.data.views import apply_batched, apply_cpu, colour
@@ -87,13 +88,14 @@ def test_crop_resize_flip_is_pillows(size, scale):
         assert abs((ours[b] - theirs).mean()) * 255 < 0.05, b  # not shifted, not darker
 
 
-def test_resize_of_16_bits_is_torchs_antialiased_bicubic_on_floats():
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_resize_of_16_bits_is_torchs_antialiased_filter_on_floats(mode):
     image = (smooth_image(211, 333).int() * 257 - 40).clamp(min=0).to(torch.uint16)
     for size in (300, 96, 24):
-        params = sample(View(size, (0.2, 0.9), **PLAIN), [image])
+        params = sample(View(size, (0.2, 0.9), interpolation=mode, **PLAIN), [image])
         top, left, h, w = params.box[0, 0].tolist()
         box = image.double()[None, :, top : top + h, left : left + w]
-        theirs = torch.nn.functional.interpolate(box, (size, size), mode="bicubic", antialias=True)
+        theirs = torch.nn.functional.interpolate(box, (size, size), mode=mode, antialias=True)
         for form in ([image], image[None]):
             [ours] = apply_views(form, params, "cpu")
             # Whole 65535ths: half of one, and what float32 adds to it.
@@ -117,22 +119,43 @@ def test_16_bits_stay_whole_and_in_range_where_the_filter_overshoots(channels):
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("size", [7, 32, 96])
-def test_products_resize_as_torchs_kernel_to_the_bit(channels, size):
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_products_resize_as_torchs_kernel_to_the_bit(channels, size, mode):
     """Up to a shrinking of 4, where float32 holds the sums of integers exactly."""
     generator = torch.Generator().manual_seed(size)
     longest = 4 * size
     shape = (2, channels, longest + 3, longest + 9)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    plan = ViewPlan((View(size, (0.01, 0.9), **PLAIN | {"flip": 0.5}),) * 4, (0.0,) * 3, (1.0,) * 3)
+    view = View(size, (0.01, 0.9), interpolation=mode, **PLAIN | {"flip": 0.5})
+    plan = ViewPlan((view,) * 4, (0.0,) * 3, (1.0,) * 3)
     params = plan.sample(Draws(size, 0, 2, 0, 2), torch.tensor([shape[2:]] * 2))
     out = torch.empty(4, 2, channels, size, size)
     crop_batched(images, params, [out])
     for v, b in itertools.product(range(4), range(2)):
         top, left, h, w = params.box[v, b].tolist()
         box = images[b : b + 1, :, top : top + h, left : left + w]
-        theirs = torch.nn.functional.interpolate(box, (size, size), mode="bicubic", antialias=True)
+        theirs = torch.nn.functional.interpolate(box, (size, size), mode=mode, antialias=True)
         theirs = theirs.flip(3) if params.flip[v, b] else theirs
         assert torch.equal(out[v, b], theirs[0].float())
+
+
+def test_bilinear_crops_are_torchvisions():
+    images = photographs()
+    view = View(64, (0.1, 1.0), interpolation="bilinear", **PLAIN)
+    params = sample(view, images)
+    [ours] = apply_views(images, params, "cpu")
+    for b, image in enumerate(images):
+        box = params.box[0, b].tolist()
+        # version 2, which resizes in 8 bits; version 1 rounds once, after both passes
+        theirs = TF2.resized_crop(image, *box, [64, 64], InterpolationMode.BILINEAR)
+        assert share_off(ours[b], theirs / 255, 0.1) < 1e-3
+        assert share_off(ours[b], theirs / 255, 1.1) == 0
+
+
+def test_views_of_one_plan_have_one_filter():
+    views = (View(8, (0.5, 1.0)), View(8, (0.5, 1.0), interpolation="bilinear"))
+    with pytest.raises(ValueError, match="differ in interpolation"):
+        ViewPlan(views, (0.0,) * 3, (1.0,) * 3)
 
 
 def test_padding_and_groups_of_mixed_sizes_change_nothing(monkeypatch):

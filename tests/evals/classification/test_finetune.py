@@ -97,6 +97,14 @@ def test_the_rate_of_every_parameter(name):
         assert scale[id(parameter)] == 0.5 ** (n_layers + 1 - depths[key]), key
         if parameter.ndim == 1:
             assert decay[id(parameter)] == 0
+    # as MAE's fine-tuning, whose `no_weight_decay` lists these two
+    for key in {"pos_embed", "cls_token"} & set(depths):
+        assert decay[id(backbone.get_parameter(key))] == 0
+    exempt = backbone.no_weight_decay()
+    for group in layer_groups(network, 0.5, 0.05, decay_positions=True):
+        held = {id(p) for p in group["params"]}
+        for key in ({"pos_embed", "cls_token"} & set(depths)) - exempt:
+            assert id(backbone.get_parameter(key)) not in held or group["weight_decay"] == 0.05
     assert scale[id(network.head.weight)] == 1
     assert decay[id(network.head.weight)] == 0.05
 

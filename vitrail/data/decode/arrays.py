@@ -7,12 +7,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import UInt8, UInt16
 from PIL import Image
 from torch import Tensor
 
+from vitrail.data.decode import png
 from vitrail.data.decode.image import (
+    File,
     UnusablePixelsError,
     as_bad_sample,
     check_pixels,
@@ -32,11 +33,12 @@ from vitrail.data.decode.pixels import (
     upright,
 )
 from vitrail.data.decode.tiff import ORIENTATION, check_tifffile, read_tiff
+from vitrail.data.decode.tiff_tags import is_tiff
 
 MAX_ARRAY_BYTES = 2**40  # arrays are mapped, and TIFFs read by page: of neither is a tail read
 NPY_SUFFIX = ".npy"
 TIFF_SUFFIXES = (".tif", ".tiff")
-PNG_COLOUR = ("RGB", "RGBA")  # of which Pillow keeps the high byte when they have 16 bits
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH = 24  # offset in a PNG file of the byte that gives the bits of a value
 CHANNELS = ("L", "LA", "RGB", "RGBA", "CMYK")  # Pillow's modes whose bands are channels
 
@@ -51,9 +53,9 @@ def decode_array_file(
 ) -> UInt8[Tensor, "{channels} H W"] | UInt16[Tensor, "{channels} H W"]:
     """Decodes an image file of whole numbers to uint8 (bits 8) or uint16 (bits 16).
 
-    The suffix decides how: `.npy` holds H x W, H x W x C or C x H x W; tifffile reads `.tif` and
-    `.tiff`, channels as samples of a pixel or as pages, unless they have 8 bits and `channels` is 1
-    or 3; Pillow reads those and everything else, but torchvision 16-bit colour PNG.
+    `.npy` holds H x W, H x W x C or C x H x W; tifffile reads TIFF files, channels as samples of a
+    pixel or as pages, unless they have 8 bits and `channels` is 1 or 3; Pillow reads those and
+    everything else. The pixels are those of `image.decode_file` where that reads the file.
     8 bits become 16 as x 257, and 16 become 8 by rounding: the largest number stands for 1.
     Grey becomes RGB, or RGB grey, to fit `channels`; any other count must be the file's own. In
     TIFF and PNG, alpha is laid over white for 1 or 3 channels, and is a channel for more.
@@ -72,18 +74,56 @@ def decode_array_file(
     """
     called = str(path) if id is None else id
     name = str(path).lower()
-    is_npy, is_tiff = name.endswith(NPY_SUFFIX), name.endswith(TIFF_SUFFIXES)
-    if is_tiff:
+    if name.endswith(TIFF_SUFFIXES):
         check_readers([name], channels, bits)
-    if is_npy or is_tiff:
-        with as_bad_sample(called, str(path)):
-            check_status(path, MAX_ARRAY_BYTES)
-            read = _read_npy(path, channels) if is_npy else read_tiff(path, channels)
+    with as_bad_sample(called, str(path)):
+        check_status(path, MAX_ARRAY_BYTES)
+        if name.endswith(NPY_SUFFIX):
+            return as_image(_read_npy(path, channels), channels, bits)
+        with open(path, "rb") as file:
+            read = _read_deep(file, channels)
             if read is not None:
                 return as_image(read, channels, bits)
     with open_image(path, called) as image:
         check_pixels(image)
-        return as_image(_of_picture(image, path, channels), channels, bits)
+        return as_image(_of_picture(image, channels), channels, bits)
+
+
+def read_deep(file: File, channels: int) -> UInt8[Tensor, "{channels} H W"] | None:
+    """Returns the image of a TIFF or a PNG that Pillow would cut to 8 bits, or misread; else None.
+
+    Raises:
+        UnusablePixelsError: numbers or channels that cannot be used.
+        MissingReaderError: tifffile is needed, and not installed.
+    """
+    read = _read_deep(file, channels)
+    return None if read is None else as_image(read, channels, 8)
+
+
+def _read_deep(file: File, channels: int) -> np.ndarray | None:
+    """Returns the pixels [C, H, W]; the position of the file is 0 afterwards."""
+    if is_tiff(file):
+        read = read_tiff(file, channels)
+        file.seek(0)
+        return read
+    start = file.read(PNG_DEPTH + 1)
+    file.seek(0)
+    if not start.startswith(PNG_MAGIC) or start[PNG_DEPTH:] != b"\x10":  # 16 bits
+        return None
+    with png.opened(file) as image:
+        check_pixels(image)
+        deep = png.is_deep(image)
+        orientation = image.getexif().get(ORIENTATION) if deep else None
+    read = upright(_opaque(png.read_deep(file), channels), orientation) if deep else None
+    file.seek(0)
+    return read
+
+
+def _opaque(pixels_CHW: np.ndarray, channels: int) -> np.ndarray:
+    """Returns 1 or 3 channels over white, if there is alpha and so many are asked for."""
+    if channels in ADAPTABLE and len(pixels_CHW) in (2, 4):
+        return over_white(pixels_CHW, premultiplied=False)
+    return pixels_CHW
 
 
 def check_readers(paths: Collection[str], channels: int, bits: Bits) -> None:
@@ -121,13 +161,9 @@ def _read_npy(path: Path | str, channels: int) -> np.ndarray:
     return pixels_CHW
 
 
-def _of_picture(image: Image.Image, path: Path | str, channels: int) -> np.ndarray:
-    """Returns the pixels [C, H, W] of an opened file, with 16 bits where Pillow would cut to 8."""
-    if image.mode in PNG_COLOUR and image.format == "PNG" and _png_depth(path) == 16:
-        pixels_CHW = _read_png16(path)
-        if channels in ADAPTABLE and len(pixels_CHW) == 4:
-            pixels_CHW = over_white(pixels_CHW, premultiplied=False)
-    elif image.mode.startswith("I"):
+def _of_picture(image: Image.Image, channels: int) -> np.ndarray:
+    """Returns the pixels [C, H, W] of an opened file."""
+    if image.mode.startswith("I"):
         values_HW = np.asarray(image)
         if values_HW.min() < 0 or values_HW.max() > 65535:
             raise UnusablePixelsError("its pixels are 32-bit, of no agreed range")
@@ -139,15 +175,3 @@ def _of_picture(image: Image.Image, path: Path | str, channels: int) -> np.ndarr
     else:
         raise UnusablePixelsError(f"its mode is {image.mode}, which has no channels")
     return upright(pixels_CHW, image.getexif().get(ORIENTATION))
-
-
-def _png_depth(path: Path | str) -> int:
-    with open(path, "rb") as file:
-        return file.read(PNG_DEPTH + 1)[PNG_DEPTH]
-
-
-def _read_png16(path: Path | str) -> np.ndarray:
-    from torchvision.io import ImageReadMode, decode_png  # lazy import: torchvision is slow
-
-    data = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
-    return decode_png(data, ImageReadMode.UNCHANGED).numpy()

@@ -62,6 +62,10 @@ class UnusablePixelsError(ValueError):
     """An intact image that cannot be used; the message is the reason in plain words."""
 
 
+class MissingReaderError(ValueError):
+    """A package is missing that reads such files: no fault of the file, and none can be read."""
+
+
 def decode_file(
     path: Path | str, channels: int, id: str | None = None, detail: Detail | None = None
 ) -> UInt8[Tensor, "{channels} H W"]:
@@ -97,13 +101,22 @@ def decode_bytes(
     Raises:
         BadSampleError, MemoryError: as `open_image`.
     """
+    # lazy import: it reads headers, and imports this file
+    from vitrail.data.decode.declared import note_lost
+
     with as_bad_sample(id, id):
         if not len(data):
             raise UnusablePixelsError(_EMPTY)
+        note_lost(data, channels, id)
         return _decode(io.BytesIO(data), channels, detail)
 
 
 def _decode(file: File, channels: int, detail: Detail | None) -> Tensor:
+    # lazy import: both are readers of arrays, which import this file
+    from vitrail.data.decode import arrays
+
+    if (deep := arrays.read_deep(file, channels)) is not None:
+        return deep
     with _open(file) as image:
         check_pixels(image)
         by = 1
@@ -164,6 +177,8 @@ def as_bad_sample(id: str, where: str) -> Iterator[None]:
         reason = "there is no such file (a link to nowhere, or removed since the folder was listed)"
     except PermissionError:
         reason = "it may not be read (permission denied)"
+    except MissingReaderError:
+        raise
     except Image.DecompressionBombError:
         reason = f"it has more pixels than the limit of {MAX_PIXELS:,}"
     except MemoryError:
@@ -181,7 +196,8 @@ def from_pil(image: Image.Image, channels: int) -> UInt8[Tensor, "{channels} H W
     """Returns a Pillow image as uint8 with 1 channel (luma) or 3 (RGB).
 
     It is turned upright by its EXIF orientation; transparency is laid over white; 16-bit grey is
-    scaled to 8 bits (of 16-bit colours Pillow has dropped the low byte).
+    scaled to 8 bits. (Of 16-bit colours Pillow has dropped the low byte: `decode_file` reads those
+    by themselves.)
 
     Raises:
         ValueError: other channels than 1 or 3.

@@ -1,15 +1,15 @@
-"""TIFF files of any channel count and 16 bits, through tifffile.
+"""TIFF files: what their tags declare decides how they are read, whichever way they come.
 
 Shape legend: C channels · H, W an image.
 """
 
 import logging
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from vitrail.data.decode.image import UnusablePixelsError
+from vitrail.data.decode.image import File, MissingReaderError, UnusablePixelsError
 from vitrail.data.decode.pixels import (
     ADAPTABLE,
     channel_axis,
@@ -18,46 +18,85 @@ from vitrail.data.decode.pixels import (
     over_white,
     upright,
 )
+from vitrail.data.decode.tiff_tags import (
+    BLACK_IS_ZERO,
+    PALETTE,
+    RGB,
+    WHITE_IS_ZERO,
+    Tags,
+    read_tags,
+)
 
-PALETTE, WHITE_IS_ZERO = 3, 0  # photometric interpretations
+PLAIN = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB)  # channels are values, not codes of colours
 ORIENTATION = 274  # the tag, in EXIF too
 
 
 def check_tifffile() -> None:
-    """Raises ValueError if tifffile is not installed."""
-    try:
-        import tifffile  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
+    """Raises MissingReaderError, a ValueError, if tifffile is not installed."""
+    if find_spec("tifffile") is None:
+        raise MissingReaderError(
             "TIFF files of 16 bits, or of other than 1 or 3 channels, need tifffile: "
             "pip install 'vitrail[tiff]'"
-        ) from error
+        )
 
 
-def read_tiff(path: Path | str, channels: int) -> np.ndarray | None:
-    """Returns the pixels [C, H, W] of a file unconverted, or None if Pillow can read it as well.
+def read_tiff(file: File, channels: int) -> np.ndarray | None:
+    """Returns the pixels [C, H, W] of a file unconverted, or None if Pillow reads the same.
 
-    Pillow reads files of up to 8 bits as 1 or 3 channels: palettes, YCbCr, CMYK.
+    Pillow reads files of up to 8 bits as 1 or 3 channels: palettes, YCbCr, CMYK. Signed and
+    floating-point numbers and those of more than 16 bits are refused, whatever their values. As
+    many pages as channels asked for are the channels; else the first page is the image.
 
     Args:
-        path: of the file.
+        file: of the image.
         channels: wanted; it decides between samples and pages.
 
     Raises:
         UnusablePixelsError: other numbers than uint8 and uint16, or not the layout of an image.
+        MissingReaderError: tifffile is needed, and not installed.
         Exception: any that tifffile raises on a damaged file.
     """
+    tags = read_tags(file)
+    check_size(tags.height, tags.width)
+    _check_declared(tags, channels)
+    as_channels = tags.samples == 1 and tags.pages == channels > 1
+    if channels in ADAPTABLE and not as_channels:
+        grey = tags.samples == 1 and tags.photometric == BLACK_IS_ZERO
+        if tags.bits <= 8 or (grey and find_spec("tifffile") is None):
+            return None
+    check_tifffile()
     import tifffile
 
     # Its remarks on files; anything that matters raises.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     # OME's metadata may refer to further files, anywhere; they are not needed for this one.
-    with tifffile.TiffFile(path, is_ome=False) as file:
-        page: Any = file.pages.first
+    with tifffile.TiffFile(file, is_ome=False) as opened:
+        page: Any = opened.pages.first
         check_size(page.imagelength, page.imagewidth)
-        if page.bitspersample <= 8 and channels in ADAPTABLE:
-            return None
-        return _pixels(file, page, channels)
+        return _pixels(opened, page, channels)
+
+
+def _check_declared(tags: Tags, channels: int) -> None:
+    """Raises UnusablePixelsError for a declared type that no reader here has."""
+    if tags.kind == "floating-point":
+        raise UnusablePixelsError(
+            f"its pixels are floating-point ({tags.bits} bits a value), of no agreed range; map "
+            "your range to whole numbers of 16 bits"
+        )
+    if tags.kind == "signed":
+        raise UnusablePixelsError(
+            f"its pixels are signed whole numbers (int{tags.bits}); shift your range to begin at "
+            "0, and save it as uint8 or uint16"
+        )
+    if tags.bits > 8 and tags.bits != 16:
+        raise UnusablePixelsError(
+            f"it has {tags.bits} bits a value; save it with 8 or 16, as whole numbers"
+        )
+    if channels in ADAPTABLE and tags.photometric in PLAIN and tags.colours not in ADAPTABLE:
+        raise UnusablePixelsError(
+            f"it has {tags.samples} channels, and {channels} are asked for; open the data with "
+            f"channels={tags.samples}, or leave such files out"
+        )
 
 
 def _pixels(file: Any, page: Any, channels: int) -> np.ndarray:

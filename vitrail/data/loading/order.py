@@ -135,13 +135,18 @@ def epoch_at(step: int, length: int, batch_size: int) -> tuple[int, range]:
 
 
 class GroupOrder(Order):
-    """One epoch in which every group is drawn equally often, whatever its size.
+    """One epoch in which every group is drawn about equally often, whatever its size.
 
     Caron et al. 2018, section 3.3; `UnifLabelSampler` of facebookresearch/deepcluster at 2d1927e:
-    as many draws of each non-empty group, without replacement if the group has more samples than
-    that, else with replacement, all shuffled. Departures: there, an epoch has n samples and ends in
-    a part of a batch; here it has whole steps. There each group is drawn floor(n / groups) + 1
-    times, here ceil(length / groups), and a random excess is cut off.
+    as many draws of each non-empty group, all shuffled. Each is drawn e = ceil(length / groups)
+    times, without replacement if it has e samples or more, else with replacement. Of these
+    e · groups draws, the excess over the epoch's length, fewer than there are groups, is cut off at
+    random: a group is drawn at most e times, and at least e minus the excess; with more groups than
+    draws, some are not drawn at all.
+
+    Departures: there, an epoch has n samples and ends in a part of a batch; here it has whole
+    steps. There e is floor(n / groups) + 1, and a group of just e samples is drawn with
+    replacement.
 
     Args:
         groups: int64 [n], the group of each sample; negative: never drawn. On any device.

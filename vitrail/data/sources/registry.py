@@ -179,7 +179,10 @@ def open_source(
             f"unknown data {spec!r}; {hint}it is one of {', '.join(SOURCES)}, and most go on with "
             "a colon and a path, as folder:DIR (`vitrail list sources` shows how each is written)"
         )
-    return resolve(SOURCES[kind].open)(rest, split, channels)
+    source = resolve(SOURCES[kind].open)(rest, split, channels)
+    if hasattr(source, "say_lost"):  # a source of files
+        source.say_lost()
+    return source
 
 
 def resolve_spec(spec: str) -> str:

@@ -52,7 +52,9 @@ def crop_batched(
             box, side = boxes[views, rows], of_side.shape[-1]
             longest = params.box[views, rows, 2:].max().item()  # of the copy that the host has
             reach = math.ceil(2 * max(1.0, longest / side))
-            of_views = Boxes(box[..., :2], box[..., 2:], flip[views, rows], reach)
+            of_views = Boxes(
+                box[..., :2], box[..., 2:], flip[views, rows], reach, params.plan.interpolation
+            )
             x = resample_boxes(stack, of_views, side)
             of_side[:, rows] = x if white == 255 else x.round_().clamp_(0, white)
             first += len(of_side)

@@ -43,7 +43,7 @@ def apply_native(
             whole = whole.contiguous(memory_format=torch.channels_last)  # as torch's kernel reads
         for v, target_BCSS in enumerate(targets):
             target_1CSS = target_BCSS[b : b + 1]  # planes: colours are worked on one by one
-            _crop(whole, boxes[v][b], flips[v][b], target_1CSS)
+            _crop(whole, boxes[v][b], flips[v][b], plan.interpolation, target_1CSS)
             x = target_1CSS
             for name, operation in operations.items():
                 if drawn[name]["on"][v][b]:
@@ -56,12 +56,14 @@ def _as_lists(drawn: dict[str, Tensor]) -> dict[str, list[list[Any]]]:
     return {name: value.tolist() for name, value in drawn.items()}
 
 
-def _crop(image: Tensor, box: list[int], flip: bool, out: Float[Tensor, "1 C S S"]) -> None:
+def _crop(
+    image: Tensor, box: list[int], flip: bool, mode: str, out: Float[Tensor, "1 C S S"]
+) -> None:
     """Writes a box, resized and flipped: whole numbers of the image's type, held by floats."""
     top, left, height, width = box
     boxed = image[:, :, top : top + height, left : left + width]
     boxed = boxed if image.dtype == torch.uint8 else boxed.float()
-    resized = F.interpolate(boxed, tuple(out.shape[2:]), mode="bicubic", antialias=True)
+    resized = F.interpolate(boxed, tuple(out.shape[2:]), mode=mode, antialias=True)
     out.copy_(resized.flip(3) if flip else resized)
     if image.dtype != torch.uint8:
         out.round_().clamp_(0, torch.iinfo(image.dtype).max)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vitrail.data.views.preparation import Interpolation
 from vitrail.data.views.registry import OPERATIONS
 from vitrail.registry import resolve
 
@@ -35,6 +36,7 @@ class View:
         scale: (low, high) of the box's share of the image's area, within (0, 1].
         ratio: (low, high) of the box's width / height, above 0, uniform in its logarithm.
         flip: probability in [0, 1] that the view is mirrored left to right.
+        interpolation: filter of the resizing, "bicubic" or "bilinear".
         jitter: probability in [0, 1] that the view's colours are jittered.
         brightness: strength b >= 0 of the jitter's brightness, a factor in [max(0, 1 - b), 1 + b].
         contrast: strength c >= 0 of the jitter's contrast, a factor in [max(0, 1 - c), 1 + c].
@@ -53,6 +55,7 @@ class View:
     scale: tuple[float, float]
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    interpolation: Interpolation = "bicubic"
     jitter: float = 0.8
     brightness: float = 0.4
     contrast: float = 0.4
@@ -70,6 +73,10 @@ class View:
             raise ValueError(f"view: scale is {self.scale}; it must be (low, high) within (0, 1]")
         check_range(self, "ratio")
         check_probability(self, "flip")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(
+                f"view: interpolation is {self.interpolation!r}; it must be 'bicubic' or 'bilinear'"
+            )
         for operation in operations_of(self).values():
             operation.check(self)
 

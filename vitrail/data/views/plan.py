@@ -22,6 +22,7 @@ from torch import Tensor
 from vitrail.data.contract import Detail, Look
 from vitrail.data.views.boxes import BOX_UNIFORMS, sample_boxes
 from vitrail.data.views.contract import Drawn, Operation, View, operations_of
+from vitrail.data.views.preparation import Interpolation
 from vitrail.nn.random import Draws
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -85,7 +86,7 @@ class ViewPlan:
     """The views of one image, in order, and the normalisation of them all.
 
     Attributes:
-        views: at least one, all of one class.
+        views: at least one, all of one class and interpolation.
         mean: subtracted from pixels in [0, 1], one value a channel.
         std: divides what remains, above 0, one value a channel.
     """
@@ -98,6 +99,8 @@ class ViewPlan:
         if not self.views:
             raise ValueError("view plan: views is empty; it needs at least one view")
         assert len({type(view) for view in self.views}) == 1
+        if len({view.interpolation for view in self.views}) > 1:
+            raise ValueError("view plan: its views differ in interpolation; give all of them one")
         check_normalisation("view plan", self.mean, self.std)
         if len(self.mean) == 3:
             return
@@ -113,6 +116,11 @@ class ViewPlan:
     def operations(self) -> dict[str, Operation]:
         """The operations on the views' pixels, by name, in the order of application."""
         return operations_of(self.views[0])
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """The filter with which all views are resized."""
+        return self.views[0].interpolation
 
     @property
     def resolutions(self) -> list[tuple[int, int]]:
@@ -188,6 +196,8 @@ class MultiCrop:
         local_scale: (low, high) of a local view's share of the image's area, within (0, 1].
         ratio: (low, high) of width / height of the box that is cut out, above 0.
         flip: probability in [0, 1] that a view is mirrored left to right.
+        interpolation: filter of the resizing, bicubic or bilinear; images are then resized so at
+            evaluation too.
         jitter: probability in [0, 1] that a view's colours are jittered, by the four strengths
             below.
         brightness: strength of the jitter's brightness, 0 or more: a factor in
@@ -214,6 +224,7 @@ class MultiCrop:
     local_scale: tuple[float, float] = (0.05, 0.4)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    interpolation: Interpolation = "bicubic"
     jitter: float = 0.8
     brightness: float = 0.4
     contrast: float = 0.4
@@ -251,6 +262,8 @@ class RandomResizedCrop:
         scale: (low, high) of the view's share of the image's area, within (0, 1].
         ratio: (low, high) of width / height of the box that is cut out, above 0.
         flip: probability in [0, 1] that the view is mirrored left to right.
+        interpolation: filter of the resizing, bicubic or bilinear; images are then resized so at
+            evaluation too.
         jitter: probability in [0, 1] that the view's colours are jittered, by the four strengths
             below.
         brightness: strength of the jitter's brightness, 0 or more: a factor in
@@ -275,6 +288,7 @@ class RandomResizedCrop:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    interpolation: Interpolation = "bicubic"
     jitter: float = 0.0
     brightness: float = 0.4
     contrast: float = 0.4

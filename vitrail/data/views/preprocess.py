@@ -5,6 +5,8 @@ Shape legend: N images · C channels · H, W an image.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8, UInt16
@@ -12,8 +14,10 @@ from torch import Tensor
 
 from vitrail.data.views.apply import full_precision
 from vitrail.data.views.plan import check_normalisation
-from vitrail.data.views.resample import Taps, resample_one, taps
+from vitrail.data.views.preparation import Interpolation
+from vitrail.data.views.resample import Taps, resample_one, resample_one_rounded, taps
 
+LONG = 4096  # pixels of a side of which all weights are looked at for the largest
 STACK_VALUES = 2**22  # pixel values turned to float at a time, 16 MB
 
 
@@ -21,7 +25,7 @@ STACK_VALUES = 2**22  # pixel values turned to float at a time, 16 MB
 class Preprocess:
     """Resizes the short side to `resize` pixels, cuts out the central `size` × `size`, normalises.
 
-    As torchvision's Resize(resize, BICUBIC), CenterCrop(size), Normalize(mean, std) without the
+    As torchvision's Resize(resize), CenterCrop(size), Normalize(mean, std), by default without the
     rounding to 8 bits; only the pixels that remain are computed, whatever the image's shape.
 
     Attributes:
@@ -29,12 +33,22 @@ class Preprocess:
         resize: short side of the resized image, in pixels.
         mean: subtracted from the pixels, in [0, 1], one value a channel.
         std: divides the pixels after that, above 0, one value a channel.
+        interpolation: filter of the resizing, "bicubic" or "bilinear".
+        keep_aspect: keep the image's shape; otherwise all of it becomes a square of `resize` pixels
+            a side, out of which the centre is cut.
+        rounding: "none" computes in floating point. As other libraries do, "torchvision" (timm's
+            too) and "transformers" round images of 8 bits to 8 bits after the resizing; they differ
+            in the corner of the crop, which the first rounds to the nearest pixel, to the even of
+            two, and the other rounds down.
     """
 
     size: int
     resize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: Interpolation = "bicubic"
+    keep_aspect: bool = True
+    rounding: Literal["none", "torchvision", "transformers"] = "none"
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= self.resize:
@@ -43,6 +57,15 @@ class Preprocess:
                 "they must be at least 1 and size must not be above resize"
             )
         check_normalisation("preprocess", self.mean, self.std)
+        for name, known in (
+            ("interpolation", ("bicubic", "bilinear")),
+            ("rounding", ("none", "torchvision", "transformers")),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"preprocess: {name} is {getattr(self, name)!r}; it must be one of "
+                    f"{', '.join(known)}"
+                )
 
     def __call__(
         self,
@@ -100,7 +123,7 @@ class Preprocess:
         sides = []
         for old, new in zip(image.shape[1:], size, strict=True):
             none, no = torch.tensor(0), torch.tensor(False)
-            along = taps(torch.tensor(old), torch.tensor(new), none, no, new)
+            along = taps(torch.tensor(old), torch.tensor(new), none, no, new, self.interpolation)
             sides.append(Taps(along.position.to(device), along.weight.to(device)))
         with torch.no_grad(), full_precision(device):
             resized_CHW = resample_one(image, *sides)
@@ -111,25 +134,39 @@ class Preprocess:
         self, image: UInt8[Tensor, "C H W"] | UInt16[Tensor, "C H W"]
     ) -> Float[Tensor, "C S S"]:
         short = min(image.shape[1:])
-        windows, sides = [], []
+        windows, sides, largest = [], [], []
         for length in image.shape[1:]:
-            out_length = self.resize * length // short
+            out_length = self.resize * length // short if self.keep_aspect else self.resize
             first = round((out_length - self.size) / 2)
+            if self.rounding == "transformers":
+                first = (out_length - self.size) // 2
             window, along = self._window(length, out_length, first)
             windows.append(window)
             sides.append(Taps(along.position.to(image.device), along.weight.to(image.device)))
-        return resample_one(image[:, windows[0], windows[1]], *sides)
+            if self.rounding != "none":
+                largest.append(_largest_weight(length, out_length, self.interpolation))
+        box = image[:, windows[0], windows[1]]
+        if self.rounding != "none" and image.dtype == torch.uint8:
+            return resample_one_rounded(box, sides[0], sides[1], (largest[0], largest[1]))
+        return resample_one(box, *sides)
 
     def _window(self, length: int, out_length: int, first: int) -> tuple[slice, Taps]:
         """Returns the pixels needed along one axis, and the taps counted from the first of them."""
         no = torch.tensor(False)
-        along = taps(
-            torch.tensor(length), torch.tensor(out_length), torch.tensor(first), no, self.size
-        )
+        lengths = torch.tensor(length), torch.tensor(out_length)
+        along = taps(*lengths, torch.tensor(first), no, self.size, self.interpolation)
         used = along.position[along.position >= 0]
         start, stop = int(used.min()), int(used.max()) + 1
         position = torch.where(along.position < 0, -1, along.position - start)
         return slice(start, stop), Taps(position, along.weight)
+
+
+@lru_cache(maxsize=1024)
+def _largest_weight(length: int, out_length: int, interpolation: Interpolation) -> float:
+    """Returns the largest weight of a side that is resized, of very long ones nearly."""
+    first, no = torch.tensor(0), torch.tensor(False)
+    lengths = torch.tensor(length), torch.tensor(out_length)
+    return float(taps(*lengths, first, no, min(out_length, LONG), interpolation).weight.max())
 
 
 def _of_one_size(

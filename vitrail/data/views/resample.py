@@ -1,13 +1,17 @@
-"""Antialiased bicubic resampling as two matrix products Wy · I · Wxᵀ, which crop and flip too.
+"""Antialiased resampling as two matrix products Wy · I · Wxᵀ, which crop and flip too.
 
-The filter is Pillow's BICUBIC (Keys 1981, a = -1/2; its support grows with the scale when shrinking
-and is clipped to the box, where the weights are normalised again). There are two arithmetics.
+The filters are Pillow's BICUBIC (Keys 1981, a = -1/2) and BILINEAR (a triangle). Their support
+grows with the scale when shrinking and is clipped to the box, where the weights are normalised
+again. There are two arithmetics.
 
 *Rounded*, for the views of 8-bit images: that of torch's `interpolate(..., antialias=True)` on
-uint8, which is Pillow's up to the number of bits of a weight. Weights are 16-bit integers, and each
-of the two passes, rows first, ends in 8 bits. Here float32 holds the integers, and its sums are
-exact below 2^24, so a GPU, a batch of images and torch's own kernel give the same bits. (Where a
-box shrinks more than 4 times the sums grow longer: about one value in 10,000 may be off by 1.)
+uint8. Weights are 16-bit integers, and each of the two passes, along the rows first, ends in 8
+bits. Here float32 holds the integers, and its sums are exact below 2^24, so a GPU, a batch of
+images and torch's own kernel give the same bits. (Where a box shrinks more than 4 times the sums
+grow longer: about one value in 10,000 may be off by 1.) Pillow's weights have 22 bits, which moves
+up to 2 % of the values, by 1. Pillow 13 resizes boxes along the columns first that shrink more in
+height than in width, and what is rounded and clamped between the passes then differs: by 1 on
+smooth images, by up to 25 of 255 on noise (bicubic). tests/data/views/test_resample.py measures it.
 
 *Plain* floats, for evaluation and 16-bit images: nothing is rounded, and overshoot is clamped once.
 
@@ -20,6 +24,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int, UInt8, UInt16
 from torch import Tensor
+
+from vitrail.data.views.preparation import Interpolation
 
 _STRIP = 1024  # rows of an image turned to float at a time; bounds the memory of a huge one
 
@@ -42,8 +48,9 @@ def taps(
     first: Int[Tensor, "*N"],
     flip: Bool[Tensor, "*N"],
     count: int,
+    interpolation: Interpolation = "bicubic",
 ) -> Taps:
-    """Returns the taps of output pixels [first, first + count), with float32 weights.
+    """Returns the taps of output pixels [first, first + count), with float64 weights.
 
     Computed in float64: the distance of a tap is the sum of an exact integer and a small fraction,
     so the weights are right for images of any size.
@@ -54,11 +61,10 @@ def taps(
         first: the first output pixel that is wanted.
         flip: true where the wanted output pixels are mirrored.
         count: S, the number of output pixels that are wanted.
+        interpolation: the filter.
     """
-    position_NSK, weight_NSK = _taps64(
-        length, out_length, first, flip, count, _reach(length, out_length)
-    )
-    return Taps(position_NSK, weight_NSK.float())
+    reach = _reach(length, out_length)
+    return _taps64(length, out_length, first, flip, count, reach, interpolation)
 
 
 def _reach(length: Tensor, out_length: Tensor) -> int:
@@ -69,7 +75,13 @@ def _reach(length: Tensor, out_length: Tensor) -> int:
 
 
 def _taps64(
-    length: Tensor, out_length: Tensor, first: Tensor, flip: Tensor, count: int, reach: int
+    length: Tensor,
+    out_length: Tensor,
+    first: Tensor,
+    flip: Tensor,
+    count: int,
+    reach: int,
+    interpolation: Interpolation,
 ) -> Taps:
     scale_N1 = (length / out_length.double())[..., None]
     out_NS = first[..., None] + torch.arange(count, device=length.device)
@@ -79,7 +91,7 @@ def _taps64(
     filter_scale_N1 = scale_N1.clamp(min=1)
     offset_K = torch.arange(-reach, reach + 1, device=length.device)
     distance_NSK = (offset_K + 0.5) - (center_NS - base_NS)[..., None]
-    weight_NSK = _bicubic(distance_NSK / filter_scale_N1[..., None])
+    weight_NSK = _FILTERS[interpolation](distance_NSK / filter_scale_N1[..., None])
     position_NSK = base_NS.long()[..., None] + offset_K
     inside_NSK = (position_NSK >= 0) & (position_NSK < length[..., None, None])
     weight_NSK = weight_NSK * inside_NSK
@@ -95,6 +107,14 @@ def _bicubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
+def _bilinear(x: Tensor) -> Tensor:
+    """Returns the triangle of width 2."""
+    return (1 - x.abs()).clamp(min=0)
+
+
+_FILTERS = {"bicubic": _bicubic, "bilinear": _bilinear}
+
+
 def dense(position: Tensor, weight: Tensor, width: int) -> Float[Tensor, "*N S W"]:
     """Returns taps as rows of a matrix over `width` pixels."""
     # Column 0 collects the taps of no pixel.
@@ -107,14 +127,56 @@ def resample_one(
     taps_y: Taps,
     taps_x: Taps,
 ) -> Float[Tensor, "C S S2"]:
-    """Returns one box of one image; the taps are [S, K] and on the image's device."""
+    """Returns one box of one image, in float32; the taps are [S, K] and on the image's device."""
     _, height, width = image.shape
-    wx_wS = dense(*taps_x, width).T
+    wx_wS = dense(*taps_x, width).float().T
     # A product needs planes: images of files come interleaved.
     planes = (strip.float().contiguous() for strip in image.split(_STRIP, dim=1))
     strips = [strip @ wx_wS for strip in planes]
     rows_ChS = strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)
-    return dense(*taps_y, height) @ rows_ChS
+    return dense(*taps_y, height).float() @ rows_ChS
+
+
+def resample_one_rounded(
+    image: UInt8[Tensor, "C h w"], taps_y: Taps, taps_x: Taps, largest: tuple[float, float]
+) -> Float[Tensor, "C S S2"]:
+    """Returns one box of one image in the rounded arithmetic: integers in [0, 255], in float32.
+
+    The sums are float64, so they are exact however much the box shrinks.
+
+    Args:
+        image: the pixels that the taps refer to.
+        taps_y: along the columns.
+        taps_x: along the rows.
+        largest: the largest weights along both, of the whole resized image.
+    """
+    _, height, width = image.shape
+    y_hS, unit_y = integer_weights(taps_y.weight, image.new_tensor(largest[0], dtype=torch.double))
+    x_wS, unit_x = integer_weights(taps_x.weight, image.new_tensor(largest[1], dtype=torch.double))
+    wx_wS, wy_Sh = dense(taps_x.position, x_wS, width).T, dense(taps_y.position, y_hS, height)
+    planes = (strip.double().contiguous() for strip in image.split(_STRIP, dim=1))
+    rows_ChS = torch.cat([_eight_bits(strip @ wx_wS, unit_x) for strip in planes], dim=1)
+    return _eight_bits(wy_Sh @ rows_ChS, unit_y).float()
+
+
+def _eight_bits(sums: Tensor, unit: Tensor) -> Tensor:
+    return (sums / unit + 0.5).floor_().clamp_(0, 255)
+
+
+def integer_weights(
+    weight: Float[Tensor, "*N S K"], largest: Float[Tensor, "*N"]
+) -> tuple[Float[Tensor, "*N S K"], Float[Tensor, "*N"]]:
+    """Returns the rounded arithmetic's integer weights, and the integer that stands for 1.
+
+    Args:
+        weight: of taps.
+        largest: the largest weight of the whole resized box.
+    """
+    # As many bits as fit 16 with a sign; then rounded away from 0.
+    bits = torch.log2((2**15 - 0.5) / largest).ceil().sub(1).clamp(0, 22)
+    unit = torch.exp2(bits)
+    weight = weight * unit[..., None, None]
+    return torch.trunc(weight + torch.copysign(torch.full_like(weight, 0.5), weight)), unit
 
 
 class Boxes(NamedTuple):
@@ -126,12 +188,14 @@ class Boxes(NamedTuple):
         flip: true where the result is mirrored left to right.
         reach: taps on each side of an output pixel's centre; a number of the host, since reading
             it from a device would wait for that.
+        interpolation: the filter.
     """
 
     corner: Int[Tensor, "V B 2"]
     size: Int[Tensor, "V B 2"]
     flip: Bool[Tensor, "V B"]
     reach: int
+    interpolation: Interpolation = "bicubic"
 
 
 def resample_boxes(
@@ -197,15 +261,11 @@ def _side_weights(boxes: Boxes, axis: int, side: int, dtype: torch.dtype) -> _We
     size, first = boxes.size[..., axis], boxes.corner[..., axis, None, None]
     zero, out = torch.zeros_like(size), torch.full_like(size, side)
     flip = boxes.flip if axis == 1 else torch.zeros_like(boxes.flip)
-    position, weight = _taps64(size, out, zero, flip, side, boxes.reach)
+    position, weight = _taps64(size, out, zero, flip, side, boxes.reach, boxes.interpolation)
     position = torch.where(position < 0, -1, position + first)
     if dtype != torch.uint8:
         total = weight.new_zeros(weight.shape[:-1])
         return _Weights(position, weight.float(), total.float(), total[..., 0].float(), 0.0)
-    # As many bits as fit 16 with a sign; then rounded away from 0.
-    bits = torch.log2((2**15 - 0.5) / weight.amax((-2, -1))).ceil().sub(1).clamp(0, 22)
-    unit = torch.exp2(bits)
-    weight = weight * unit[..., None, None]
-    weight = torch.trunc(weight + torch.copysign(torch.full_like(weight, 0.5), weight))
+    weight, unit = integer_weights(weight, weight.amax((-2, -1)))
     total = 128 * weight.sum(-1)
     return _Weights(position, weight.float(), total.float(), unit.float(), 128.0)

@@ -72,19 +72,23 @@ def layer_of(backbone: Backbone) -> tuple[dict[str, int], int]:
 
 
 def layer_groups(
-    network: Classifier, layer_decay: float, weight_decay: float
+    network: Classifier, layer_decay: float, weight_decay: float, decay_positions: bool = False
 ) -> list[dict[str, Any]]:
     """Returns optimizer groups with an `lr_scale` each, by depth.
 
-    Biases, 1-D parameters and those of the backbone's `no_weight_decay` have no weight decay.
+    Biases, 1-D parameters and those of the backbone's `no_weight_decay` have no weight decay, nor
+    have positions and the class token, as in MAE's fine-tuning.
 
     Args:
         network: classifier to train.
         layer_decay: factor of the learning rate per layer, from the head downwards.
         weight_decay: weight decay of all other parameters.
+        decay_positions: give positions and the class token weight decay too.
     """
     depths, n_layers = layer_of(network.backbone)
     free = {f"backbone.{name}" for name in network.backbone.no_weight_decay()}
+    if not decay_positions:
+        free |= {f"backbone.{name}" for name in ("pos_embed", "cls_token")}
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         depth = depths.get(name.removeprefix("backbone."), n_layers + 1)

@@ -50,6 +50,8 @@ class Finetune:
         lr: peak learning rate of AdamW for the head and the final norm.
         warmup: share of the steps with a linear warm-up, in [0, 1).
         weight_decay: decoupled weight decay of matrices, 0 or more; biases and norms have none.
+        decay_positions: give positions and the class token weight decay too, which MAE's code does
+            not.
         layer_decay: factor of the learning rate from a layer to the one below it, in (0, 1].
         label_smoothing: share of the target spread over all classes, in [0, 1).
         mixup: alpha of mixup, 0 for none; mixup or CutMix is drawn for each batch.
@@ -65,6 +67,7 @@ class Finetune:
     lr: float = 5e-4
     warmup: float = 0.05
     weight_decay: float = 0.05
+    decay_positions: bool = False
     layer_decay: float = 0.65
     label_smoothing: float = 0.1
     mixup: float = 0.8
@@ -120,7 +123,7 @@ def finetune(
             than the encoder's, or a loss that is no longer finite.
     """
     network = _network(encoder, train, config, seed).to(device).train()
-    groups = layer_groups(network, config.layer_decay, config.weight_decay)
+    groups = layer_groups(network, config.layer_decay, config.weight_decay, config.decay_positions)
     optimizer = torch.optim.AdamW(groups, lr=0.0)
     batch_size = min(config.batch_size, 2 * (len(train) // 2))
     loader = Loader(

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.decode.frames import Frame, Frames
+from vitrail.data.views.preparation import Preparation
 from vitrail.encoder import Encoder
 from vitrail.evals.patches.saliency import (
     mark,
@@ -65,6 +66,7 @@ def saliency_video(
     head: int | None = None,
     fps: float | None = None,
     device: str = "cpu",
+    preparation: Preparation | None = None,
 ) -> Written:
     """Writes an animation: each frame, its map, and the patches that hold 60 % of the map's mass.
 
@@ -81,6 +83,7 @@ def saliency_video(
         fps: frames per second, above 0 and at most 100; None for the rate of the file, or 12.5 if
             it has none.
         device: torch device of the encoder.
+        preparation: changes to how images are prepared, for weights that do not say it.
 
     Raises:
         ValueError: another suffix, a backbone without tokens, a head that does not exist, frames
@@ -91,7 +94,7 @@ def saliency_video(
         raise ValueError(f"--out {out}: the suffix must be {' or '.join(FORMATS)}")
     if fps is not None and not 0 < fps <= 100:
         raise ValueError(f"fps is {fps}; it must be above 0 and at most 100")
-    encoder = Encoder.load(path, device)
+    encoder = Encoder.load(path, device, preparation)
     side = whole_patches(encoder, size or encoder.preprocess.size, "saliency")
     source = Frames(frames, encoder.channels)
     drawing = _Drawing(encoder, side, head)

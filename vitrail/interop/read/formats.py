@@ -48,6 +48,7 @@ class Format:
         adapt: further changes to the renamed weights.
         heads: key and axis that show the number of heads.
         antialias: how the format's own code resamples positions, as in `resize_positions`.
+        offset: its offset then, if there is no antialiasing.
         options: arguments of the backbone that its weights do not show.
         lone: not for a folder of timm's, whose config.json gives the architecture.
     """
@@ -62,6 +63,7 @@ class Format:
     adapt: Callable[[Weights], Weights] = lambda weights: weights
     heads: tuple[str, int] | None = None
     antialias: bool = True
+    offset: float = 0.1
     options: dict[str, float] = field(default_factory=dict)
     lone: bool = False
 
@@ -77,6 +79,8 @@ VIT = (
     r"blocks\.0\.mlp\.(?:fc1|w12)\.weight",
     r"norm\.weight",
 )
+CHUNKED = r"blocks\.0\.0\.attn\.qkv\.weight"
+SIMDINOV2_HEAD, LAST_LAYER = r"dino_head\.mlp\.0\.weight", r"dino_head\.last_layer\..*"
 TSSA = r"blocks\.0\.attn\.temp"
 HF_VIT = (HF_EMBEDDINGS + r"patch_embeddings\.projection\.weight",)
 
@@ -97,6 +101,7 @@ FORMATS: tuple[Format, ...] = (
         has=(r"transformer\.layers\.0\.1\.fn\.D",),
         renames=CRATE_RENAMES,
         left_out=CRATE_HEAD,
+        options={"final_norm_eps": 1e-5},
     ),
     Format(
         "CRATE",
@@ -112,7 +117,7 @@ FORMATS: tuple[Format, ...] = (
         renames=CRATE_MAE_RENAMES,
         left_out=(r"pos_embed", r"mask_token", r"decoder_(?!pos_embed).*", *HEADS),
         antialias=False,
-        options={"lmbda": 0.5},
+        options={"lmbda": 0.5, "final_norm_eps": 1e-6},
     ),
     Format(
         "ToST",
@@ -136,6 +141,8 @@ FORMATS: tuple[Format, ...] = (
         has=(*HF_VIT, r"decoder\.decoder_pred\.weight"),
         renames=HF_VIT_RENAMES,
         left_out=HF_LEFT_OUT,
+        antialias=False,
+        offset=0.0,
     ),
     Format(
         "DINOv2 with registers (transformers)",
@@ -151,6 +158,7 @@ FORMATS: tuple[Format, ...] = (
         renames=HF_VIT_RENAMES,
         left_out=HF_LEFT_OUT,
         antialias=False,
+        offset=0.0,
     ),
     Format(
         "ViT (transformers)",
@@ -158,6 +166,8 @@ FORMATS: tuple[Format, ...] = (
         has=(*HF_VIT, HF_LAYER + r"layernorm_before\.weight"),
         renames=HF_VIT_RENAMES,
         left_out=HF_LEFT_OUT,
+        antialias=False,
+        offset=0.0,
     ),
     Format(
         "Swin (official, timm)",
@@ -178,18 +188,35 @@ FORMATS: tuple[Format, ...] = (
         has=(*VIT, r"decoder_blocks\.0\.norm1\.weight"),
         left_out=(*HEADS, *OF_MASKING),
     ),
+    # SimDINOv2 is trained by DINOv2's code, and its configuration resamples positions as DINOv2's
+    # with registers does. Only DINOv2's head has a last layer.
     Format(
-        "SimDINOv2 (DINOv2's training code)",
+        "SimDINOv2",
         "vit",
-        has=(r"blocks\.0\.0\.attn\.qkv\.weight",),
+        has=(CHUNKED, SIMDINOV2_HEAD),
+        lacks=(LAST_LAYER,),
         renames=CHUNKED_RENAMES,
         left_out=(*HEADS, *OF_MASKING),
-        antialias=False,
     ),
     Format(
-        "SimDINOv2 (DINOv2's training code)",
+        "SimDINOv2",
         "vit",
-        has=(*VIT, r"dino_head\.mlp\.0\.weight"),
+        has=(*VIT, SIMDINOV2_HEAD),
+        lacks=(LAST_LAYER,),
+        left_out=(*HEADS, *OF_MASKING),
+    ),
+    Format(
+        "DINOv2 with registers (training code)",
+        "vit",
+        has=(CHUNKED, r"register_tokens"),
+        renames=CHUNKED_RENAMES,
+        left_out=(*HEADS, *OF_MASKING),
+    ),
+    Format(
+        "DINOv2 (training code)",
+        "vit",
+        has=(CHUNKED,),
+        renames=CHUNKED_RENAMES,
         left_out=(*HEADS, *OF_MASKING),
         antialias=False,
     ),
@@ -220,7 +247,8 @@ FORMATS: tuple[Format, ...] = (
         left_out=HEADS,
         antialias=False,
     ),
-    # MAE's encoder alone, for fine-tuning, or fine-tuned; DeiT's files have the same keys.
+    # MAE's encoder alone, for fine-tuning; DeiT's files have the same keys. MAE's fine-tuned files
+    # have no norm but `fc_norm`, after a mean over patches, and are refused.
     Format(
         "MAE (encoder)",
         "vit",

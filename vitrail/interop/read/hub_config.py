@@ -65,6 +65,10 @@ CLASSES = {
 }
 
 
+# of transformers' models whose config.json does not say it
+HF_NORM_EPS = {"vit": 1e-12, "vit_mae": 1e-12, "dinov2": 1e-6, "dinov2_with_registers": 1e-6}
+
+
 @dataclass(frozen=True)
 class Described:
     """An architecture, as far as config.json describes it.
@@ -74,12 +78,14 @@ class Described:
         img_size: side in pixels of the images of its training; None if not given.
         backbone: name of a row of BACKBONES; None for other architectures.
         kwargs: arguments of `create_backbone` for that row.
+        norm_eps: epsilon of the LayerNorms; None for the row's own.
     """
 
     heads: int | tuple[int, ...] | None = None
     img_size: int | None = None
     backbone: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    norm_eps: float | None = None
 
 
 def read_description(checkpoint: Checkpoint) -> Described:
@@ -94,7 +100,24 @@ def read_description(checkpoint: Checkpoint) -> Described:
     if config.get("hidden_act", "gelu") != "gelu":
         raise _refusal(checkpoint, f"hidden_act is {config['hidden_act']!r}, not 'gelu'")
     heads = config.get("num_attention_heads", config.get("num_heads"))
-    return Described(tuple(heads) if isinstance(heads, list) else heads, config.get("image_size"))
+    return Described(
+        tuple(heads) if isinstance(heads, list) else heads,
+        config.get("image_size"),
+        norm_eps=_norm_eps(checkpoint),
+    )
+
+
+def _norm_eps(checkpoint: Checkpoint) -> float | None:
+    """Returns the epsilon of transformers' LayerNorms; None if the folder is not of a model's."""
+    model = checkpoint.config.get("model_type")
+    eps = checkpoint.config.get("layer_norm_eps", HF_NORM_EPS.get(str(model)))
+    if eps is None:
+        return None
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+        raise _refusal(checkpoint, f"layer_norm_eps is {eps!r}, not a small number above 0")
+    if model == "swin" and eps != CLASSES["SwinTransformer"].norm_eps:
+        raise _refusal(checkpoint, f"layer_norm_eps is {eps}, and that of Swins here is 1e-5")
+    return float(eps)
 
 
 def _by_timm(checkpoint: Checkpoint) -> Described:

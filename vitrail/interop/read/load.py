@@ -11,20 +11,14 @@ from typing import Any
 
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.create import create_backbone, find_row
-from vitrail.backbones.embedding import resize_positions
-from vitrail.backbones.skeleton import SkeletonBackbone
+from vitrail.backbones.skeleton import SkeletonBackbone, resample_positions
 from vitrail.interop.read.formats import OURS
+from vitrail.interop.read.hub_preprocess import read_preprocessing
 from vitrail.interop.read.match import choose_row, expected_state
 from vitrail.interop.read.translate import Translation, translate
 from vitrail.interop.read.weights_file import Checkpoint, Weights, read_checkpoint, some
 
 logger = logging.getLogger(__name__)
-
-# mean and standard deviation of a channel
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-GREY = ((0.449,), (0.226,))  # averages over the channels
-DINOV2_TRAINED, DINOV2_EVALUATED = 518, 224  # pixels a side
-CROP = 0.875  # side of the centre crop, as a share of the resized side
 
 
 @dataclass(frozen=True)
@@ -36,7 +30,8 @@ class Official:
         backbone: name of the backbone.
         kwargs: further arguments of `create_backbone`.
         weights: by the backbone's keys.
-        preprocess: size, resize, mean and std of the images at evaluation.
+        preprocess: arguments of `vitrail.data.views.preprocess.Preprocess`.
+        assumed: names of what the file does not say of them: mean, std, interpolation, crop.
         info: vitrail's description of the encoder, if the file is an export of vitrail's.
     """
 
@@ -45,6 +40,7 @@ class Official:
     kwargs: dict[str, Any]
     weights: Weights
     preprocess: dict[str, Any]
+    assumed: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> Backbone:
@@ -53,6 +49,31 @@ class Official:
         _copy(self.weights, backbone)
         return backbone
 
+    def say_assumed(self, path: Path, given: set[str], preprocess: dict[str, Any]) -> None:
+        """Logs what is assumed of the images, since neither the weights nor the caller say it.
+
+        Args:
+            path: the file or folder, for the message.
+            given: names of what the caller says: some of mean, std, interpolation and crop.
+            preprocess: arguments of `Preprocess`, with what is assumed.
+        """
+        values = {
+            "mean": "mean " + " ".join(map(str, preprocess["mean"])),
+            "std": "std " + " ".join(map(str, preprocess["std"])),
+            "interpolation": f"interpolation {preprocess['interpolation']}",
+            "crop": f"the central {preprocess['size']} of {preprocess['resize']} pixels",
+        }
+        names = [name for name in self.assumed if name not in given]
+        if names:
+            logger.warning(
+                "%s (read as %s) does not say how images are prepared; assumed: %s. "
+                "Change it by %s",
+                path,
+                self.format,
+                ", ".join(values[name] for name in names),
+                ", ".join(f"--{name}" for name in names),
+            )
+
 
 def read_official(path: str | Path) -> Official:
     """Reads a file or hub folder, whose format and sizes are found from its keys and shapes.
@@ -60,16 +81,15 @@ def read_official(path: str | Path) -> Official:
     For a folder that `vitrail export` wrote, in any layout, the backbone and its preprocessing are
     those of the exported encoder, as described in its config.json.
 
-    For other files, images are prepared as for ImageNet at the size the positions were learned on,
-    224 for DINOv2's 518 (the size of its own evaluations). A hub folder's preprocessor_config.json,
-    or the pretrained_cfg in timm's config.json, may give another mean and std. If timm's gives the
-    architecture, its size and crop_pct are used too, but not another crop or interpolation.
+    A hub folder's preprocessor_config.json, or the pretrained_cfg in timm's config.json, is
+    followed whole, or refused. For other files it is assumed that images are prepared as for
+    ImageNet at the size the positions were learned on, 224 for DINOv2's 518 (the size of its own
+    evaluations).
 
-    Positions of DINO, DINOv2 without registers, SimDINO and CRATE-MAE are later resampled as in
-    their code (`antialias=False`), those of the others with antialiasing, as in timm. transformers
-    differs there: it has no antialiasing for ViTs, and no 0.1 in the sizes for DINOv2. A ViT of
-    timm's that was saved without its head has the keys of DINO's, and is read as one; at the size
-    of its training, that makes no difference.
+    Positions are later resampled for images of other sizes as in the format's own code (antialias,
+    position_offset). A ViT of timm's that was saved without its head has the keys of DINO's, and is
+    read as one; at the size of its training, that makes no difference. SimDINOv2's checkpoints are
+    distinguished from those of DINOv2's training code by their head, which has no last layer.
 
     Of lone files only CRATE-α's (JAX), ToST's and Swin's show their heads. For the others they are
     the row's of that width, else of 64 features. A lone Swin does not show the size it was trained
@@ -92,8 +112,10 @@ def read_official(path: str | Path) -> Official:
     wanted = expected_state(name, kwargs)
     _check(found, wanted, f"a {name}" + (f" with {kwargs}" if kwargs else ""))
     img_size = kwargs.get("img_size", find_row(name).img_size)
-    preprocess = _preprocess(found, img_size, kwargs.get("in_chans", 3))
-    return Official(found.format.name, name, kwargs, found.weights, preprocess)
+    prepared = read_preprocessing(checkpoint, img_size, kwargs.get("in_chans", 3))
+    return Official(
+        found.format.name, name, kwargs, found.weights, prepared.plain, prepared.assumed
+    )
 
 
 def load_official(backbone: Backbone, path: str | Path) -> None:
@@ -101,8 +123,8 @@ def load_official(backbone: Backbone, path: str | Path) -> None:
 
     All weights are checked before any is copied. Positions that were learned on another square
     grid than the backbone's are resampled, as the backbone does for images of another size
-    (`resize_positions`), and this is logged: at the backbone's size, its function is then the same
-    as with the file's own grid.
+    (`resample_positions`), and this is logged: at the backbone's size, its function is then the
+    same as with the file's own grid.
 
     Args:
         backbone: changed in place.
@@ -124,8 +146,8 @@ def _read_ours(checkpoint: Checkpoint) -> Official:
     try:
         name, kwargs, plain = (described[key] for key in ("backbone", "kwargs", "preprocess"))
         wanted = expected_state(name, kwargs)
-        sizes = {key: int(plain[key]) for key in ("size", "resize")}
-        channels = {key: tuple(plain[key]) for key in ("mean", "std")}
+        preprocess = dict(plain) | {key: int(plain[key]) for key in ("size", "resize")}
+        preprocess |= {key: tuple(plain[key]) for key in ("mean", "std")}
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{checkpoint.path}: 'vitrail' in its config.json does not describe an encoder "
@@ -135,7 +157,7 @@ def _read_ours(checkpoint: Checkpoint) -> Official:
     if found.weights.keys() != wanted.keys():  # another layout
         found = _without_neutral(translate(checkpoint), wanted)
     _check(found, wanted, f"a {name} with {kwargs}")
-    return Official(found.format.name, name, kwargs, found.weights, sizes | channels, described)
+    return Official(found.format.name, name, kwargs, found.weights, preprocess, info=described)
 
 
 def _without_neutral(found: Translation, wanted: Weights) -> Translation:
@@ -169,6 +191,11 @@ def _check(found: Translation, wanted: Weights, what: str) -> None:
         "different shapes": shapes,
     }
     lines = [f"  {what}: {some(sorted(keys))}" for what, keys in problems.items() if keys]
+    if lines and "fc_norm.weight" in weights:
+        lines.append(
+            "  it was fine-tuned on the mean over the patches (fc_norm, as in MAE's fine-tuned "
+            "files), and features here are the class token's; take the weights from before that"
+        )
     if lines:
         raise ValueError(
             f"{found.source.path}, read as {found.format.name}, does not hold the weights of "
@@ -185,7 +212,7 @@ def _resized(found: Translation, backbone: Backbone) -> Translation:
     if grid in (0, backbone.grid) or positions.shape[1] != 1 + grid**2:
         return found
     new_grid = (backbone.grid, backbone.grid)
-    resized = resize_positions(positions, grid, new_grid, backbone.antialias)
+    resized = resample_positions(backbone, positions, grid, new_grid)
     logger.info(
         "%s: positions of %d × %d patches resampled to %d × %d",
         *(found.source.path, grid, grid, *new_grid),
@@ -196,24 +223,3 @@ def _resized(found: Translation, backbone: Backbone) -> Translation:
 def _copy(weights: Weights, backbone: Backbone) -> None:
     # not strict: `_check` allows missing counters of batch norms
     backbone.load_state_dict(weights, strict=False)
-
-
-def _preprocess(found: Translation, img_size: int, in_chans: int) -> dict[str, Any]:
-    timm = found.source.config.get("pretrained_cfg", {})
-    size = DINOV2_EVALUATED if img_size == DINOV2_TRAINED else img_size
-    resize = round(size / CROP)
-    if "architecture" in found.source.config:
-        size = img_size
-        # as timm rounds, but a value just below a whole number by rounding error is that number
-        resize = max(size, math.floor(size / (timm.get("crop_pct") or CROP) + 1e-6))
-    plain = {"size": size, "resize": resize}
-    hub = found.source.preprocessing
-    for mean, std in (
-        (hub.get("image_mean"), hub.get("image_std")),
-        (timm.get("mean"), timm.get("std")),
-        IMAGENET,
-        GREY,
-    ):
-        if mean is not None and std is not None and len(mean) == len(std) == in_chans:
-            return plain | {"mean": tuple(mean), "std": tuple(std)}
-    return plain | {"mean": GREY[0] * in_chans, "std": GREY[1] * in_chans}

@@ -79,6 +79,10 @@ def _by_sizes(
         "heads": _heads(found, row, sizes["width"], config),
         "antialias": found.format.antialias,
     }
+    if not found.format.antialias:
+        wanted["position_offset"] = found.format.offset
+    if config.norm_eps is not None:
+        wanted |= {"norm_eps": config.norm_eps}
     if found.format.family == "vit":
         wanted["bias"] = "blocks.0.attn.qkv.bias" in found.weights
     options = row.options() | {"img_size": row.img_size, "in_chans": 3}

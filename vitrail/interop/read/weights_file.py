@@ -17,8 +17,12 @@ from torch import Tensor
 # Keys under which training code stores weights; of several, the first is read.
 CONTAINERS = ("state_dict", "model", "teacher", "student")
 PREFIXES = ("_orig_mod.", "module.", "backbone.")  # stripped in any order
-# Files of a Hugging Face hub folder. Of two files of weights, the first is read.
-HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# Files of a Hugging Face hub folder. Of several files of weights, the first is read. An index lists
+# the files, called shards, that each hold some of the weights.
+HUB_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+HUB_WEIGHTS = ("model.safetensors", HUB_INDEXES[0], "pytorch_model.bin", HUB_INDEXES[1])
+# Weights of other frameworks, or for other models than encoders.
+HUB_OTHERS = ("tf_model.h5", "flax_model.msgpack", "open_clip_pytorch_model.bin", "model.onnx")
 HUB_CONFIG, HUB_PREPROCESSING = "config.json", "preprocessor_config.json"
 
 
@@ -35,7 +39,8 @@ class Checkpoint:
             counters of batch norms.
         container: the innermost of CONTAINERS that held the weights, if any.
         config: content of a hub folder's config.json; {} for a lone file.
-        preprocessing: content of a hub folder's preprocessor_config.json; {} for a lone file.
+        preprocessing: content of a hub folder's preprocessor_config.json, without nulls; {} for a
+            lone file.
     """
 
     path: Path
@@ -58,15 +63,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             Face hub. For a file with a name of HUB_WEIGHTS, config files beside it are read too.
 
     Raises:
-        ValueError: no such file, not a checkpoint, no weights in it, or a pickle that needs code
-            to be run (it is refused; nothing has been run).
+        ValueError: no such file, not a checkpoint, no weights in it, a shard that is missing or
+            does not hold what its index says, or a pickle that needs code to be run (it is refused;
+            nothing has been run).
     """
     path = Path(path)
     if path.is_dir() and is_hub_folder(path):
         path = next(path / name for name in HUB_WEIGHTS if (path / name).is_file())
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the path of a checkpoint")
-    loaded, container = _unwrap(_load(path), None)
+    load = _load_shards if path.name in HUB_INDEXES else _load
+    loaded, container = _unwrap(load(path), None)
     weights = {_strip(str(key)): value for key, value in loaded.items() if _is_weight(key, value)}
     if not weights:
         raise ValueError(
@@ -75,6 +82,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     of_hub = path.name in HUB_WEIGHTS
     config = _read_json(path.parent / HUB_CONFIG) if of_hub else {}
     preprocessing = _read_json(path.parent / HUB_PREPROCESSING) if of_hub else {}
+    preprocessing = {key: value for key, value in preprocessing.items() if value is not None}
     return Checkpoint(path, weights, container, config, preprocessing)
 
 
@@ -101,6 +109,29 @@ def _load(path: Path) -> Any:
         ) from error
     except Exception as error:  # parsers raise anything for bytes of another format
         raise ValueError(f"{path}: not a readable checkpoint ({_first_line(error)})") from error
+
+
+def _load_shards(index: Path) -> dict[str, Any]:
+    """Returns the weights of all shards that an index lists, which lie beside it."""
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ValueError(f"{index} has no weight_map, which says the file of each weight")
+    loaded: dict[str, Any] = {}
+    for name in sorted({str(name) for name in places.values()}):
+        # a name that leads out of the folder is no shard of it
+        if Path(name).name != name or name in HUB_INDEXES:
+            raise ValueError(f"{index}: {name!r} is not the name of a file beside it")
+        if not (index.parent / name).is_file():
+            raise ValueError(f"{index} lists {name}, and there is no such file beside it")
+        shard = _load(index.parent / name)
+        listed = [key for key, place in places.items() if place == name]
+        missing = [key for key in listed if not isinstance(shard, dict) or key not in shard]
+        if missing:
+            raise ValueError(
+                f"{index.parent / name} lacks {some(missing)}, which {index.name} lists"
+            )
+        loaded |= {key: shard[key] for key in listed}
+    return loaded
 
 
 def _load_npz(path: Path) -> dict[str, Tensor]:
