@@ -85,6 +85,7 @@ def start(recipe: "vitrail.recipes.recipe.Recipe", out: Path) -> Run:
     from vitrail.data.sources.registry import resolve_spec
     from vitrail.distributed.ranks import joined, on_main
     from vitrail.train.build import assemble
+    from vitrail.train.found import report_found
     from vitrail.train.run_folder import create
     from vitrail.train.warm_start import resolve_start
 
@@ -92,6 +93,7 @@ def start(recipe: "vitrail.recipes.recipe.Recipe", out: Path) -> Run:
     with joined(recipe.device) as ranks:
         parts = assemble(recipe, ranks)
         on_main(ranks, lambda: create(out, recipe))
+        on_main(ranks, lambda: report_found(out, parts))
         _train(out, recipe, parts, ranks)
     return Run(out)
 

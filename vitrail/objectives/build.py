@@ -15,6 +15,7 @@ def build_objective(
     n_classes: int | None = None,
     n_samples: int | None = None,
     captions: Sequence[str] | None = None,
+    unlabelled: str = "",
 ) -> ImageObjective:
     """Returns the objective that `config` belongs to, with its networks freshly initialised.
 
@@ -26,6 +27,7 @@ def build_objective(
         n_classes: the source's number of labels, None if it has none.
         n_samples: of the source; objectives that keep something of each sample need it.
         captions: the source's, None if it has none. A tokenizer is learned from them.
+        unlabelled: the reason why the source has no labels, if known.
 
     Raises:
         ValueError: labels or captions that the objective needs and the source lacks; a view that
@@ -35,8 +37,9 @@ def build_objective(
     row = OBJECTIVES[name]
     if "labels" in row.needs and not n_classes:
         raise ValueError(
-            f"The objective {name!r} needs labels and the source has none; choose another "
-            "objective or a source with classes."
+            f"The objective {name!r} needs labels and the source has none"
+            f"{f' ({unlabelled})' if unlabelled else ''}; choose another objective or "
+            "a source with classes."
         )
     if "captions" in row.needs and not captions:
         raise ValueError(

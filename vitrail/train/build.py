@@ -84,7 +84,13 @@ def _build_objective(
     with torch.random.fork_rng(devices=[]):  # heads are drawn from the recipe's seed too
         torch.manual_seed(recipe.seed)
         return build_objective(
-            recipe.objective, make_backbone, horizon, n_classes, len(source), captions_of(source)
+            recipe.objective,
+            make_backbone,
+            horizon,
+            n_classes,
+            len(source),
+            captions_of(source),
+            source.unlabelled,
         )
 
 

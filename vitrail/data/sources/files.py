@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vitrail.data.contract import Detail, Metric, Sample, Source
+from vitrail.data.contract import Detail, Header, Metric, Sample, Source
+from vitrail.data.decode.headers import header_of_file
 from vitrail.data.decode.image import decode_file
 from vitrail.data.sources.channels import choose_channels
 
@@ -65,11 +66,18 @@ class FileSource(Source):
 
     def read(self, index: int, detail: Detail | None = None) -> Sample:
         id = self.id(index)
-        image = self._decode(self._root / self._paths[index], self.channels, id, detail)
+        image = self._decode(self.path(index), self.channels, id, detail)
         return Sample(image, self.label(index), self.text(index), id)
+
+    def path(self, index: int) -> Path:
+        """Returns the path of an image."""
+        return self._root / self._paths[index]
 
     def id(self, index: int) -> str:
         return self._ids[index]
+
+    def header(self, index: int) -> Header | None:
+        return header_of_file(self.path(index))
 
     def text(self, index: int) -> str | None:
         return None if self._captions is None else self._captions[index]

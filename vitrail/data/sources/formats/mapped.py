@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from vitrail.data.contract import BadSampleError, Detail, Sample, Source
+from vitrail.data.contract import BadSampleError, Detail, Header, Sample, Source
 from vitrail.data.decode.image import MACHINE_ERRNOS, UnusablePixelsError
 from vitrail.data.decode.pixels import (
     ADAPTABLE,
@@ -108,6 +108,9 @@ class MappedSource(Source):
 
     def id(self, index: int) -> str:
         return str(index)
+
+    def header(self, index: int) -> Header:
+        return Header(self._stored.size("H"), self._stored.size("W"), str(self._stored.dtype))
 
     def fingerprint(self) -> str:
         """Returns a digest of shape, dtype, labels, and the pixels of FINGERPRINTED images."""
