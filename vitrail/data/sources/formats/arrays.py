@@ -26,7 +26,7 @@ from vitrail.data.sources.formats.mapped import (
     open_stored,
 )
 from vitrail.data.sources.labels import number_classes
-from vitrail.data.sources.spec import split_options
+from vitrail.data.sources.spec import check_regular, split_options
 from vitrail.data.sources.splits import PARTS, WORDS, no_test_split
 
 # Usual names, in any case; of each line the first that is there.
@@ -236,6 +236,7 @@ def _file(spec: str, where: str, usage: str) -> Path:
 def _load(spec: str, path: Path) -> Any:
     """Maps a .npy into memory."""
     try:
+        check_regular(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ValueError(f"{spec}: there is no file {path}") from error
