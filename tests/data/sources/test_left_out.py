@@ -1,4 +1,4 @@
-"""Tests that whatever a source leaves out is counted and named, in `Source.notes` and in the log."""
+"""Tests that what a source leaves out is counted and named, in `Source.notes` and in the log."""
 
 import csv
 import io
@@ -420,7 +420,7 @@ def test_a_pipe_or_a_device_is_refused_before_it_is_opened(root, special, spec):
     if spec.startswith("fashion"):
         path = root / "train-images-idx3-ubyte.gz"
     os.mkfifo(path) if special == "pipe" else os.symlink(special, path)
-    with pytest.raises(ValueError, match="pipe|device"):
+    with pytest.raises(ValueError, match=r"pipe|device"):
         open_source(spec.format(root / "odd", root=root))
 
 
