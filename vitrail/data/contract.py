@@ -229,6 +229,14 @@ class Source(ABC):
         A resumed run compares it.
         """
 
+    def written(self) -> Sequence[tuple[str, int, int]]:
+        """Returns (name, time in ns, inode) of files whose content the fingerprint does not hold.
+
+        The time is that of the last change. Of many files it is a sample that depends only on their
+        number. A copy of the data has the same names, and other inodes.
+        """
+        return ()
+
     def pixels(self) -> UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"] | None:
         """Returns all images as one tensor if the source lives in memory, else None."""
         return None

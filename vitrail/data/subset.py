@@ -61,6 +61,9 @@ class Subset(Source):
         parts = repr((self._source.fingerprint(), self._indices))
         return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
+    def written(self) -> Sequence[tuple[str, int, int]]:
+        return self._source.written()
+
     def pixels(self) -> UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"] | None:
         pixels = self._source.pixels()
         return None if pixels is None else pixels[torch.tensor(self._indices, dtype=torch.long)]

@@ -4,6 +4,7 @@ What Pillow was built with decides about AVIF and JPEG 2000, and `pillow-heif` a
 of a format that cannot be read here is listed in `MISSING`, with the remedy.
 """
 
+import warnings
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -69,7 +70,9 @@ def _has_heif() -> bool:
 
 
 def _readable() -> tuple[Format, ...]:
-    found = [kind for kind in TABLE if not kind.feature or features.check(kind.feature)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a Pillow that does not know the feature
+        found = [kind for kind in TABLE if not kind.feature or features.check(kind.feature)]
     return (*found, *([HEIF] if _has_heif() else []))
 
 

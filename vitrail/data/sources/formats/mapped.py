@@ -23,6 +23,7 @@ from vitrail.data.decode.pixels import (
     check_size,
 )
 from vitrail.data.sources.channels import choose_channels
+from vitrail.data.sources.files import stamps
 from vitrail.data.sources.memory import MemorySource
 from vitrail.data.sources.spec import errors_of
 
@@ -120,6 +121,9 @@ class MappedSource(Source):
         for index in np.linspace(0, len(self) - 1, min(FINGERPRINTED, len(self))).astype(int):
             digest.update(self._images()[index].tobytes())
         return digest.hexdigest()
+
+    def written(self) -> Sequence[tuple[str, int, int]]:
+        return stamps(1, lambda _: (self._stored.path.name, self._stored.path))
 
     def _images(self) -> np.ndarray:
         # a forked process may use its parent's map: there is no shared position in it

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from vitrail.data.contract import WINDOW, BadSampleError, Detail, Header, Sample
 from vitrail.data.decode.headers import header_of_bytes
 from vitrail.data.decode.image import MACHINE_ERRNOS, decode_bytes
 from vitrail.data.sources.channels import choose_channels
+from vitrail.data.sources.files import stamps
 from vitrail.data.sources.formats.columns import Columns, find_schema_columns, not_taken
 from vitrail.data.sources.formats.parquet_index import Files, Footers, read_footers
 from vitrail.data.sources.formats.shard_paths import REMOTE, find_shards
@@ -109,6 +111,12 @@ class ParquetSource(Source):
         for array in (self._footers.of_file, self._footers.rows, self._labels):
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
         return digest.hexdigest()
+
+    def written(self) -> Sequence[tuple[str, int, int]]:
+        if self._files.filesystem is not None:  # of the hub, whose files have a version
+            return ()
+        paths = self._files.paths
+        return stamps(len(paths), lambda i: (self._names[i], Path(paths[i])))
 
     def blocks(self) -> Sequence[range]:
         return [range(a, b) for a, b in zip([0, *self._ends[:-1]], self._ends, strict=True)]

@@ -16,6 +16,7 @@ from vitrail.data.decode.headers import header_of_bytes
 from vitrail.data.decode.image import MACHINE_ERRNOS, decode_bytes
 from vitrail.data.decode.npy import decode_npy, shape_of
 from vitrail.data.sources.channels import choose_channels
+from vitrail.data.sources.files import stamps
 from vitrail.data.sources.formats.shard_paths import REMOTE, Shards, find_shards
 from vitrail.data.sources.formats.tar_index import (
     IMAGES,
@@ -195,6 +196,9 @@ class WdsSource(Source):
         for array in (at.names, at.name_ends, at.image_offset, at.image_size, self._labels):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+    def written(self) -> Sequence[tuple[str, int, int]]:
+        return stamps(len(self._shards), lambda i: (self._names[i], self._shards[i]))
 
     def blocks(self) -> Sequence[range]:
         return [range(a, b) for a, b in zip([0, *self._ends[:-1]], self._ends, strict=True)]
