@@ -105,6 +105,18 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return near[0] if near else None
 
 
+def printable(text: str) -> str:
+    """Returns a text that is safe on a terminal: of its control characters only new lines stay.
+
+    A name of a file or a class can hold escape sequences, which move the cursor, set colours or
+    the window's title. They are shown as Python writes them ("\\x1b"), as are marks that turn the
+    direction of writing, and bytes that are not UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _merge(old: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:
     merged = dict(old)
     for name, value in changes.items():

@@ -4,6 +4,7 @@ Shape legend: N captions or images · D features of an image · Z dimensions of 
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 from vitrail.atomic import write_atomically
 from vitrail.backbones.joint import JointSpace
 from vitrail.data.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, DESCRIPTION = "text.safetensors", "text.json"
 
@@ -105,11 +108,18 @@ class TextEncoder:
         """
         if isinstance(texts, str):
             raise ValueError(f"transform takes a list of captions; write [{texts!r}]")
+        context = int(self.space.config["context"])
+        if longer := self.tokenizer.count_longer(texts, context):
+            logger.warning(
+                "note: %d of %d texts are longer than the context of %d tokens and lose their last "
+                "words",
+                longer,
+                len(texts),
+                context,
+            )
         parts = [np.zeros((0, self.dim), dtype=np.float32)]
         for start in range(0, len(texts), batch_size):
-            sequences = self.tokenizer.encode(
-                texts[start : start + batch_size], self.space.config["context"]
-            )
+            sequences = self.tokenizer.encode(texts[start : start + batch_size], context)
             with torch.inference_mode():
                 parts.append(self.space.captions(sequences).cpu().numpy())
         return np.concatenate(parts)

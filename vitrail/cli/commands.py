@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vitrail import api
-from vitrail.config import suggest
+from vitrail.config import printable, suggest
 from vitrail.data.views.preparation import Preparation
 from vitrail.recipes.registry import RECIPES
 from vitrail.registry import REGISTRIES, registry
@@ -192,7 +192,7 @@ def saliency(
         preparation=preparation,
     )
     for id, reason in written.skipped:
-        print(f"skipped {json.dumps(id)}: {reason}", file=sys.stderr)
+        print(printable(f"skipped {json.dumps(id)}: {reason}"), file=sys.stderr)
     if written.cut:
         print(
             "the frames after these are left out: choose a smaller --size or fewer of them",
@@ -270,7 +270,10 @@ def stats(
         return
     console = Console()
     for part in (stats_title(found), stats_table(found), *stats_words(found)):
-        console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str))
+        if isinstance(part, str):
+            console.print(printable(part), markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print(part)
 
 
 def list_(

@@ -1,5 +1,6 @@
 """The entry point: finds the command, reads its options, and turns errors into one line."""
 
+import logging
 import os
 import sys
 import unicodedata
@@ -12,7 +13,7 @@ import tyro
 
 from vitrail import __version__, signals
 from vitrail.cli.commands import COMMANDS
-from vitrail.config import suggest
+from vitrail.config import printable, suggest
 from vitrail.recipes.registry import RECIPES
 
 FLAGS = (tyro.conf.FlagConversionOff,)  # --objective.views.upright True, as in config.json
@@ -24,6 +25,7 @@ def run(arguments: list[str] | None = None) -> None:
     if arguments[:1] == ["--version"]:
         print(__version__)
         return
+    _show_log()
     try:
         _run(arguments)
     except Exception as error:
@@ -31,8 +33,19 @@ def run(arguments: list[str] | None = None) -> None:
             raise
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         who = f"rank {os.environ.get('RANK')}: " if several else ""
-        print(f"vitrail: error: {who}{_message(error)}", file=sys.stderr)
+        print(printable(f"vitrail: error: {who}{_message(error)}"), file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _show_log() -> None:
+    """Makes warnings of the log safe for a terminal: they hold names of files."""
+    if logging.lastResort is not None:  # shows what nobody else handles
+        logging.lastResort.setFormatter(_Printable())
+
+
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _run(arguments: list[str]) -> None:

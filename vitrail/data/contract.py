@@ -12,7 +12,8 @@ from torch import Tensor
 from vitrail.nn.random import Draws
 
 Metric = Literal["accuracy", "mean_per_class"]
-Split = Literal["train", "test"]
+# "val" is asked for only of a data set whose test data have no labels (`sources.registry`).
+Split = Literal["train", "test", "val"]
 
 # Smallest number of pixels of the decoded image for each pixel of a view: the resampling that
 # follows still has some to filter. Measured on photographs of 4096 x 4096 pixels as JPEGs of
@@ -98,6 +99,20 @@ class Sample:
     id: str
 
 
+class Header(NamedTuple):
+    """What the first bytes of an image's file say.
+
+    Attributes:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        mode: its kind of pixels, by Pillow's name ("RGB", "L", "I;16"), or the type of an array.
+    """
+
+    height: int
+    width: int
+    mode: str
+
+
 class Mask(NamedTuple):
     """The objects of an image, at the image's size.
 
@@ -145,6 +160,9 @@ class Source(ABC):
         captioned: true if every sample that can be read has a text.
         metric: score that is reported on it; mean_per_class suits classes of different size.
         masked: true if its samples have masks.
+        notes: a sentence on everything that was left out, cut or guessed when it was opened, with
+            the number and the first of its kind.
+        unlabelled: the reason why it has no labels, "" if it has some or nothing is known.
     """
 
     spec: str
@@ -154,6 +172,8 @@ class Source(ABC):
     captioned: bool = False
     metric: Metric = "accuracy"
     masked: bool = False
+    notes: tuple[str, ...] = ()
+    unlabelled: str = ""
 
     # Class number of each sample, negative for no label; None if no sample has one. A source that
     # finds labels another way overrides `label`.
@@ -194,6 +214,10 @@ class Source(ABC):
         """
         return None
 
+    def header(self, index: int) -> Header | None:
+        """Returns an image's size and kind without decoding its pixels; None if that is unknown."""
+        return None
+
     def picture(self, index: int) -> str:
         """Returns a name of the image: samples of one image with several captions share it."""
         return self.id(index)
@@ -204,6 +228,14 @@ class Source(ABC):
 
         A resumed run compares it.
         """
+
+    def written(self) -> Sequence[tuple[str, int, int]]:
+        """Returns (name, time in ns, inode) of files whose content the fingerprint does not hold.
+
+        The time is that of the last change. Of many files it is a sample that depends only on their
+        number. A copy of the data has the same names, and other inodes.
+        """
+        return ()
 
     def pixels(self) -> UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"] | None:
         """Returns all images as one tensor if the source lives in memory, else None."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import UInt8, UInt16
 from torch import Tensor
 
-from vitrail.data.contract import Detail, Mask, Sample, Source, number_of
+from vitrail.data.contract import Detail, Header, Mask, Sample, Source, number_of
 from vitrail.nn.random import philox
 
 
@@ -28,6 +28,8 @@ class Subset(Source):
         self.captioned = source.captioned
         self.metric = source.metric
         self.masked = source.masked
+        self.notes = source.notes
+        self.unlabelled = source.unlabelled
         self._source = source
         self._indices = [int(index) for index in indices]
 
@@ -49,12 +51,18 @@ class Subset(Source):
     def mask(self, index: int) -> Mask | None:
         return self._source.mask(self._indices[index])
 
+    def header(self, index: int) -> Header | None:
+        return self._source.header(self._indices[index])
+
     def picture(self, index: int) -> str:
         return self._source.picture(self._indices[index])
 
     def fingerprint(self) -> str:
         parts = repr((self._source.fingerprint(), self._indices))
         return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
+
+    def written(self) -> Sequence[tuple[str, int, int]]:
+        return self._source.written()
 
     def pixels(self) -> UInt8[Tensor, "N C H W"] | UInt16[Tensor, "N C H W"] | None:
         pixels = self._source.pixels()

@@ -21,6 +21,7 @@ from tokenizers.trainers import BpeTrainer
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 START, END = "<start>", "<end>"
+BLOCK = 4096  # texts that are encoded together
 SMALLEST = 258  # 256 bytes and the two ends, enough for any text
 
 
@@ -97,6 +98,17 @@ class Tokenizer:
         """
         self._model.enable_truncation(context)
         return [found.ids for found in self._model.encode_batch_fast(list(texts))]
+
+    def count_longer(self, texts: Iterable[str], context: int) -> int:
+        """Returns the number of texts that `encode` would cut to a context."""
+        # a token is a byte or more, so short ASCII, which NFC and lower case keep as long, fits
+        long = [text for text in texts if not text.isascii() or len(text) + 3 > context]
+        self._model.no_truncation()
+        return sum(
+            len(found.ids) > context
+            for start in range(0, len(long), BLOCK)
+            for found in self._model.encode_batch_fast(long[start : start + BLOCK])
+        )
 
     def to_json(self) -> str:
         """Returns the tokenizer as JSON, from which an equal one can be built."""

@@ -36,7 +36,7 @@ def choose_protocols(
     names = [n for n, row in rows if not row.optional and all(there[need] for need in row.needs)]
     notes = []  # not of captions, masks and text: most runs have none
     if not there["labels"]:
-        notes.append(f"{train.spec} has no labels: no accuracies")
+        notes.append(f"{train.spec} has no labels{_why(train)}: no accuracies")
     if not there["patches"]:
         notes.append("the backbone has no tokens: no saliency and no PCA pictures")
     return names, notes
@@ -47,9 +47,13 @@ def require_labels(train: Source, wanted_by: Sequence[str]) -> None:
     if wanted_by and train.classes is None:
         others = ", ".join(name for name, row in PROTOCOLS.items() if "labels" not in row.needs)
         raise ValueError(
-            f"{', '.join(wanted_by)}: {train.spec} has no labels, so there is no accuracy to "
-            f"measure; ask for others ({others}), or name labelled data with --data"
+            f"{', '.join(wanted_by)}: {train.spec} has no labels{_why(train)}, so there is no "
+            f"accuracy to measure; ask for others ({others}), or name labelled data with --data"
         )
+
+
+def _why(source: Source) -> str:
+    return f" ({source.unlabelled})" if source.unlabelled else ""
 
 
 def require_known(protocols: Sequence[str] | None) -> None:

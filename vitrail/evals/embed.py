@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from vitrail.atomic import replacing
+from vitrail.config import printable
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.preparation import Preparation
@@ -64,7 +65,10 @@ def embed(
             _write_parquet(written, embedded, labels, ids)
     if quarantine.entries:
         Console().print(
-            bad_file_summary(split, quarantine), markup=False, highlight=False, soft_wrap=True
+            printable(bad_file_summary(split, quarantine)),
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
     return out
 

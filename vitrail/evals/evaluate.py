@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from vitrail.atomic import write_atomically
+from vitrail.config import printable
 from vitrail.data.contract import Source
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.subset import Subset
@@ -62,7 +63,7 @@ class _Bench:
     console: Console
 
     def print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def evaluate(

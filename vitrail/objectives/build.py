@@ -19,6 +19,7 @@ def build_objective(
     n_samples: int | None = None,
     captions: Sequence[str] | None = None,
     pictures: Int[Tensor, " N"] | None = None,
+    unlabelled: str = "",
 ) -> ImageObjective:
     """Returns the objective that `config` belongs to, with its networks freshly initialised.
 
@@ -31,6 +32,7 @@ def build_objective(
         n_samples: of the source; objectives that keep something of each sample need it.
         captions: the source's, None if it has none. A tokenizer is learned from them.
         pictures: a number of the image of every sample, None if all images differ.
+        unlabelled: the reason why the source has no labels, if known.
 
     Raises:
         ValueError: labels or captions that the objective needs and the source lacks; a view that
@@ -40,8 +42,9 @@ def build_objective(
     row = OBJECTIVES[name]
     if "labels" in row.needs and not n_classes:
         raise ValueError(
-            f"The objective {name!r} needs labels and the source has none; choose another "
-            "objective or a source with classes."
+            f"The objective {name!r} needs labels and the source has none"
+            f"{f' ({unlabelled})' if unlabelled else ''}; choose another objective or "
+            "a source with classes."
         )
     if "captions" in row.needs and not captions:
         raise ValueError(

@@ -13,7 +13,7 @@ from vitrail.evals.registry import PROTOCOLS
 from vitrail.reporting.commands import evaluate_again, report_again, train_again
 from vitrail.reporting.compare import comparison, read_runs
 from vitrail.reporting.curves import health_curves, training_curves
-from vitrail.reporting.facts import data_note, facts, flat, rank, state, visible
+from vitrail.reporting.facts import data_note, facts, flat, rank, sentences, state, visible
 from vitrail.reporting.pictures import Picture, Words, picture_words, pictures
 from vitrail.reporting.rows import (
     KINDS,
@@ -113,6 +113,8 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "more_warnings": max(0, len(warnings) - MAX_WARNINGS),
         "bad": [(visible(id), visible(reason)) for id, reason in files.bad[:MAX_LISTED]],
         "n_bad": len(files.bad),
+        "found": sentences(files.found.get("lines")),
+        "notes": sentences(files.found.get("notes")),
         "trained_by": train_again(files),
         "ranked_by": evaluate_again(files, ["knn"]),
         "made_by": report_again([files]),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from vitrail.config import printable
 from vitrail.data.loading.wait_time import UNTYPICAL_STEPS
 from vitrail.data.sources.datasets.digits import CANVAS, SIDES
 from vitrail.reporting.run_files import RunFiles
@@ -123,8 +124,13 @@ def rank(files: RunFiles) -> str | None:
 
 def visible(text: str, limit: int = 300) -> str:
     """Returns a text on one line, cut to `limit` characters, with unprintable ones escaped."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    shown = printable(text).replace("\n", "\\n")
     return shown if len(shown) <= limit else f"{shown[:limit]}…"
+
+
+def sentences(value: Any) -> list[str]:
+    """Returns the texts of a list in found.json, and nothing of a damaged one."""
+    return [visible(str(line)) for line in value] if isinstance(value, list) else []
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

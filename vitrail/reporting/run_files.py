@@ -19,6 +19,7 @@ class RunFiles:
         config: of config.json; {} if there is none.
         description: of encoder.json; {} if there is none.
         evaluation: of evaluation.json, its settings in today's form; {} if there is none.
+        found: of found.json, what the run found before its first step; {} if there is none.
         rows: of metrics.jsonl.
         bad: id and reason of quarantined samples.
         pictures: PNG bytes by name, in the page's order.
@@ -30,6 +31,7 @@ class RunFiles:
     config: dict[str, Any] = field(default_factory=dict)
     description: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
@@ -65,6 +67,7 @@ def read_run(run: Path) -> RunFiles:
     files.remarks += _changes(files.config.get("changes"))
     if "settings" in files.evaluation:
         files.evaluation["settings"] = migrated(files.evaluation["settings"])
+    files.found = _read_object(run / "found.json", files.remarks)
     files.rows = _read_lines(run / "metrics.jsonl", files.remarks)
     reasons: dict[str, str] = {}  # two ranks may have written the same sample; the first counts
     for row in _read_lines(run / "quarantine.jsonl", files.remarks):

@@ -97,6 +97,7 @@ def _build_objective(
             len(source),
             captions_of(source),
             pictures_of(source),
+            source.unlabelled,
         )
 
 

@@ -24,6 +24,7 @@ from vitrail.distributed.collectives import all_gather, world_size
 from vitrail.distributed.ranks import Ranks, on_main
 from vitrail.encoder import evaluating
 from vitrail.recipes.recipe import Recipe, worker_count
+from vitrail.train.written import check_written, record_written
 
 # Images that go through the encoder together, on whichever rank, so features do not depend on the
 # number of ranks.
@@ -77,6 +78,9 @@ class ImageFeed(Feed[Batch]):
         quarantine_file = run / "quarantine.jsonl"  # of all ranks
         if start == 0:  # files may have been repaired since
             on_main(ranks, lambda: quarantine_file.unlink(missing_ok=True))
+            on_main(ranks, lambda: record_written(run, self.source))
+        else:
+            on_main(ranks, lambda: check_written(run, self.source))
         self.loader = Loader(
             self.source,
             self.plan,

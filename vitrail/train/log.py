@@ -18,6 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vitrail.atomic import read_text, write_atomically
+from vitrail.config import printable
 from vitrail.data.loading.feed import Feed
 from vitrail.data.tools.progress import PLAIN_SECONDS, bar
 from vitrail.distributed.collectives import mean_over_ranks
@@ -165,7 +166,7 @@ class Log:
 
     def print_line(self, message: str) -> None:
         """Prints a line on the terminal of rank 0, above the progress bar."""
-        self._console.print(message, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(printable(message), highlight=False, markup=False, soft_wrap=True)
 
     def _update_status(self, row: dict[str, Any]) -> None:
         if "effective_rank" in row.get("health", {}):
@@ -185,7 +186,7 @@ class Log:
 
 def print_line(message: str) -> None:
     """Prints a line on the terminal while no log is open."""
-    Console(stderr=True).print(message, highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=True).print(printable(message), highlight=False, markup=False, soft_wrap=True)
 
 
 class JsonLines:

@@ -21,6 +21,7 @@ from vitrail.recipes.recipe import SPEED_FIELDS, Recipe, plan_horizon
 from vitrail.train.build import assemble
 from vitrail.train.checkpoint import list_checkpoints
 from vitrail.train.contract import Parts
+from vitrail.train.found import report_found
 from vitrail.train.log import print_line
 from vitrail.train.loop import train
 from vitrail.train.run_folder import (
@@ -65,6 +66,7 @@ def begin(recipe: Recipe, out: Path, resume: Resume = "never") -> None:
         parts = assemble(recipe, ranks)
         notes = notes_on(recipe, parts.horizon, parts.feed.n_samples)
         on_main(ranks, lambda: create(out, recipe, notes))
+        on_main(ranks, lambda: report_found(out, parts))
         for note in notes if ranks.is_main else ():
             print_line(f"note: {note}")
         _train(out, recipe, parts, ranks)

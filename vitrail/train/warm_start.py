@@ -226,8 +226,10 @@ def split_for_guard(
         return source, None
     if source.classes is None:
         if ranks.is_main:
+            why = f" ({source.unlabelled})" if source.unlabelled else ""
             print_line(
-                f"no guard: {source.spec} has no labels, so nobody sees whether the encoder forgets"
+                f"no guard: {source.spec} has no labels{why}, so nobody sees whether the encoder "
+                "forgets"
             )
         return source, None
     fraction = min(0.1, HELD_OUT / len(source))

@@ -56,11 +56,10 @@ def lost(file: File, channels: int) -> set[str]:
     return {name for name, is_lost in (("bits", deep), ("pages", several)) if is_lost}
 
 
-def say_lost(spec: str, paths: Sequence[Path], channels: int, bits: int, keeps: str) -> None:
-    """Logs what is lost of a source's files, by the headers of some of them.
+def lost_notes(paths: Sequence[Path], channels: int, bits: int, keeps: str) -> list[str]:
+    """Returns a sentence on each thing that is lost of files, by their headers.
 
     Args:
-        spec: of the source.
         paths: of the files looked at.
         channels: of every image read.
         bits: of every image read.
@@ -77,10 +76,11 @@ def say_lost(spec: str, paths: Sequence[Path], channels: int, bits: int, keeps: 
             continue
     if bits == 16:
         found["bits"] = 0
-    for name, count in found.items():
-        if count:
-            remedy = _remedy(name, keeps)
-            _say(spec, name, f"{spec}: {count} of {len(paths)} files looked at {remedy}")
+    return [
+        f"{count} of {len(paths)} files looked at {_remedy(name, keeps)}"
+        for name, count in found.items()
+        if count
+    ]
 
 
 def note_lost(data: bytes | memoryview, channels: int, id: str) -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from vitrail.data.contract import BadSampleError
-from vitrail.data.decode.image import SUFFIXES, check_pixels, decode_file, from_pil, open_image
+from vitrail.data.decode.formats import SUFFIXES
+from vitrail.data.decode.image import check_pixels, decode_file, from_pil, open_image
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ogv", ".wmv")
 

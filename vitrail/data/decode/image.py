@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vitrail.data.contract import BadSampleError, Detail
+from vitrail.data.decode.formats import FORMATS, NAMES
 from vitrail.data.decode.jpeg import decode_whole
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,6 @@ logger = logging.getLogger(__name__)
 # Pillow's own limit for suspicious files: 268 MB once decoded to RGB. Photographs stay below (a
 # 61-megapixel full-frame camera is at two thirds); a 30,000 x 30,000 bomb is ten times above.
 MAX_PIXELS = 89_478_485
-
-# Only these decoders ever get a file, whatever its name.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # of such files
 
 # Faults of the machine, not of the file: a failing disk or network, too many open files, no memory.
 # They pass, and a quarantine does not.
@@ -117,7 +114,7 @@ def _decode(file: File, channels: int, detail: Detail | None) -> Tensor:
 
     if (deep := arrays.read_deep(file, channels)) is not None:
         return deep
-    with _open(file) as image:
+    with open_stream(file) as image:
         check_pixels(image)
         by = 1
         if detail is not None and image.format in _SCALABLE:
@@ -146,12 +143,13 @@ def open_image(path: Path | str, id: str) -> Iterator[Image.Image]:
     """
     with as_bad_sample(id, str(path)):
         check_status(path)
-        with open(path, "rb") as file, _open(file) as image:
+        with open(path, "rb") as file, open_stream(file) as image:
             yield image
 
 
 @contextmanager
-def _open(file: File) -> Iterator[Image.Image]:
+def open_stream(file: File) -> Iterator[Image.Image]:
+    """Opens an image file by Pillow, whose errors are raised as they are."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on files; anything that matters raises
         with Image.open(file, formats=FORMATS) as image:
@@ -172,7 +170,7 @@ def as_bad_sample(id: str, where: str) -> Iterator[None]:
     except UnusablePixelsError as error:
         reason = str(error)
     except UnidentifiedImageError:
-        reason = "it is not an image (JPEG, PNG, WebP, BMP, GIF, TIFF), or damaged from its start"
+        reason = f"it is not an image ({', '.join(NAMES)}), or damaged from its start"
     except FileNotFoundError:
         reason = "there is no such file (a link to nowhere, or removed since the folder was listed)"
     except PermissionError:

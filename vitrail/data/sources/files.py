@@ -1,17 +1,42 @@
 """A source of image files: the paths of a folder, with labels and captions if any."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from vitrail.data.contract import Detail, Metric, Sample, Source
+from vitrail.data.contract import Detail, Header, Metric, Sample, Source
+from vitrail.data.decode.headers import header_of_file
 from vitrail.data.decode.image import decode_file
 from vitrail.data.sources.channels import choose_channels
 
 Decode = Callable[[Path, int, str, Detail | None], Tensor]
+
+
+STAMPED = 100_000  # files: about a second on a local disk
+
+
+def stamps(count: int, place: Callable[[int], tuple[str, Path]]) -> list[tuple[str, int, int]]:
+    """Returns what `Source.written` does, of up to STAMPED files; -1 and -1 for a missing one.
+
+    Args:
+        count: of the files.
+        place: gives the name and the path of each.
+    """
+    found = []
+    for index in dict.fromkeys(np.linspace(0, count - 1, min(count, STAMPED)).astype(int).tolist()):
+        name, path = place(index)
+        try:
+            status = os.stat(path)
+        except OSError:
+            found.append((name, -1, -1))
+        else:
+            found.append((name, status.st_mtime_ns, status.st_ino))
+    return found
 
 
 class FileSource(Source):
@@ -65,11 +90,11 @@ class FileSource(Source):
 
     def read(self, index: int, detail: Detail | None = None) -> Sample:
         id = self.id(index)
-        image = self._decode(self._root / self._paths[index], self.channels, id, detail)
+        image = self._decode(self.path(index), self.channels, id, detail)
         return Sample(image, self.label(index), self.text(index), id)
 
-    def say_lost(self) -> None:
-        """Logs what 8 bits and one page leave out of the files, by the headers of some."""
+    def lost_notes(self) -> list[str]:
+        """Returns sentences on what 8 bits and one page leave out, by the headers of some files."""
         from vitrail.data.decode import declared  # lazy import: sources are opened in many places
 
         last = len(self) - 1
@@ -78,13 +103,23 @@ class FileSource(Source):
         names = (self._paths[place] for place in sorted(places))
         paths = [self._root / name for name in names if name.lower().endswith(declared.SUFFIXES)]
         keeps = f"{self.spec},bits=16" if self.spec.startswith("folder:") else ""
-        declared.say_lost(self.spec, paths, self.channels, self.bits, keeps)
+        return declared.lost_notes(paths, self.channels, self.bits, keeps)
+
+    def path(self, index: int) -> Path:
+        """Returns the path of an image."""
+        return self._root / self._paths[index]
 
     def id(self, index: int) -> str:
         return self._ids[index]
 
+    def header(self, index: int) -> Header | None:
+        return header_of_file(self.path(index))
+
     def text(self, index: int) -> str | None:
         return None if self._captions is None else self._captions[index]
+
+    def written(self) -> Sequence[tuple[str, int, int]]:
+        return stamps(len(self), lambda index: (self.id(index), self.path(index)))
 
     def fingerprint(self) -> str:
         """Returns a digest of paths and labels: a published set has the same images everywhere."""

@@ -1,12 +1,34 @@
 """Labels as shards and tables write them, and the class numbers that they stand for."""
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
+
+
+def nfc(name: str) -> str:
+    """Returns a name in Unicode's composed form, in which names are compared.
+
+    macOS and some archives write an accented letter as two characters, other systems as one.
+    """
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def number_names(names: Iterable[str]) -> tuple[dict[str, int], list[str]]:
+    """Numbers names in their order; two Unicode forms of one name have one number.
+
+    Returns:
+        numbers: by the names' composed form.
+        names: the first of each form.
+    """
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(nfc(name), name)
+    return {key: number for number, key in enumerate(first)}, list(first.values())
 
 
 def _by_number(value: str) -> tuple[int, str]:
@@ -35,9 +57,10 @@ def encode_labels(column: Iterable[object]) -> tuple[list[str], Int[np.ndarray, 
         codes: int64 [N], into `values`, -1 for no label.
     """
     texts = ["" if value is None else str(value).strip() for value in column]
-    values = sorted(set(texts) - {""})
-    number = {value: i for i, value in enumerate(values)} | {"": -1}
-    return values, np.array([number[text] for text in texts], dtype=np.int64)
+    written = sorted(set(texts) - {""})
+    number, values = number_names(written)
+    places = {value: number[nfc(value)] for value in written} | {"": -1}
+    return values, np.array([places[text] for text in texts], dtype=np.int64)
 
 
 def number_classes(
@@ -72,12 +95,12 @@ def number_classes(
     if not train_values and names is None:
         return None, np.full(len(codes), -1)
     places = range(len(names)) if names is not None and numeric else names or train_values
-    known = {str(place): number for number, place in enumerate(places)}
+    known = {nfc(str(place)): number for number, place in enumerate(places)}
     table = np.full(len(values) + 1, -1)
     for code, value in enumerate(values):
         if numeric and int(value) < 0:
             continue
-        number = known.get(str(int(value)) if numeric and names is not None else value)
+        number = known.get(str(int(value)) if numeric and names is not None else nfc(value))
         if number is None:
             lacking = "training lacks" if names is None else "is none of the class names"
             raise ValueError(f"{spec}: a sample has the class {value!r}, which {lacking}")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int, UInt8, UInt16
 from torch import Tensor
 
-from vitrail.data.contract import Detail, Sample, Source
+from vitrail.data.contract import Detail, Header, Sample, Source
 from vitrail.data.sources.channels import choose_channels
 
 
@@ -55,6 +55,10 @@ class MemorySource(Source):
 
     def id(self, index: int) -> str:
         return str(index) if self._ids is None else self._ids[index]
+
+    def header(self, index: int) -> Header:
+        _, height, width = self._images.shape[1:]
+        return Header(height, width, str(self._images.dtype).removeprefix("torch."))
 
     def text(self, index: int) -> str | None:
         return None if self._texts is None else self._texts[index]

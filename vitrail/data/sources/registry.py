@@ -1,6 +1,8 @@
 """The table of sources: the kinds of data that `--data SPEC` can name. It does not import torch."""
 
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +12,8 @@ from vitrail.registry import Registry, Row, resolve
 
 if TYPE_CHECKING:
     import vitrail.data.contract
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class SourceRow(Row):
         takes_path: true if a path follows the colon; "a folder": a path if there is such a folder,
             else a name. A path becomes absolute before a run saves it.
         variants: words that may stand in place of the path, or before it with another colon.
+        has_parts: true if `open` also takes the split "val": validation data as such, which are the
+            test split of a data set whose test data have no labels.
     """
 
     open: str | Callable[..., "vitrail.data.contract.Source"]
@@ -32,6 +38,7 @@ class SourceRow(Row):
     usage: str = ""
     takes_path: bool | Literal["a folder"] = False
     variants: tuple[str, ...] = ()
+    has_parts: bool = False
 
 
 SOURCES = Registry(
@@ -87,12 +94,14 @@ SOURCES = Registry(
             "labels",
             "folder:DIR[,labels=FILE][,bits=16]",
             takes_path=True,
+            has_parts=True,
         ),
         "hf": SourceRow(
             "vitrail.data.sources.formats.hf:open_hf",
             "a data set of the Hugging Face hub, or a folder that `datasets` has saved",
             "hf:NAME[,config=..][,split=..][,image=..][,label=..][,text=..][,stream=yes]",
             takes_path="a folder",
+            has_parts=True,
         ),
         "imagenet": SourceRow(
             "vitrail.data.sources.datasets.imagenet:open_imagenet",
@@ -111,18 +120,21 @@ SOURCES = Registry(
             "arrays by name: images and labels, x_train and y_test, train_images, ...",
             "npz:FILE[,images=KEY][,labels=KEY|none][,axes=NHWC]",
             takes_path=True,
+            has_parts=True,
         ),
         "pairs": SourceRow(
             "vitrail.data.sources.formats.pairs:open_pairs",
             "images and captions by a table of paths: .csv, .tsv, .jsonl or .parquet",
             "pairs:FILE",
             takes_path=True,
+            has_parts=True,
         ),
         "parquet": SourceRow(
             "vitrail.data.sources.formats.parquet:open_parquet",
             "images inside Parquet files, in Hugging Face's layout",
             "parquet:PATTERN[,test=PATTERN][,image=COLUMN][,label=COLUMN][,text=COLUMN]",
             takes_path=True,
+            has_parts=True,
         ),
         "pets": SourceRow(
             "vitrail.data.sources.datasets.pets:open_pets",
@@ -149,20 +161,24 @@ SOURCES = Registry(
             "WebDataset's tar shards on a disk: a folder, wildcards, or {000..099}",
             "wds:PATTERN[,test=PATTERN][,image=EXT][,classes=FILE]",
             takes_path=True,
+            has_parts=True,
         ),
     },
 )
 
 
 def open_source(
-    spec: str, split: str = "train", channels: int | None = None
+    spec: str, split: str = "train", channels: int | None = None, quiet: bool = False
 ) -> "vitrail.data.contract.Source":
     """Opens a split of a data set.
+
+    Its notes, on what was left out, go to the log, each once in a process.
 
     Args:
         spec: of a form that a row of SOURCES gives (`usage`), such as `digits` or `folder:DIR`.
         split: "train" or "test".
         channels: of every image; None means the source's own number (3 for files).
+        quiet: log nothing; the caller shows `Source.notes`.
 
     Raises:
         ValueError: the spec, or the data that it names, cannot be used; says why and the remedy.
@@ -179,10 +195,69 @@ def open_source(
             f"unknown data {spec!r}; {hint}it is one of {', '.join(SOURCES)}, and most go on with "
             "a colon and a path, as folder:DIR (`vitrail list sources` shows how each is written)"
         )
-    source = resolve(SOURCES[kind].open)(rest, split, channels)
-    if hasattr(source, "say_lost"):  # a source of files
-        source.say_lost()
+    row = SOURCES[kind]
+    if split == "test" and row.has_parts:
+        source = _open_test(row, rest, channels)
+    else:
+        source = resolve(row.open)(rest, split, channels)
+    if hasattr(source, "lost_notes"):  # a source of files
+        source.notes = (*source.notes, *source.lost_notes())
+    if not quiet:
+        _log_notes(spec, source.notes)
     return source
+
+
+def _open_test(row: SourceRow, rest: str, channels: int | None) -> "vitrail.data.contract.Source":
+    """Opens the test split; the validation data if the test data's labels are not published."""
+    from vitrail.data.sources.splits import ForeignClassesError  # lazy import: it imports torch
+
+    open_: Callable[..., vitrail.data.contract.Source] = resolve(row.open)
+    try:
+        test = open_(rest, "test", channels)
+    except ForeignClassesError as error:
+        instead = _open_labelled(open_, rest, channels)
+        if instead is None:
+            raise
+        reason = f" ({error})"
+    else:
+        if test.captioned or _has_labels(test):
+            return test
+        instead = _open_labelled(open_, rest, channels)
+        if instead is None:
+            return test
+        reason = ""
+    instead.notes = (
+        *instead.notes,
+        f"the test data have no labels{reason}, so the validation data are the test split",
+    )
+    return instead
+
+
+def _open_labelled(
+    open_: Callable[..., "vitrail.data.contract.Source"], rest: str, channels: int | None
+) -> "vitrail.data.contract.Source | None":
+    """Returns the validation data, None without any or without labels."""
+    try:
+        found = open_(rest, "val", channels)
+    except ValueError:
+        return None
+    return found if _has_labels(found) else None
+
+
+def _has_labels(source: "vitrail.data.contract.Source") -> bool:
+    return any(source.label(index) is not None for index in range(len(source)))
+
+
+_LOGGED: set[str] = set()  # notes of this process
+
+
+def _log_notes(spec: str, notes: Sequence[str]) -> None:
+    if os.environ.get("RANK", "0") != "0":  # torchrun's other ranks open the same data
+        return
+    for line in (f"{spec}: {note}" for note in notes):
+        if line not in _LOGGED:
+            _LOGGED.add(line)
+            logger.warning("note: %s", line)
 
 
 def resolve_spec(spec: str) -> str:

@@ -1,11 +1,17 @@
 """The part of a SPEC after its colon: a path or name, and options as `,key=value`."""
 
+import os
 import re
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from vitrail.data.contract import NoTestSplitError
+from vitrail.data.sources.splits import ForeignClassesError
+
+MAX_TEXT = 2**28  # bytes of a list of names or classes
 
 _COMMA = re.compile(r",(?![^{}]*\})")  # but for those of {a,b}
 
@@ -20,6 +26,8 @@ def errors_of(where: str) -> Iterator[None]:
         yield
     except NoTestSplitError:
         raise
+    except ForeignClassesError as error:
+        raise ForeignClassesError(f"{where}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -76,12 +84,51 @@ def find_place(kind: str, rest: str, inside: Sequence[str], has: str, remedy: st
     raise ValueError(f"{kind}:{rest}: there is no {where}; {remedy}")
 
 
+def check_regular(path: Path) -> None:
+    """Raises ValueError for what is no plain file: opening a pipe waits for ever, and a device such
+    as /dev/zero never ends. OSError if there is no such file.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "special file")
+        raise ValueError(f"{path} is a {kind}, not a file; give a plain file")
+
+
+_KINDS = (
+    (stat.S_ISDIR, "folder"),
+    (stat.S_ISFIFO, "pipe"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+    (stat.S_ISSOCK, "socket"),
+)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a plain file for reading. ValueError as `check_regular`, OSError as `open`."""
+    check_regular(path)
+    return open(path, "rb")
+
+
+def read_regular(path: Path, limit: int = MAX_TEXT) -> bytes:
+    """Returns the bytes of a plain file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no plain file, or has more bytes than the limit.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path} has more than {limit:,} bytes; it cannot be such a file")
+    return content
+
+
 def read_lines(spec: str, path: Path, remedy: str) -> list[str]:
     """Returns the lines of a text file that are not blank. ValueError if it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode().splitlines()
     except FileNotFoundError as error:
         raise ValueError(f"{spec}: there is no file {path}; {remedy}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{spec}: {path} cannot be read ({error}); {remedy}") from error
     return [line.strip() for line in lines if line.strip()]

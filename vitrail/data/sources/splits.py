@@ -1,7 +1,8 @@
 """The words for train, validation and test data, in names of folders, files, arrays and columns."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +18,16 @@ WORDS: dict[Part, tuple[str, ...]] = {
 }
 
 # Parts that can be the split of a source, in order of preference: a data set's test data, or its
-# validation data if it has no other.
-PARTS: dict[str, tuple[Part, ...]] = {"train": ("train",), "test": ("test", "val")}
+# validation data if it has no other. "val" stands for validation data as such (`has_parts`).
+PARTS: dict[str, tuple[Part, ...]] = {
+    "train": ("train",),
+    "test": ("test", "val"),
+    "val": ("val",),
+}
+
+
+class ForeignClassesError(ValueError):
+    """The test data have no class of the training data: their subfolders are no classes."""
 
 
 def part_of(word: object) -> Part | None:
@@ -61,7 +70,7 @@ def part_folders(root: Path) -> dict[Part, list[str]]:
 
 
 def split_folders(root: Path) -> dict[str, str]:
-    """Returns the names of the subfolders that hold the splits "train" and "test", if any.
+    """Returns the names of the subfolders that hold the splits of PARTS, if any.
 
     Raises:
         ValueError: two subfolders stand for the same split.
@@ -70,7 +79,7 @@ def split_folders(root: Path) -> dict[str, str]:
     chosen = {}
     for split in PARTS:
         part = choose_part(found, split)
-        if part is None:
+        if part is None or (split == "val" and len(found[part]) > 1):
             continue
         if len(found[part]) > 1:
             both = " and ".join(map(repr, found[part][:2]))
@@ -80,6 +89,49 @@ def split_folders(root: Path) -> dict[str, str]:
             )
         chosen[split] = found[part][0]
     return chosen
+
+
+def folder_notes(root: Path, read: Collection[str]) -> list[str]:
+    """Returns a sentence on subfolders beside those of known splits.
+
+    Args:
+        root: the folder.
+        read: the subfolders that are read as splits; empty if the folder is taken as a whole.
+    """
+    with os.scandir(root) as entries:
+        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    known = [name for name in names if part_of(name) is not None]
+    others = [name for name in names if name not in (read or known)]
+    if not known or not others:
+        return []
+    listed = ", ".join(map(repr, others[:8])) + (f" and {len(others) - 8} more" * (len(others) > 8))
+    if read:
+        are = "folder is" if len(others) == 1 else "folders are"
+        return [f"beside {' and '.join(map(repr, read))}, the {are} not read: {listed}"]
+    return [
+        f"{' and '.join(map(repr, known))} has the name of a split and {listed} has not, so the "
+        f"folder is not split and all of it is read (splits are called {', '.join(_words())})"
+    ]
+
+
+def part_notes(parts: Iterable[Part | None], what: str) -> list[str]:
+    """Returns a sentence on the samples or files of parts that no split reads.
+
+    Args:
+        parts: of each sample or file.
+        what: these are, in the plural.
+    """
+    counts = Counter(parts)
+    read = [choose_part(counts, split) for split in ("train", "test")]
+    return [
+        f"{count} {what} of {part!r} left out: {read[1]!r} is the test split"
+        for part, count in counts.items()
+        if part is not None and part not in read
+    ]
+
+
+def _words() -> list[str]:
+    return [word for words in WORDS.values() for word in words]
 
 
 def no_test_split(spec: str, lack: str, remedy: str = "") -> NoTestSplitError:

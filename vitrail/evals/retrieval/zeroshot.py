@@ -116,8 +116,9 @@ def name_classes(context: Context, config: Zeroshot) -> dict[str, Any]:
     """Measures zero-shot classification of the test images by the names of their classes."""
     text, test = require_text(context, "zeroshot"), context.test
     if test.source.classes is None:
+        why = f" ({test.source.unlabelled})" if test.source.unlabelled else ""
         raise ValueError(
-            f"zeroshot: {test.source.spec} has no labels; name labelled data by --data"
+            f"zeroshot: {test.source.spec} has no labels{why}; name labelled data by --data"
         )
     images, templates = text.place(test.features["trained"]), config.templates
     numbers = zeroshot(text, images, test.labels, test.source.classes, templates)

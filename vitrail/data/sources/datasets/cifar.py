@@ -18,7 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from vitrail.data.contract import Source, Split
 from vitrail.data.sources.memory import MemorySource
-from vitrail.data.sources.spec import find_place, read_lines
+from vitrail.data.sources.spec import find_place, read_lines, read_regular
 
 PIXELS = 3 * 32 * 32
 MAX_BYTES = 2**29  # of one file; CIFAR-100's largest has 156 million
@@ -232,6 +232,6 @@ def _read(spec: str, path: Path, remedy: str) -> bytes:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{spec}: {path} is too large to be a part of CIFAR; {remedy}")
-        return path.read_bytes()
+        return read_regular(path, MAX_BYTES)
     except OSError as error:
         raise ValueError(f"{spec}: {path} cannot be read ({error.strerror}); {remedy}") from error

@@ -17,6 +17,7 @@ import torch
 from vitrail.data.contract import BadSampleError, Mask, Source, Split
 from vitrail.data.decode.image import MAX_PIXELS
 from vitrail.data.sources.files import FileSource
+from vitrail.data.sources.left_out import Left, left_out_notes
 from vitrail.data.sources.spec import find_place
 from vitrail.data.sources.splits import no_test_split
 
@@ -80,7 +81,13 @@ def open_coco_images(rest: str, split: Split, channels: int | None) -> Source:
     names = [f"{folder}/{name}" for name in files if name.lower().endswith(SUFFIXES)]
     if not names:
         raise ValueError(f"{spec}: there are no images in {root / folder}; {REMEDY}")
-    return CocoSource(spec, root, folder, names, channels)
+    source = CocoSource(spec, root, folder, names, channels)
+    left = Left()
+    for name in files:
+        if not name.startswith(".") and not name.lower().endswith(SUFFIXES):
+            left.add_file(os.fsencode(f"{folder}/{name}"))
+    source.notes = tuple(left_out_notes(left))
+    return source
 
 
 def _holds(rest: str, folder: str) -> bool:

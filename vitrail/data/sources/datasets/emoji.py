@@ -24,6 +24,7 @@ from torch import Tensor
 from vitrail.data.contract import Source, Split
 from vitrail.data.sources.channels import choose_channels
 from vitrail.data.sources.memory import MemorySource
+from vitrail.data.sources.spec import read_regular
 
 TEST_SHARE = 1 / 5
 
@@ -243,7 +244,7 @@ def _find_files(folder: str) -> tuple[Path, Path]:
 def _draw_list(font_path: Path, list_path: Path) -> _Drawn:
     """Draws all emoji of the list that the font has a picture for."""
     try:
-        listed = parse_emoji(list_path.read_text(encoding="utf-8").splitlines())
+        listed = parse_emoji(read_regular(list_path).decode().splitlines())
     except (OSError, ValueError) as error:
         raise ValueError(f"emoji: {list_path} cannot be read ({error}); {_REMEDY}") from error
     font = _load_font(font_path)
@@ -275,7 +276,7 @@ def _load_font(path: Path) -> ImageFont.FreeTypeFont:
         )
     try:
         # by its bytes: for a damaged file Pillow would search the installed fonts for its name
-        file = BytesIO(path.read_bytes())
+        file = BytesIO(read_regular(path))
         return ImageFont.truetype(file, FONT_SIZE, layout_engine=ImageFont.Layout.RAQM)
     except OSError as error:
         raise ValueError(

@@ -2,7 +2,10 @@
 
 import fcntl
 import gzip
+import hashlib
+import io
 import math
+import urllib.request
 import zlib
 from pathlib import Path
 
@@ -11,9 +14,11 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from vitrail.atomic import write_atomically
 from vitrail.data.contract import Source, Split
 from vitrail.data.sources.cache import cache_folder
 from vitrail.data.sources.memory import MemorySource
+from vitrail.data.sources.spec import check_regular
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CLASSES = (
@@ -29,14 +34,36 @@ CLASSES = (
     "Ankle boot",
 )
 PREFIX = {"train": "train", "test": "t10k"}
+# the authors' repository
+URL = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/"
+    "b2617bb6d3ffa2e429640350f613e3291e10b141/data/fashion/"
+)
+# SHA-256 of the files' unpacked content, which is the same however they are packed
+CONTENT = {
+    "train-images-idx3-ubyte.gz": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+    ),
+    "train-labels-idx1-ubyte.gz": (
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+    ),
+    "t10k-images-idx3-ubyte.gz": (
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+    ),
+    "t10k-labels-idx1-ubyte.gz": (
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+    ),
+}
+MAX_PACKED = 2**26  # bytes of a download; the largest has 26 million
 MAX_BYTES = 2**30  # of one IDX file; Fashion-MNIST's largest has 47 million
 
 
 def open_fashion_mnist(rest: str, split: Split, channels: int | None) -> Source:
     """Opens `fashion-mnist[:DIR]`: the four IDX .gz files in DIR.
 
-    Without DIR: Debian's package if it is installed, else torchvision's download into the cache
-    (`cache.cache_folder`).
+    Without DIR: Debian's package if it is installed, else the authors' files, downloaded into the
+    cache (`cache.cache_folder`) and compared with their SHA-256. A file there that is not whole is
+    downloaded again.
 
     Raises:
         ValueError: a file is missing or damaged.
@@ -67,24 +94,53 @@ def _default_folder() -> Path:
         return DEBIAN
     cache = cache_folder()
     raw = cache / "FashionMNIST" / "raw"
-    names = [
-        f"{p}-{kind}-ubyte.gz" for p in PREFIX.values() for kind in ("images-idx3", "labels-idx1")
-    ]
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        raw.mkdir(parents=True, exist_ok=True)
         with open(cache / "fashion-mnist.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # one rank downloads, the others wait for it
-            if not all((raw / name).is_file() for name in names):
-                _download(cache)
+            for name, digest in CONTENT.items():
+                if not _is_whole(raw / name, digest):
+                    _download(raw / name, digest)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"fashion-mnist: the download failed ({error}); {_REMEDY}") from error
     return raw
 
 
-def _download(cache: Path) -> None:
-    from torchvision.datasets import FashionMNIST  # lazy import: it is slow
+def _is_whole(path: Path, digest: str) -> bool:
+    try:
+        return _digest(path.read_bytes()) == digest
+    except FileNotFoundError:
+        return False
 
-    FashionMNIST(str(cache), download=True)
+
+def _digest(packed: bytes) -> str:
+    """Returns the SHA-256 of a packed file's content, "" for a file that is not whole."""
+    content = hashlib.sha256()
+    try:
+        with gzip.open(io.BytesIO(packed)) as file:
+            for _ in range(MAX_BYTES // _PART):
+                part = file.read(_PART)
+                content.update(part)
+                if not part:
+                    return content.hexdigest()
+    except (OSError, EOFError, zlib.error):
+        pass
+    return ""
+
+
+_PART = 2**20
+
+
+def _download(path: Path, digest: str) -> None:
+    """Downloads a file. RuntimeError for another content, OSError as the network raises."""
+    with urllib.request.urlopen(URL + path.name, timeout=60) as answer:
+        packed = answer.read(MAX_PACKED + 1)
+    if _digest(packed) != digest:
+        raise RuntimeError(
+            f"{URL}{path.name} came with {len(packed):,} bytes of another content than the "
+            f"published, whose SHA-256 is {digest}"
+        )
+    write_atomically(path, packed)
 
 
 def read_idx(path: Path, axes: int) -> UInt8[Tensor, "..."]:
@@ -97,6 +153,7 @@ def read_idx(path: Path, axes: int) -> UInt8[Tensor, "..."]:
         axes: number that the file must have.
     """
     try:
+        check_regular(path)
         with gzip.open(path, "rb") as file:
             magic = file.read(4)
             if magic != bytes((0, 0, 8, axes)):

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 
 from vitrail.data.contract import Source, Split
 from vitrail.data.sources.files import FileSource
-from vitrail.data.sources.spec import find_place
+from vitrail.data.sources.spec import find_place, open_regular
 
 CLASSES = 102
 INSIDE = ("", "flowers-102")  # the second: torchvision's
@@ -61,7 +61,7 @@ def _matrix(spec: str, path: Path, name: str) -> Int64[np.ndarray, " N"]:
     from scipy.io.matlab import MatReadError
 
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             values = loadmat(file, variable_names=[name])[name]
         if values.dtype.kind not in "iuf":
             raise ValueError(f"its {name} are {values.dtype}")

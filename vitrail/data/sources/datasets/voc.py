@@ -13,6 +13,7 @@ from vitrail.data.contract import Mask, Source, Split
 from vitrail.data.decode.image import decode_numbers
 from vitrail.data.sources.channels import choose_channels
 from vitrail.data.sources.files import FileSource
+from vitrail.data.sources.spec import read_regular
 from vitrail.data.sources.splits import no_test_split
 
 IGNORED = 255  # the border of objects, and what was too hard to mark
@@ -67,7 +68,7 @@ def open_voc(rest: str, split: Split, channels: int | None) -> Source:
 
 def _read_names(spec: str, path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode().splitlines()
     except OSError as error:
         raise ValueError(f"{spec}: {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -26,7 +26,7 @@ from vitrail.data.sources.formats.mapped import (
     open_stored,
 )
 from vitrail.data.sources.labels import number_classes
-from vitrail.data.sources.spec import split_options
+from vitrail.data.sources.spec import check_regular, split_options
 from vitrail.data.sources.splits import PARTS, WORDS, no_test_split
 
 # Usual names, in any case; of each line the first that is there.
@@ -53,7 +53,7 @@ def open_npy(rest: str, split: Split, channels: int | None) -> Source:
     spec = f"npy:{rest}"
     where, options = split_options("npy", rest, ("labels", "axes"))
     path = _file(spec, where, "npy:FILE.npy")
-    if split == "test":
+    if split != "train":
         raise no_test_split(
             spec,
             "it is one array",
@@ -66,7 +66,10 @@ def open_npy(rest: str, split: Split, channels: int | None) -> Source:
     if options.get("labels", NONE) != NONE:
         values = _load(spec, path.parent / Path(options["labels"]).expanduser())
         classes = number_labels(spec, values, values)
-    return open_stored(spec, stored, classes, channels)
+    source = open_stored(spec, stored, classes, channels)
+    if classes is None:
+        source.unlabelled = "a .npy holds images alone; give their labels by labels=FILE.npy"
+    return source
 
 
 def open_npz(rest: str, split: Split, channels: int | None) -> Source:
@@ -131,7 +134,24 @@ def _of_archive(
         classes = number_labels(spec, values, train)
         check_labels(spec, classes, shape[axes.index("N")])
     images_NCHW = channels_first(_member(spec, archive, keys.images), axes)
-    return in_memory(spec, images_NCHW, classes, channels)
+    source = in_memory(spec, images_NCHW, classes, channels)
+    if classes is None and options.get("labels") != NONE:
+        source.unlabelled = (
+            f"none of its arrays ({_listed(names)}) is called {', '.join(LABELS)}, as its images "
+            f"are {keys.images!r}; name one by labels=KEY"
+        )
+    source.notes = tuple(_unread(names, options, keys))
+    return source
+
+
+def _unread(names: Sequence[str], options: dict[str, str], keys: _Keys) -> list[str]:
+    """Returns a sentence on arrays of images that belong to no split that is read."""
+    if "images" in options:
+        return []
+    images = {s: key for s in PREFIXES if (key := _of_split(names, IMAGES, PREFIXES[s]))}
+    read = {keys.images, images.get("train"), images.get("test")}
+    others = [key for key in images.values() if key not in read]
+    return [f"its images {', '.join(map(repr, others))} are not read"] if others else []
 
 
 def _find_keys(spec: str, names: Sequence[str], options: dict[str, str], split: Split) -> _Keys:
@@ -216,6 +236,7 @@ def _file(spec: str, where: str, usage: str) -> Path:
 def _load(spec: str, path: Path) -> Any:
     """Maps a .npy into memory."""
     try:
+        check_regular(path)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ValueError(f"{spec}: there is no file {path}") from error

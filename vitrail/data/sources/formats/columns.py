@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vitrail.data.sources.formats.read_table import Table, Value, read_table
 from vitrail.data.sources.labels import encode_labels, number_classes
-from vitrail.data.sources.splits import WORDS, choose_part, no_test_split, part_of
+from vitrail.data.sources.splits import WORDS, choose_part, no_test_split, part_notes, part_of
 
 # Names of columns, in any case.
 COLUMNS = {
@@ -30,9 +30,35 @@ OF_IMAGES = ("bytes", "image_bytes")  # not of paths
 UNUSUAL = ("picture", "photo", "txt", "labels", "cls")
 
 
+class Found(NamedTuple):
+    """The columns of a table of paths.
+
+    Attributes:
+        by_kind: values of each kind that is there.
+        names: of all columns.
+    """
+
+    by_kind: dict[str, list[Value]]
+    names: list[str]
+
+    def why_unlabelled(self) -> str:
+        """Returns the reason why no row has a label."""
+        if "label" in self.by_kind:
+            return "its column of labels is blank, or negative, in every row"
+        return f"none of its columns ({_some(self.names)}) is called {', '.join(COLUMNS['label'])}"
+
+    def notes(self) -> list[str]:
+        """Returns a sentence on the rows of parts that no split reads."""
+        return part_notes([part_of(value) for value in self.by_kind.get("split", [])], "rows")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:20])) or "none"
+
+
 def read_columns(
     path: Path, needed: Collection[str], kinds: Collection[str] = tuple(COLUMNS)
-) -> dict[str, list[Value]]:
+) -> Found:
     """Reads the columns of a table of paths (`read_table`), by kind.
 
     Raises:
@@ -40,7 +66,8 @@ def read_columns(
         ValueError: as `read_table` and `find_table_columns`.
     """
     wanted = {word for kind in kinds for word in COLUMNS[kind]}.difference(OF_IMAGES)
-    return find_table_columns(read_table(path, wanted), needed, kinds)
+    table = read_table(path, wanted)
+    return Found(find_table_columns(table, needed, kinds), table.names)
 
 
 def find_table_columns(
@@ -96,7 +123,7 @@ def choose_rows(spec: str, column: list[Value] | None, split: str, n_rows: int) 
     """
     remedy = "add a column 'split'"
     if column is None:
-        if split == "test":
+        if split != "train":
             raise no_test_split(spec, "it lacks a column 'split'", remedy)
         return list(range(n_rows))
     part_by_value = {value: part_of(value) for value in set(column)}
@@ -108,7 +135,7 @@ def choose_rows(spec: str, column: list[Value] | None, split: str, n_rows: int) 
             f"{', '.join(word for words in WORDS.values() for word in words)}"
         )
     part = choose_part(parts, split)
-    if part is None and split == "test":
+    if part is None and split != "train":
         raise no_test_split(spec, "no row's 'split' is test or val", remedy)
     if part is None:
         raise ValueError("no row's 'split' is train; without them there is nothing to train on")
@@ -150,6 +177,30 @@ class Columns(NamedTuple):
     label: str | None
     text: str | None
     classes: tuple[str, ...] | None
+
+
+def not_taken(schema: Any, columns: Columns) -> dict[str, str]:
+    """Returns the reason why a table with images has no "label", or no "text", of each that lacks.
+
+    Args:
+        schema: of the table.
+        columns: those that were found.
+    """
+    reasons = {}
+    for kind, needs in {"label": "text or whole numbers", "text": "text"}.items():
+        if getattr(columns, kind) is not None:
+            continue
+        words = COLUMNS[KINDS[kind]]
+        odd = [name for name in schema.names if name.lower() in words and name != columns.image]
+        if odd:
+            types = ", ".join(f"{name!r} ({schema.field(name).type})" for name in odd)
+            reasons[kind] = f"its column {types} does not hold {needs}"
+        elif kind == "label":
+            reasons[kind] = (
+                f"none of its columns ({_some(schema.names)}) is called {', '.join(words)}; name "
+                "one by label=COLUMN"
+            )
+    return reasons
 
 
 def find_schema_columns(schema: Any, asked: dict[str, str]) -> Columns:

@@ -14,14 +14,24 @@ from torch import Tensor
 
 from vitrail.data.contract import Detail, Source, Split
 from vitrail.data.decode.arrays import NPY_SUFFIX, check_readers, decode_array_file, needs_arrays
-from vitrail.data.decode.image import SUFFIXES, decode_file
+from vitrail.data.decode.formats import SUFFIXES
+from vitrail.data.decode.image import decode_file
 from vitrail.data.decode.pixels import Bits
 from vitrail.data.sources.channels import choose_channels
 from vitrail.data.sources.files import FileSource
 from vitrail.data.sources.formats.folder_labels import LabelTable, read_labels
 from vitrail.data.sources.formats.listing import Listing, Paths, list_files
+from vitrail.data.sources.labels import nfc, number_names
+from vitrail.data.sources.left_out import left_out_notes, some
 from vitrail.data.sources.spec import errors_of, split_options
-from vitrail.data.sources.splits import no_test_split, split_folders
+from vitrail.data.sources.splits import (
+    ForeignClassesError,
+    folder_notes,
+    no_test_split,
+    part_notes,
+    part_of,
+    split_folders,
+)
 
 OPTIONS = ("bits", "labels")
 
@@ -69,7 +79,7 @@ class FolderSource(FileSource):
         Times do not count, so a copied folder is the same one.
         """
         digest = hashlib.blake2b(digest_size=16)
-        paths, sizes = self._listing
+        paths, sizes, _ = self._listing
         for path, size in zip(paths.raws(), sizes.tolist(), strict=True):
             digest.update(b"%b\0%d\0" % (path, size))
         if self._given:
@@ -89,7 +99,8 @@ def open_folder(
 ) -> Source:
     """Opens `folder:DIR[,labels=FILE][,bits=16]`.
 
-    Hidden files and folders are skipped; links to folders are followed (`listing.list_files`).
+    Hidden files and folders, and those that vitrail has written, are skipped; links to folders are
+    followed (`listing.list_files`).
     Files are those of SUFFIXES, or, if there are none, `.npy` arrays.
 
     Splits: those of FILE's column; else two subfolders of DIR, one for training and one for testing
@@ -119,16 +130,27 @@ def open_folder(
         found = _split_folders(spec, root, split, table, folders)
         inside = found.get(split, "")
         listing = _list(root, inside)
+        left = left_out_notes(listing.left, [options["labels"]] if table and not inside else [])
         if not len(listing.paths):
             raise ValueError(
                 f"no images in {root / inside}; files must end in {', '.join(SUFFIXES)}"
+                + "".join(f" ({note})" for note in left)
             )
+        notes, reason = [*_notes_on_splits(root, table, found), *left], ""
         if table is None:
-            labels = _labels_of_subfolders(root, found, split, listing.paths)
+            labels, reason = _labels_of_subfolders(root, found, split, listing.paths, notes)
         else:
-            listing, labels = _labels_of_table(spec, table, inside, split, listing)
+            listing, labels = _labels_of_table(spec, table, inside, split, listing, notes)
     _check_channels(spec, listing.paths, channels or 3, bits)
-    return FolderSource(spec, root, listing, labels, channels or 3, bits)
+    source = FolderSource(spec, root, listing, labels, channels or 3, bits)
+    source.notes, source.unlabelled = tuple(notes), reason
+    return source
+
+
+def _notes_on_splits(root: Path, table: LabelTable | None, found: Mapping[str, str]) -> list[str]:
+    if table is not None and table.splits is not None:
+        return part_notes([part_of(value) for value in table.splits], "rows")
+    return folder_notes(root, list(found.values()))
 
 
 def _options(rest: str) -> tuple[str, dict[str, str]]:
@@ -167,9 +189,10 @@ def _split_folders(
         found = split_folders(root)
     else:
         found = {key: name for key, name in folders.items() if (root / name).is_dir()}
-    if len(found) == 2:
-        return found
-    if split == "test":
+    wanted = ("train", "val" if split == "val" else "test")
+    if found.keys() >= set(wanted):
+        return {key: found[key] for key in wanted}
+    if split != "train":
         column = "" if table is None else ", and its table of labels a column 'split'"
         lack = f"it lacks the subfolders 'train' and 'test' (or 'val'){column}"
         raise no_test_split(spec, lack, "add them")
@@ -182,36 +205,74 @@ def _list(root: Path, inside: str) -> Listing:
 
 
 def _labels_of_table(
-    spec: str, table: LabelTable, inside: str, split: Split, listing: Listing
+    spec: str, table: LabelTable, inside: str, split: Split, listing: Listing, notes: list[str]
 ) -> tuple[Listing, Labels]:
     with errors_of(table.name):
-        chosen = table.choose(spec, listing.paths, inside, split)
+        chosen = table.choose(spec, listing.paths, inside, split, notes)
     if chosen.positions is not None:
         paths = Paths.of([listing.paths.raw(i) for i in chosen.positions.tolist()])
-        listing = Listing(paths, listing.sizes[chosen.positions])
+        listing = Listing(paths, listing.sizes[chosen.positions], listing.left)
         if not len(paths):
             raise ValueError(f"none of the images of its split {split!r} is in the folder")
     return listing, Labels(chosen.labels, table.classes, given=True)
 
 
 def _labels_of_subfolders(
-    root: Path, folders: Mapping[str, str], split: Split, paths: Paths
-) -> Labels | None:
+    root: Path, folders: Mapping[str, str], split: Split, paths: Paths, notes: list[str]
+) -> tuple[Labels | None, str]:
+    """Returns the labels by subfolder, or the reason why there are none; adds to the notes."""
     inside, train = folders.get(split, ""), folders.get("train", "")
     names = _first_level(paths, inside)
     # a test split has the classes of training, under the same numbers
-    train_names = names if inside == train else _first_level(_list(root, train).paths, train)
-    classes = sorted({name for name, _ in train_names or ()}, key=os.fsencode)
-    if names is None or len(classes) < 2:
-        return None
-    if unknown := {name for name, _ in names} - set(classes):
-        raise ValueError(
+    if inside == train:
+        train_paths, train_names = paths, names
+    else:
+        train_paths = _list(root, train).paths
+        train_names = _first_level(train_paths, train)
+    found = sorted({name for name, _ in train_names or ()}, key=os.fsencode)
+    number, classes = number_names(found)
+    if train_names is None or len(classes) < 2:
+        reason = _no_classes(train_paths, train, train_names)
+    elif names is None:
+        reason = _no_classes(paths, inside, None)
+    else:
+        reason = ""
+    if reason or names is None:
+        if any(_is_below(path, inside) for path in paths.raws()):
+            notes.append(f"no labels: {reason}")
+        return None, reason
+    if len(classes) < len(found):
+        notes.append(
+            f"{len(found) - len(classes)} class folders have a name that another has in the other "
+            "Unicode form (NFC and NFD); each such pair is one class"
+        )
+    if unknown := {name for name, _ in names if nfc(name) not in number}:
+        foreign = len(unknown) == len({name for name, _ in names})
+        raise (ForeignClassesError if foreign else ValueError)(
             f"{inside!r} holds the class {min(unknown)!r}, which {train!r} lacks; "
             "both need the same subfolders"
         )
-    number = {name: i for i, name in enumerate(classes)}
-    of_runs = np.array([number[name] for name, _ in names], np.int32)
-    return Labels(np.repeat(of_runs, [count for _, count in names]), classes, given=False)
+    of_runs = np.array([number[nfc(name)] for name, _ in names], np.int32)
+    return Labels(np.repeat(of_runs, [count for _, count in names]), classes, given=False), ""
+
+
+def _is_below(path: bytes, inside: str) -> bool:
+    """Returns whether an image is in a subfolder of the folder `inside`."""
+    return b"/" in path[len(os.fsencode(inside)) + 1 if inside else 0 :]
+
+
+def _no_classes(paths: Paths, inside: str, names: list[tuple[str, int]] | None) -> str:
+    """Returns the reason why the subfolders of a folder are no classes."""
+    if names:
+        return f"all images are in the one subfolder {names[0][0]!r}, and classes are two or more"
+    flat = [os.fsdecode(path) for path in paths.raws() if not _is_below(path, inside)]
+    if len(flat) == len(paths):
+        return f"its images are in no subfolders{f' of {inside}' if inside else ''}"
+    are = "image is" if len(flat) == 1 else "images are"
+    return (
+        f"{len(flat)} {are} in no class folder ({some(flat)}), so the subfolders are not taken as "
+        "classes; move or remove them"
+    )
 
 
 def _first_level(paths: Paths, inside: str) -> list[tuple[str, int]] | None:

@@ -1,6 +1,5 @@
 """Labels of a folder's images by a table: each row has a path, a class and, if any, a split."""
 
-import logging
 import os
 import posixpath
 from dataclasses import dataclass
@@ -13,9 +12,8 @@ from jaxtyping import Int, Int32
 from vitrail.data.contract import Split
 from vitrail.data.sources.formats.columns import choose_rows, number_labels, read_columns, texts
 from vitrail.data.sources.formats.listing import Paths
+from vitrail.data.sources.labels import nfc
 from vitrail.data.sources.spec import errors_of
-
-logger = logging.getLogger(__name__)
 
 KINDS = ("image", "label", "split")
 NEEDED = ("image", "label")
@@ -51,7 +49,9 @@ class LabelTable:
     classes: list[str]
     splits: list | None
 
-    def choose(self, spec: str, paths: Paths, inside: str, split: Split) -> Chosen:
+    def choose(
+        self, spec: str, paths: Paths, inside: str, split: Split, notes: list[str]
+    ) -> Chosen:
         """Returns the images of a split, and their labels.
 
         With a column of splits an image without a row belongs to "train". Without one, `paths` are
@@ -62,6 +62,7 @@ class LabelTable:
             paths: of the folder, or of its subfolder `inside`.
             inside: the subfolder, "" for none.
             split: "train" or "test".
+            notes: gets a sentence on rows that name no image.
 
         Raises:
             ValueError: no row names an image, or two rows of an image differ.
@@ -69,7 +70,9 @@ class LabelTable:
         """
         places = {path: place for place, path in enumerate(paths.raws())}
         rows = [places.get(os.fsencode(file), -1) for file in self.files]
-        self._report_missing(rows, paths, inside)
+        if -1 in rows:
+            self._add_other_forms(rows, paths)
+        self._note_missing(rows, paths, inside, notes)
         labels = self._per_image(rows, self.labels, len(paths), "label")
         if self.splits is None:
             return Chosen(None, labels)
@@ -79,6 +82,13 @@ class LabelTable:
         taken = (states != 0) if split == "train" else (states == 1)
         positions = np.flatnonzero(taken)
         return Chosen(positions, labels[positions])
+
+    def _add_other_forms(self, rows: list[int], paths: Paths) -> None:
+        """Finds images whose names are in the other Unicode form, as macOS writes them."""
+        composed = {nfc(path): place for place, path in enumerate(paths) if not path.isascii()}
+        for row, (file, place) in enumerate(zip(self.files, rows, strict=True)):
+            if place < 0 and not file.isascii():
+                rows[row] = composed.get(nfc(file), -1)
 
     def _per_image(
         self, rows: list[int], values: list[int] | list[bool], n_images: int, kind: str
@@ -97,8 +107,8 @@ class LabelTable:
             per_image[place], seen[place] = value, True
         return per_image
 
-    def _report_missing(self, rows: list[int], paths: Paths, inside: str) -> None:
-        """Logs the number of rows that name no image. ValueError if no row names one."""
+    def _note_missing(self, rows: list[int], paths: Paths, inside: str, notes: list[str]) -> None:
+        """Notes the number of rows that name no image. ValueError if no row names one."""
         prefix = f"{inside}/" if inside else ""
         missing = [
             file
@@ -112,12 +122,9 @@ class LabelTable:
                 "to the folder, with forward slashes"
             )
         if missing:
-            logger.warning(
-                "%s: %d of %d rows name no image of the folder and are left out (the first: %r)",
-                self.name,
-                len(missing),
-                len(rows),
-                missing[0],
+            notes.append(
+                f"{self.name}: {len(missing)} of {len(rows)} rows name no image of the folder and "
+                f"are left out (the first: {missing[0]!r})"
             )
 
 
@@ -137,7 +144,7 @@ def read_labels(root: Path, name: str) -> LabelTable:
     path = root / Path(name).expanduser()
     try:
         with errors_of(f"labels={name}"):
-            columns = read_columns(path, NEEDED, KINDS)
+            columns = read_columns(path, NEEDED, KINDS).by_kind
             labels, classes = number_labels(columns["label"])
             files = [posixpath.normpath(file) for file in texts(columns["image"], "image")]
             if labels is None or classes is None:

@@ -10,11 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from vitrail.data.contract import BadSampleError, Detail, Sample, Source, Split
+from vitrail.data.contract import BadSampleError, Detail, Header, Sample, Source, Split
+from vitrail.data.decode.headers import header_of_bytes
 from vitrail.data.decode.image import decode_bytes
 from vitrail.data.sources.channels import choose_channels
 from vitrail.data.sources.formats.columns import Columns, find_schema_columns
-from vitrail.data.sources.formats.parquet import OPTIONS, image_bytes, parquet_source, plain_text
+from vitrail.data.sources.formats.parquet import (
+    OPTIONS,
+    add_reasons,
+    image_bytes,
+    parquet_source,
+    plain_text,
+)
 from vitrail.data.sources.formats.parquet_index import Files
 from vitrail.data.sources.labels import encode_labels, number_classes
 from vitrail.data.sources.spec import errors_of, split_options
@@ -62,6 +69,13 @@ class HfSource(Source):
 
     def id(self, index: int) -> str:
         return str(index)
+
+    def header(self, index: int) -> Header | None:
+        try:
+            row = self._rows[index].to_pylist()[0]
+            return header_of_bytes(image_bytes(row[self._columns.image], self.id(index)))
+        except (BadSampleError, UnicodeDecodeError):
+            return None
 
     def text(self, index: int) -> str | None:
         if self._texts is None:
@@ -114,7 +128,9 @@ def open_hf(rest: str, split: Split, channels: int | None) -> Source:
         files = _parquet_files(spec, name, options.get("config"))
         wanted = _wanted(spec, split, train_split, list(files))
         train_files = files.get(train_split, files[wanted])
-        return parquet_source(spec, files[wanted], train_files, asked, channels)
+        streamed = parquet_source(spec, files[wanted], train_files, asked, channels)
+        streamed.notes += _unread(list(files), train_split)
+        return streamed
     whole = _load(spec, name, options.get("config"))
     names = [str(key) for key in whole]
     base = re.split(r"[\[+]", train_split)[0]  # of train[:10%]
@@ -124,7 +140,18 @@ def open_hf(rest: str, split: Split, channels: int | None) -> Source:
     else:
         rows = whole[_wanted(spec, split, train_split, names)]
         train = whole[base] if base in names else rows
-    return _hf_source(spec, rows, train, asked, channels)
+    source = _hf_source(spec, rows, train, asked, channels)
+    source.notes += _unread(names, base)
+    return source
+
+
+def _unread(names: list[str], train_split: str) -> tuple[str, ...]:
+    """Returns a sentence on splits that are neither trained nor tested on."""
+    test = choose_name([name for name in names if name != train_split], "test")
+    others = [name for name in names if name not in (train_split, test)]
+    if not others:
+        return ()
+    return (f"its splits {', '.join(map(repr, others))} are not read",)
 
 
 def _hf_source(spec: str, rows: Any, train: Any, asked: dict[str, str], channels: int) -> HfSource:
@@ -137,7 +164,9 @@ def _hf_source(spec: str, rows: Any, train: Any, asked: dict[str, str], channels
     values, codes = _labels(rows, columns.label)
     train_values = _labels(train, columns.label)[0] if columns.classes is None else values
     classes = number_classes(spec, codes, values, train_values, columns.classes)
-    return HfSource(spec, rows, columns, classes, channels)
+    source = HfSource(spec, rows, columns, classes, channels)
+    add_reasons(source, rows.features.arrow_schema, columns, classes[1])
+    return source
 
 
 def _require_bytes(spec: str, rows: Any, image: str) -> None:
@@ -177,8 +206,8 @@ def _check_installed(spec: str) -> None:
 
 def _wanted(spec: str, split: str, train_split: str, names: list[str]) -> str:
     """Returns the name of the data set's split that is "train" or "test"."""
-    if split == "test":
-        found = choose_name([name for name in names if name != train_split], "test")
+    if split != "train":
+        found = choose_name([name for name in names if name != train_split], split)
         if found is None:
             raise no_test_split(spec, f"its splits are {', '.join(names)}")
         return found

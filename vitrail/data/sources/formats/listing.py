@@ -6,9 +6,12 @@ as the status of every folder is the same. A file whose content is replaced in p
 its listed size stays, as does the fingerprint. If that matters, remove the cache
 (`vitrail.data.sources.cache.cache_folder`).
 
+What is not listed is counted (`Left`), and folders that vitrail itself has written are not walked.
+
 Shape legend: N files · M = N + 1 starts of paths, the last the end of all · F folders.
 """
 
+import json
 import logging
 import os
 import time
@@ -22,11 +25,12 @@ import numpy as np
 from jaxtyping import Int64
 
 from vitrail.data.sources.cache import load_arrays, save_arrays
+from vitrail.data.sources.left_out import OUTPUTS, Left, is_output
 
 logger = logging.getLogger(__name__)
 
 KEPT_FROM = 5000  # files; listing fewer is as fast as reading the cache
-VERSION = "1"  # of the cached arrays
+VERSION = "2"  # of the cached arrays
 
 # A change within the tick of a file system's clock leaves a folder's time as it is (FAT's is 2
 # seconds), so the listing of a folder that has just changed is not saved.
@@ -86,10 +90,12 @@ class Listing(NamedTuple):
     Attributes:
         paths: relative to the root.
         sizes: int64 [N], in bytes, -1 for an unknown size.
+        left: what is not listed.
     """
 
     paths: Paths
     sizes: Int64[np.ndarray, " N"]
+    left: Left
 
 
 @dataclass
@@ -101,6 +107,7 @@ class _Walk:
         sizes: of the files.
         folders: paths of the folders.
         status: of each folder, (device, inode, changed, modified), times in ns.
+        left: what is not listed.
         lasting: false with links to nowhere, whose target may become a folder.
     """
 
@@ -108,14 +115,16 @@ class _Walk:
     sizes: list[int] = field(default_factory=list)
     folders: list[bytes] = field(default_factory=list)
     status: list[tuple[int, int, int, int]] = field(default_factory=list)
+    left: Left = field(default_factory=Left)
     lasting: bool = True
 
 
 def list_files(root: Path, inside: str, suffixes: Sequence[str]) -> Listing:
     """Returns all files under root/inside with one of these suffixes, in any case.
 
-    Hidden files and folders are skipped. Links to folders are followed; a folder that is reached
-    twice is read once, at the first place in order, so loops end.
+    Hidden files and folders are skipped, and folders of vitrail's own (`is_output`). Links to
+    folders are followed; a folder that is reached twice is read once, at the first place in order,
+    so loops end.
 
     Args:
         root: folder that paths are relative to.
@@ -135,12 +144,15 @@ def list_files(root: Path, inside: str, suffixes: Sequence[str]) -> Listing:
     listing = Listing(
         Paths.of([walk.paths[i] for i in order]),
         np.array(walk.sizes, np.int64)[order],
+        walk.left,
     )
     status_F4 = np.array(walk.status, np.uint64)
     settled = int(status_F4[:, 2:].max()) + SETTLED_NS < begin
     if len(order) >= KEPT_FROM and walk.lasting and settled:
         folders = {f"folder_{k}": v for k, v in Paths.of(walk.folders).arrays().items()}
-        arrays = {**listing.paths.arrays(), "sizes": listing.sizes, **folders, "status": status_F4}
+        left = np.frombuffer(json.dumps(vars(walk.left)).encode(), np.uint8)
+        arrays = {**listing.paths.arrays(), "sizes": listing.sizes, **folders}
+        arrays |= {"status": status_F4, "left": left}
         save_arrays(KIND, key, arrays)
     return listing
 
@@ -153,6 +165,7 @@ def _walk(root: Path, inside: str, suffixes: tuple[bytes, ...]) -> _Walk:
         try:
             status = _status(root, folder)
             if status[:2] in seen:
+                found.left.again.append(os.fsdecode(folder))
                 continue
             entries = sorted(os.scandir(_join(root, folder)), key=lambda entry: entry.name)
         except OSError as error:
@@ -163,6 +176,14 @@ def _walk(root: Path, inside: str, suffixes: tuple[bytes, ...]) -> _Walk:
         seen.add(status[:2])
         found.folders.append(folder)
         found.status.append(status)
+        is_top = len(found.folders) == 1
+        if is_output({entry.name for entry in entries}):
+            if not is_top:
+                found.left.outputs.append(os.fsdecode(folder))
+                continue
+            # the run's folder is the data's folder: the images beside it are data
+            found.left.outputs += [os.fsdecode(e.name) for e in entries if e.name in OUTPUTS]
+            entries = [entry for entry in entries if entry.name not in OUTPUTS]
         below = _add_files(entries, folder + b"/" if folder else b"", suffixes, found)
         waiting += reversed(below)  # the first is walked next
     return found
@@ -179,6 +200,7 @@ def _add_files(
     for entry in entries:
         name = entry.name
         if name.startswith(b"."):
+            found.left.hidden += 1
             continue
         if _is_folder(entry):
             folders.append(prefix + name)
@@ -186,8 +208,9 @@ def _add_files(
             found.paths.append(prefix + name)
             found.sizes.append(_size(entry))
             found.lasting &= found.sizes[-1] >= 0
-        elif entry.is_symlink():
-            found.lasting &= os.path.exists(entry.path)
+        else:
+            found.left.add_file(prefix + name)
+            found.lasting &= not entry.is_symlink() or os.path.exists(entry.path)
     return folders
 
 
@@ -230,7 +253,8 @@ def _load(root: Path, key: str) -> Listing | None:
             raise ValueError("sizes")
         if status_F4.shape != (len(folders), 4) or status_F4.dtype != np.uint64:
             raise ValueError("status")
-    except (KeyError, ValueError) as error:
+        left = Left(**json.loads(arrays["left"].tobytes()))
+    except (KeyError, ValueError, TypeError) as error:
         logger.info("a cached listing of %s is damaged and made again (%s)", root, error)
         return None
     try:
@@ -240,7 +264,7 @@ def _load(root: Path, key: str) -> Listing | None:
         )
     except OSError:  # a folder is gone
         return None
-    return Listing(paths, sizes_N) if same else None
+    return Listing(paths, sizes_N, left) if same else None
 
 
 def _paths(text: np.ndarray, starts: np.ndarray) -> Paths:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from vitrail.data.contract import BadSampleError, Detail, Sample, Source
+from vitrail.data.contract import BadSampleError, Detail, Header, Sample, Source
 from vitrail.data.decode.image import MACHINE_ERRNOS, UnusablePixelsError
 from vitrail.data.decode.pixels import (
     ADAPTABLE,
@@ -23,6 +23,7 @@ from vitrail.data.decode.pixels import (
     check_size,
 )
 from vitrail.data.sources.channels import choose_channels
+from vitrail.data.sources.files import stamps
 from vitrail.data.sources.memory import MemorySource
 from vitrail.data.sources.spec import errors_of
 
@@ -109,6 +110,9 @@ class MappedSource(Source):
     def id(self, index: int) -> str:
         return str(index)
 
+    def header(self, index: int) -> Header:
+        return Header(self._stored.size("H"), self._stored.size("W"), str(self._stored.dtype))
+
     def fingerprint(self) -> str:
         """Returns a digest of shape, dtype, labels, and the pixels of FINGERPRINTED images."""
         stored = self._stored
@@ -117,6 +121,9 @@ class MappedSource(Source):
         for index in np.linspace(0, len(self) - 1, min(FINGERPRINTED, len(self))).astype(int):
             digest.update(self._images()[index].tobytes())
         return digest.hexdigest()
+
+    def written(self) -> Sequence[tuple[str, int, int]]:
+        return stamps(1, lambda _: (self._stored.path.name, self._stored.path))
 
     def _images(self) -> np.ndarray:
         # a forked process may use its parent's map: there is no shared position in it

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,14 @@ class PairsSource(FileSource):
         if not self._paths[index]:
             raise BadSampleError(self.id(index), "its row has no path of an image")
         return super().read(index, detail)
+
+    def path(self, index: int) -> Path:
+        """Returns the path of an image; if only the other Unicode form of its name exists, that."""
+        path = super().path(index)
+        if self._paths[index].isascii() or os.path.lexists(path):
+            return path
+        forms = (path.parent / unicodedata.normalize(form, path.name) for form in ("NFC", "NFD"))
+        return next(filter(os.path.lexists, forms), path)
 
     def picture(self, index: int) -> str:
         return os.path.normpath(self._paths[index])
@@ -78,14 +87,15 @@ def open_pairs(rest: str, split: Split, channels: int | None) -> Source:
     _check_file(spec, rest, path)
     try:
         with errors_of(spec):
-            columns = read_columns(path, NEEDED)
+            found = read_columns(path, NEEDED)
+            columns = found.by_kind
             chosen = choose_rows(spec, columns.get("split"), split, len(columns["image"]))
             labels, classes = number_labels(columns.get("label"))
             paths, captions = (texts(columns[kind], kind) for kind in NEEDED)
     except OSError as error:
         raise ValueError(f"{spec}: it cannot be read ({error.strerror or error})") from error
     paths = [paths[i] for i in chosen]
-    return PairsSource(
+    source = PairsSource(
         spec,
         path.parent,
         paths,
@@ -95,6 +105,10 @@ def open_pairs(rest: str, split: Split, channels: int | None) -> Source:
         captions=[_usable(captions[i]) for i in chosen],
         ids=unique_ids([path or "(no path)" for path in paths]),
     )
+    source.notes = tuple(found.notes())
+    if labels is None:
+        source.unlabelled = found.why_unlabelled()
+    return source
 
 
 def _usable(caption: str) -> str | None:

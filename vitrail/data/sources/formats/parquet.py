@@ -8,18 +8,21 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vitrail.data.contract import WINDOW, BadSampleError, Detail, Sample, Source, Split
+from vitrail.data.contract import WINDOW, BadSampleError, Detail, Header, Sample, Source, Split
+from vitrail.data.decode.headers import header_of_bytes
 from vitrail.data.decode.image import MACHINE_ERRNOS, decode_bytes
 from vitrail.data.sources.channels import choose_channels
-from vitrail.data.sources.formats.columns import Columns, find_schema_columns
+from vitrail.data.sources.files import stamps
+from vitrail.data.sources.formats.columns import Columns, find_schema_columns, not_taken
 from vitrail.data.sources.formats.parquet_index import Files, Footers, read_footers
 from vitrail.data.sources.formats.shard_paths import REMOTE, find_shards
 from vitrail.data.sources.labels import number_classes
-from vitrail.data.sources.spec import errors_of, split_options
+from vitrail.data.sources.spec import check_regular, errors_of, split_options
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,13 @@ class ParquetSource(Source):
         name = self._names[int(self._footers.of_file[group])]
         return f"{name}/{index - self._first_row[group]}"
 
+    def header(self, index: int) -> Header | None:
+        try:
+            row = self._row(index, [self._columns.image])
+            return header_of_bytes(image_bytes(row[self._columns.image], self.id(index)))
+        except BadSampleError:
+            return None
+
     def text(self, index: int) -> str | None:
         """Reads the caption from the file; None if it is blank or damaged."""
         name = self._columns.text
@@ -101,6 +111,12 @@ class ParquetSource(Source):
         for array in (self._footers.of_file, self._footers.rows, self._labels):
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
         return digest.hexdigest()
+
+    def written(self) -> Sequence[tuple[str, int, int]]:
+        if self._files.filesystem is not None:  # of the hub, whose files have a version
+            return ()
+        paths = self._files.paths
+        return stamps(len(paths), lambda i: (self._names[i], Path(paths[i])))
 
     def blocks(self) -> Sequence[range]:
         return [range(a, b) for a, b in zip([0, *self._ends[:-1]], self._ends, strict=True)]
@@ -189,8 +205,12 @@ def open_parquet(rest: str, split: Split, channels: int | None) -> Source:
             "by hf:NAME or, without a download, by hf:NAME,stream=yes"
         )
     shards = find_shards("parquet", pattern, options.pop("test", None), ".parquet")
+    for path in (*shards.train, *shards.test):
+        check_regular(path)
     chosen, train = (Files(tuple(map(str, of))) for of in (shards.of(split, spec), shards.train))
-    return parquet_source(spec, chosen, train, options, channels)
+    source = parquet_source(spec, chosen, train, options, channels)
+    source.notes = (*shards.notes, *source.notes)
+    return source
 
 
 def parquet_source(
@@ -232,7 +252,27 @@ def parquet_source(
         )
     values, train_values = ([str(value) for value in of.values] for of in (footers, of_train))
     classes = number_classes(spec, footers.codes, values, train_values, columns.classes)
-    return ParquetSource(spec, files, footers, columns, classes, channels)
+    source = ParquetSource(spec, files, footers, columns, classes, channels)
+    add_reasons(source, schema, columns, classes[1])
+    return source
+
+
+def add_reasons(source: Source, schema: Any, columns: Columns, labels: np.ndarray) -> None:
+    """Adds to a source the notes on columns that are not taken, and why it has no labels.
+
+    Args:
+        source: of rows.
+        schema: of its table.
+        columns: those that are taken.
+        labels: class numbers, -1 for no label.
+    """
+    reasons = not_taken(schema, columns)
+    if columns.label is not None and (labels < 0).all():
+        reasons["label"] = f"its column {columns.label!r} is blank, or negative, in every row"
+    source.unlabelled = reasons.get("label", "")
+    # a table without labels or captions is nothing to remark on, one with an unused column is
+    odd = [reason for reason in reasons.values() if "does not hold" in reason]
+    source.notes += tuple(f"{reason}, and is not read" for reason in odd)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The row groups and labels of Parquet files, read before any image and cached."""
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -78,6 +79,7 @@ def read_footers(files: Files, columns: Columns) -> Footers:
 
     def read_one(number: int) -> tuple[list[tuple[int, int, int, int]], list[Any]]:
         with files.open(number) as file:
+            _require_columns(files.names()[number], file.schema_arrow.names, columns)
             groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
             rows = [
                 (number, i, group.num_rows, _group_bytes(group, columns.image))
@@ -97,6 +99,16 @@ def read_footers(files: Files, columns: Columns) -> Footers:
     footers = Footers(of_file, group, rows, size, codes, np.array(values, dtype=np.str_))
     save_arrays("parquet", key, footers._asdict())
     return footers
+
+
+def _require_columns(name: str, names: Sequence[str], columns: Columns) -> None:
+    """ValueError for a file of another table, such as the features that `vitrail embed` writes."""
+    wanted = [column for column in (columns.image, columns.label, columns.text) if column]
+    if lacking := [column for column in wanted if column not in names]:
+        raise ValueError(
+            f"{name} has no column {lacking[0]!r}, which the first file has; its columns are "
+            f"{', '.join(names)}: move it away, or name the files by a pattern"
+        )
 
 
 def _group_bytes(group: Any, name: str) -> int:

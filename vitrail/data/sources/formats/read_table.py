@@ -6,7 +6,10 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from vitrail.data.sources.spec import check_regular
+
 Value = str | int | None
+MAX_LINE = 2**26  # bytes
 TYPES = (str, int, type(None))  # exactly: True is no number here
 
 
@@ -74,6 +77,7 @@ def read_table(path: Path, wanted: Collection[str]) -> Table:
     """
     if path.suffix.lower() not in READERS:
         raise ValueError(f"its name must end in {', '.join(READERS)}")
+    check_regular(path)
     table = Table(wanted)
     READERS[path.suffix.lower()](path, table)
     return table
@@ -132,7 +136,9 @@ def _read_jsonl(path: Path, table: Table) -> None:
 
 def _lines(path: Path) -> Iterator[str]:
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
+            if len(line) > MAX_LINE:
+                raise ValueError(f"line {number} has more than {MAX_LINE:,} bytes; it is no table")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ from vitrail.data.sources.splits import (
     choose_part,
     no_test_split,
     part_folders,
+    part_notes,
     part_of,
     split_folders,
 )
@@ -36,10 +37,14 @@ class Shards(NamedTuple):
     Attributes:
         train: for training.
         test: for testing, empty without a test split.
+        val: for validation, if that is not the test split.
+        notes: on shards that are not read.
     """
 
     train: tuple[Path, ...]
     test: tuple[Path, ...]
+    val: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def of(self, split: Split, spec: str) -> tuple[Path, ...]:
         """Returns the shards of a split. NoTestSplitError for a missing test split."""
@@ -50,7 +55,9 @@ class Shards(NamedTuple):
                 "give its shards by the option test=PATTERN, name them train-... and test-... (or "
                 "val-...)",
             )
-        return self.train if split == "train" else self.test
+        if split == "val" and not self.val:
+            raise no_test_split(spec, "no shards are for validation")
+        return {"train": self.train, "test": self.test, "val": self.val}[split]
 
 
 def find_shards(kind: str, pattern: str, test_pattern: str | None, suffix: str) -> Shards:
@@ -161,18 +168,30 @@ def _by_name(kind: str, pattern: str, paths: list[Path]) -> Shards:
     parts = [_part(path) for path in paths]
     test_part = choose_part(parts, "test")
     if "train" not in parts or test_part is None:
-        return Shards(tuple(paths), ())
+        return Shards(tuple(paths), (), notes=tuple(_unsplit(paths, parts)))
     if None in parts:
         odd = paths[parts.index(None)]
         raise ValueError(
             f"{kind}:{pattern}: other shards are named after train and {test_part}, but "
             f"{odd.name} is not; name the shards by two patterns, with test=PATTERN"
         )
-    train, test = (
+    train, test, val = (
         tuple(p for p, part in zip(paths, parts, strict=True) if part == wanted)
-        for wanted in ("train", test_part)
+        for wanted in ("train", test_part, "val")
     )
-    return Shards(train, test)
+    return Shards(train, test, val, tuple(part_notes(parts, "shards")))
+
+
+def _unsplit(paths: list[Path], parts: list[Part | None]) -> list[str]:
+    """Returns a sentence on shards of which only some are named after a split."""
+    known = next((part for part in parts if part is not None), None)
+    if known is None or all(part == known for part in parts):
+        return []
+    odd = next(path for path, part in zip(paths, parts, strict=True) if part != known)
+    return [
+        f"some shards are named after {known!r} and others, as {odd.name!r}, are not: all are read "
+        "together; name the shards for tests by test=PATTERN"
+    ]
 
 
 def _part(path: Path) -> Part | None:

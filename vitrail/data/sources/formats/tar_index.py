@@ -5,25 +5,27 @@ follow each other, are one sample; the suffix after that dot gives the kind of e
 """
 
 import json
-import logging
 import os
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from vitrail.data.decode.formats import SUFFIXES
 from vitrail.data.sources.cache import load_arrays, save_arrays
+from vitrail.data.sources.formats.tar_walk import Member, Walk
 from vitrail.data.sources.labels import encode_labels
+from vitrail.data.sources.left_out import TarLeft
+from vitrail.data.sources.spec import open_regular
 
-logger = logging.getLogger(__name__)
-
-VERSION = 1  # of the cached arrays
-IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "npy")
+VERSION = 2  # of the cached arrays
+# Without the dot; a sample's image is the first of them.
+_USUAL = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "npy")
+IMAGES = tuple(dict.fromkeys((*_USUAL, *(suffix[1:] for suffix in SUFFIXES))))
 LABELS = ("cls",)
 TEXTS = ("txt", "text", "caption")
 JSON_LABELS = ("label", "cls", "class")  # keys of a .json member
@@ -31,18 +33,6 @@ JSON_TEXTS = ("caption", "text", "txt")
 MAX_LABEL = 2**8  # bytes of a .cls member; a class is a number or a name
 MAX_JSON = 2**20  # bytes of a .json member
 THREADS = 8  # waiting for the disk while headers are read
-
-
-class Member(NamedTuple):
-    """The place of a file in a shard.
-
-    Attributes:
-        offset: of its first byte.
-        size: in bytes.
-    """
-
-    offset: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +51,7 @@ class TarIndex:
         names: uint8, the names in UTF-8, one after another.
         labels: text, each once.
         counts: int64, the samples of each shard.
+        left: text, what was left out of each shard (`left_out.TarLeft`), as JSON.
     """
 
     name_ends: np.ndarray
@@ -74,6 +65,7 @@ class TarIndex:
     names: np.ndarray
     labels: np.ndarray
     counts: np.ndarray
+    left: np.ndarray
 
     def __len__(self) -> int:
         return len(self.name_ends)
@@ -128,12 +120,12 @@ def _split(cached: dict[str, np.ndarray] | None, states: np.ndarray) -> list[Tar
     whole = TarIndex(**cached)
     ends = np.cumsum(whole.counts)
     return [
-        _part(whole, int(end - count), int(end)) if unchanged else None
-        for unchanged, count, end in zip(same, whole.counts, ends, strict=True)
+        _part(whole, shard, int(end - count), int(end)) if unchanged else None
+        for shard, (unchanged, count, end) in enumerate(zip(same, whole.counts, ends, strict=True))
     ]
 
 
-def _part(whole: TarIndex, start: int, stop: int) -> TarIndex:
+def _part(whole: TarIndex, shard: int, start: int, stop: int) -> TarIndex:
     rows = {f.name: getattr(whole, f.name)[start:stop] for f in fields(TarIndex)}
     first, last = (int(whole.name_ends[i - 1]) if i else 0 for i in (start, stop))
     rows["name_ends"] = rows["name_ends"] - first
@@ -141,6 +133,7 @@ def _part(whole: TarIndex, start: int, stop: int) -> TarIndex:
         "names": whole.names[first:last],
         "labels": whole.labels,
         "counts": np.array([stop - start]),
+        "left": whole.left[shard : shard + 1],
     }
     return TarIndex(**rows)
 
@@ -166,84 +159,45 @@ def index_shard(path: Path, image: str | None) -> TarIndex:
     """Returns the samples of one shard, by its headers, labels and JSON members.
 
     Of a shard that is cut off or damaged, the samples before that remain. The last of them may not
-    be whole, so it becomes one that cannot be read. A warning is logged.
+    be whole, so it becomes one that cannot be read.
     """
     rows: list[dict[str, Any]] = []
+    left = TarLeft(path.name)
     try:
-        with open(path, "rb") as file:
-            walk = _Walk(path, file)
+        with open_regular(path) as file:
+            walk = Walk(path, file, left)
             for name, members in groupby(walk, key=lambda found: found[0]):
-                row = _row(file, name, {suffix: member for _, suffix, member in members}, image)
+                row = _row(file, name, _by_suffix(name, members, left), image, left)
                 if row:
                     rows.append(row)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
     if walk.damage:
         lost = "" if not rows else f", and with it sample {rows[-1]['name']!r}"
-        logger.warning("%s %s: what follows is lost%s", path, walk.damage, lost)
+        left.damage = f"{path} {walk.damage}: what follows is lost{lost}"
     if walk.damage and rows:
         rows[-1]["image"] = Member(rows[-1]["image"].offset, -1)
-    return _packed(rows)
+    return _packed(rows, left)
 
 
-class _Walk:
-    """The members of a tar that are plain files: (sample, suffix, Member), in order.
-
-    Attributes:
-        damage: after the last member, a description of the shard's damage, empty for none.
-    """
-
-    def __init__(self, path: Path, file: BinaryIO):
-        self.damage = ""
-        self._path, self._file = path, file
-
-    def __iter__(self) -> Iterator[tuple[str, str, Member]]:
-        end = os.fstat(self._file.fileno()).st_size
-        try:
-            tar = tarfile.open(fileobj=self._file, mode="r:")  # noqa: SIM115 (the file is closed)
-        except tarfile.TarError as error:
-            raise ValueError(
-                f"{self._path} is not a tar file ({error}); compressed ones must be unpacked "
-                "(gunzip), since samples are read from the middle"
-            ) from error
-        info = self._next(tar)
-        while info is not None:
-            tar.members = []  # type: ignore[attr-defined]  # else it grows with every member
-            if info.offset_data + info.size > end:
-                self.damage = f"is cut off: it has {end:,} bytes"
-            folder, slash, last = info.name.rpartition("/")
-            sample, dot, suffix = last.partition(".")
-            if info.isreg() and not info.issparse() and sample and dot:
-                member = Member(info.offset_data, info.size)
-                yield folder + slash + sample, suffix.lower(), member
-            info = self._next(tar)
-        # tarfile ends alike at the end mark, a block of zeros, and at a damaged header
-        self._file.seek(tar.offset)
-        block = self._file.read(tarfile.BLOCKSIZE)
-        if block.strip(b"\0"):
-            self.damage = self.damage or f"is damaged at byte {tar.offset:,}"
-        if not block and not self.damage:
-            logger.warning("%s has no end mark: it may be cut off", self._path)
-
-    def _next(self, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-        try:
-            info = tar.next()
-        except (tarfile.TarError, ValueError, EOFError, MemoryError) as error:
-            self.damage = self.damage or f"is cut off or damaged ({error})"
-            return None
-        # with a size below zero older versions of tarfile go back and loop for ever
-        if info is not None and (info.size < 0 or tar.offset <= info.offset):
-            self.damage = self.damage or f"is damaged at byte {info.offset:,}"
-            return None
-        return info
+def _by_suffix(
+    name: str, members: Iterable[tuple[str, str, Member]], left: TarLeft
+) -> dict[str, Member]:
+    found: dict[str, Member] = {}
+    for _, suffix, member in members:
+        if suffix in found:
+            left.add("repeated", f"{name}.{suffix}")
+        found[suffix] = member
+    return found
 
 
 def _row(
-    file: BinaryIO, name: str, members: dict[str, Member], image: str | None
+    file: BinaryIO, name: str, members: dict[str, Member], image: str | None, left: TarLeft
 ) -> dict[str, Any] | None:
     """Returns the row of the index for a sample, None for one without an image."""
     suffix = next((s for s in ((image,) if image else IMAGES) if s in members), None)
     if suffix is None:
+        left.add_sample(name, members, (*LABELS, *TEXTS, "json"), IMAGES)
         return None
     kind = suffix.rpartition(".")[2]
     text = next((members[s] for s in TEXTS if s in members), None)
@@ -254,13 +208,21 @@ def _row(
         "suffix": IMAGES.index(kind) if kind in IMAGES else 0,
         "text": text,
         "of_json": False,
-        "label": None if label is None else _read(file, label, MAX_LABEL).decode(errors="replace"),
+        "label": None,
     }
+    if label is not None:
+        if label.size > MAX_LABEL:
+            left.add("long_label", f"{name}.cls")
+        row["label"] = _read(file, label, MAX_LABEL).decode(errors="replace")
     if "json" in members and (text is None or label is None):
         content = parse_json(_read(file, members["json"], MAX_JSON))
+        if not content:
+            left.add("json", f"{name}.json")
         if label is None:
             value = next((content[key] for key in JSON_LABELS if key in content), None)
             row["label"] = str(value) if type(value) in (int, str) else None
+            if value is not None and row["label"] is None:
+                left.add("json_label", f"{name}.json")
         if text is None and json_text(content):
             row |= {"text": members["json"], "of_json": True}
     return row
@@ -285,7 +247,7 @@ def json_text(content: dict[str, Any]) -> str | None:
     return next((v for k in JSON_TEXTS if isinstance(v := content.get(k), str) and v.strip()), None)
 
 
-def _packed(rows: list[dict[str, Any]]) -> TarIndex:
+def _packed(rows: list[dict[str, Any]], left: TarLeft) -> TarIndex:
     names = [row["name"].encode(errors="surrogateescape") for row in rows]
     texts = [row["text"] or Member(0, -1) for row in rows]
     labels, codes = encode_labels(row["label"] for row in rows)
@@ -301,4 +263,5 @@ def _packed(rows: list[dict[str, Any]]) -> TarIndex:
         names=np.frombuffer(b"".join(names), dtype=np.uint8),
         labels=np.array(labels, dtype=np.str_),
         counts=np.array([len(rows)], dtype=np.int64),
+        left=np.array([left.to_json()], dtype=np.str_),
     )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -12,20 +11,25 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from vitrail.data.contract import BadSampleError, Detail, Sample, Source, Split
+from vitrail.data.contract import BadSampleError, Detail, Header, Sample, Source, Split
+from vitrail.data.decode.headers import header_of_bytes
 from vitrail.data.decode.image import MACHINE_ERRNOS, decode_bytes
 from vitrail.data.decode.npy import decode_npy, shape_of
 from vitrail.data.sources.channels import choose_channels
+from vitrail.data.sources.files import stamps
 from vitrail.data.sources.formats.shard_paths import REMOTE, Shards, find_shards
 from vitrail.data.sources.formats.tar_index import (
     IMAGES,
+    JSON_LABELS,
+    LABELS,
     TarIndex,
     index_shards,
     json_text,
     parse_json,
 )
 from vitrail.data.sources.labels import number_classes
-from vitrail.data.sources.spec import errors_of, split_options
+from vitrail.data.sources.left_out import tar_notes
+from vitrail.data.sources.spec import errors_of, read_regular, split_options
 
 OPEN_FILES = 32  # of a process; two windows of blocks are 16 (contract.WINDOW)
 
@@ -70,8 +74,6 @@ class _OpenFile:
         if self.descriptor >= 0:
             os.close(self.descriptor)
 
-
-logger = logging.getLogger(__name__)
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 CLASSES_FILE = "classes.json"  # beside the shards: a JSON list of names
@@ -150,6 +152,16 @@ class WdsSource(Source):
     def id(self, index: int) -> str:
         return f"{self._names[bisect_right(self._ends, index)]}/{self._index.name(index)}"
 
+    def header(self, index: int) -> Header | None:
+        at = self._index
+        if at.suffix[index] == _NPY or not 0 <= at.image_size[index] <= MAX_MEMBER:
+            return None
+        try:
+            size, offset = int(at.image_size[index]), int(at.image_offset[index])
+            return header_of_bytes(self._bytes(index, offset, size, self.id(index)))
+        except BadSampleError:
+            return None
+
     def text(self, index: int) -> str | None:
         """Reads the caption from the shard; None if it is blank, not UTF-8, or unreadable."""
         at = self._index
@@ -185,6 +197,9 @@ class WdsSource(Source):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
+    def written(self) -> Sequence[tuple[str, int, int]]:
+        return stamps(len(self._shards), lambda i: (self._names[i], self._shards[i]))
+
     def blocks(self) -> Sequence[range]:
         return [range(a, b) for a, b in zip([0, *self._ends[:-1]], self._ends, strict=True)]
 
@@ -211,16 +226,35 @@ def open_wds(rest: str, split: Split, channels: int | None) -> Source:
     _check_pack(spec, chosen[0].parent)
     index = index_shards(chosen, image)
     if not len(index):
+        left = "".join(f"; {note}" for note in tar_notes(index.left))
         raise ValueError(
             f"{spec}: no sample has an image; members that end in {', '.join(IMAGES)} are images, "
-            "after one dot, or name another ending by the option image=EXT"
+            f"after one dot, or name another ending by the option image=EXT{left}"
         )
     train = index if split == "train" else index_shards(shards.train, image)
     names = _names(spec, shards, options.get("classes"))
     values, train_values = ([str(value) for value in of.labels] for of in (index, train))
     classes, labels = number_classes(spec, index.label, values, train_values, names)
     pixels = _pixels(spec, chosen, index, channels)
-    return WdsSource(spec, chosen, index, pixels, classes, labels)
+    source = WdsSource(spec, chosen, index, pixels, classes, labels)
+    source.notes = (*shards.notes, *tar_notes(index.left), *_missing(index))
+    if classes is None:
+        source.unlabelled = (
+            f"no image has a member {', '.join(f'.{suffix}' for suffix in LABELS)} beside it, or a "
+            f".json with {', '.join(JSON_LABELS)}"
+        )
+    return source
+
+
+def _missing(index: TarIndex) -> list[str]:
+    """Returns a sentence on captions that only some samples have."""
+    without = int((index.text_size < 0).sum())
+    if not 0 < without < len(index):
+        return []
+    return [
+        f"{without:,} of {len(index):,} images have no caption, so the captions of the others are "
+        "not used"
+    ]
 
 
 def _refuse_remote(spec: str, *patterns: str) -> None:
@@ -240,7 +274,7 @@ def _refuse_remote(spec: str, *patterns: str) -> None:
 
 def _check_pack(spec: str, folder: Path) -> None:
     try:
-        state = json.loads((folder / PACK_FILE).read_bytes())
+        state = json.loads(read_regular(folder / PACK_FILE))
     except (OSError, ValueError):
         return
     if isinstance(state, dict) and state.get("complete") is False:
@@ -255,7 +289,7 @@ def _names(spec: str, shards: Shards, option: str | None) -> list[str] | None:
     if not option and not path.exists():
         return None
     try:
-        names = json.loads(path.read_bytes())
+        names = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{spec}: {path} cannot be read as JSON ({error})") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
