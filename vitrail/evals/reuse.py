@@ -21,7 +21,7 @@ def read_previous(path: Path, encoder: Encoder, settings: Any) -> dict[str, Any]
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
         before, weights = migrated(dict(old["settings"])), (old["weights"], old["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     if weights != identity(encoder):
         return {}

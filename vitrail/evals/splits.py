@@ -36,7 +36,13 @@ def bad_file_limit(path: Path, asked: float | None) -> float:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         share = float(config["max_bad_fraction"])
-    except (OSError, ValueError, KeyError, TypeError):  # weights that are not from a run
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # weights that are not from a run
         return MAX_BAD_FRACTION
     return share if 0 <= share <= 1 else MAX_BAD_FRACTION
 

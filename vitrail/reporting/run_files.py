@@ -87,7 +87,7 @@ def _read_object(path: Path, remarks: list[str]) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         remarks.append(f"{path.name} cannot be read ({error})")
         return {}
     if isinstance(value, dict):
@@ -107,7 +107,7 @@ def _read_lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
             continue
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             broken.append(number)
             continue
         if isinstance(value, dict):
