@@ -57,7 +57,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data.views",
         "data.loading.workers",
     },
-    "evals": {"encoder", "text_encoder", "backbones", "data", "nn", "atomic", "config", "registry"},
+    "evals": {
+        "encoder",
+        "text_encoder",
+        "backbones",
+        "data",
+        "nn",
+        "objectives.registry",
+        "atomic",
+        "config",
+        "registry",
+    },
     "reporting": {"evals", "data", "atomic", "registry", "config"},
     "exporting": {
         "encoder",

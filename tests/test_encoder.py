@@ -96,7 +96,7 @@ def test_images_of_different_sizes():
 
 
 def test_grey_and_rgb_are_turned_into_each_other():
-    grey = pixels(3, 20, 20)
+    grey = pixels(5, 20, 20)
     as_rgb = np.repeat(grey[..., None], 3, axis=3)
     rgb, one = make(3), make(1)
     np.testing.assert_allclose(rgb.transform(grey), rgb.transform(as_rgb), atol=1e-6)
@@ -195,4 +195,72 @@ def test_weights_of_another_backbone_list_what_differs(tmp_path):
         Encoder.load(tmp_path)
     path.write_text(json.dumps(described | {"kwargs": described["kwargs"] | {"width": 32}}))
     with pytest.raises(ValueError, match=r"is \[.*16.*\] instead of \[.*32.*\]"):
+        Encoder.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((20, 24, 3), r"\[H, W, C\]"), ((20, 24, 1), r"\[H, W, C\]"), ((3, 20, 24), r"\[C, H, W\]")],
+)
+def test_one_image_where_several_are_expected_is_refused(shape, axes):
+    with pytest.raises(ValueError, match=f"one image {axes} or {shape[0]} grey ones") as error:
+        make().transform(pixels(*shape))
+    assert "images[None]" in str(error.value)
+    assert len(make().transform(pixels(*shape)[None])) == 1
+    assert len(make().transform(pixels(7, 20, 24))) == 7  # not a number of channels
+
+
+def test_three_images_for_a_grey_encoder_are_taken_as_three_and_said_to_be():
+    with pytest.warns(UserWarning, match=r"taken as 3 grey images \[N, H, W\]"):
+        assert len(make(channels=1).transform(pixels(3, 20, 24))) == 3
+
+
+@pytest.mark.parametrize("kind", [str, object, bytes])
+def test_an_array_of_paths_is_as_good_as_a_list(tmp_path, kind):
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for path in paths:
+        Image.fromarray(pixels(20, 24, 3)).save(path)
+    encoder = make()
+    given = [os.fsencode(path) for path in paths] if kind is bytes else paths
+    np.testing.assert_array_equal(
+        encoder.transform(np.array(given, dtype=None if kind is bytes else kind)),
+        encoder.transform(paths),
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.array("a.png"), r"has shape \[\]"),
+        (np.array([["a.png"]]), r"has shape \[1, 1\]"),
+        (b"a.png", "not one"),
+    ],
+)
+def test_what_is_no_list_of_images_is_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        make().transform(images)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    encoder = make()
+    with torch.no_grad():
+        encoder.backbone.norm.weight[2] = value
+    encoder.save(tmp_path)
+    with pytest.raises(ValueError, match=r"NaN or infinite: norm\.weight \(1 of 16\)"):
+        Encoder.load(tmp_path)
+
+
+def test_features_that_are_not_finite_are_refused():
+    encoder = make()
+    with torch.no_grad():
+        encoder.backbone.norm.weight[2] = float("nan")
+    with pytest.raises(ValueError, match="the features of 2 of 2 images hold NaN"):
+        encoder.transform(pixels(2, 20, 24, 3))
+
+
+def test_a_description_of_endless_depth_is_refused(tmp_path):
+    make().save(tmp_path)
+    (tmp_path / "encoder.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="cannot be read"):
         Encoder.load(tmp_path)

@@ -86,6 +86,7 @@ class Encoder(TransformerMixin, BaseEstimator):
                 f"restore the file, or write it again with `vitrail resume {folder}`"
             ) from error
         _require_matching(backbone.state_dict(), weights, folder / WEIGHTS, info["backbone"])
+        require_finite(weights, folder / WEIGHTS)
         backbone.load_state_dict(weights)
         return cls(backbone.to(device), preparation.applied(preprocess), info)
 
@@ -174,10 +175,21 @@ class Encoder(TransformerMixin, BaseEstimator):
         return np.concatenate(parts)
 
     def embed(self, pixels: Float[Tensor, "N C S S"]) -> Float32[np.ndarray, "N D"]:
-        """Computes the features of a preprocessed batch."""
+        """Computes the features of a preprocessed batch.
+
+        Raises:
+            ValueError: features that are not finite.
+        """
         with evaluating(self.backbone):
             pooled = self.backbone(pixels.to(self.device)).pooled
-        return pooled.float().cpu().numpy()
+        features = pooled.float().cpu().numpy()
+        wrong = int((~np.isfinite(features).all(axis=1)).sum())
+        if wrong:
+            raise ValueError(
+                f"the features of {wrong} of {len(features)} images hold NaN or infinity; the "
+                "encoder has diverged or its input is broken: take the weights of an earlier step"
+            )
+        return features
 
     def fit(self, X: Any = None, y: Any = None) -> "Encoder":
         """Returns the encoder as it is, since it is already trained."""
@@ -262,7 +274,7 @@ def _folder(path: Path) -> Path:
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(read_text(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore the file") from error
     if not isinstance(info, dict):
         raise ValueError(f"{path} is not the description of an encoder; restore the file")
@@ -285,6 +297,22 @@ def _preprocess(plain: dict[str, Any]) -> Preprocess:
     more = ("interpolation", "keep_aspect", "rounding")  # which earlier versions did not write
     given: dict[str, Any] = {key: plain[key] for key in more if key in plain}
     return Preprocess(size=plain["size"], resize=plain["resize"], mean=mean, std=std, **given)
+
+
+def require_finite(weights: dict[str, Tensor], path: Path) -> None:
+    """Raises ValueError if weights hold NaN or infinity, listing the tensors by name."""
+    wrong = [
+        f"{name} ({int((~tensor.isfinite()).sum())} of {tensor.numel()})"
+        for name, tensor in weights.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"{path} holds weights that are NaN or infinite: {', '.join(wrong[:3])}{more}. The "
+            "training diverged or the file is damaged; use an earlier checkpoint or train again "
+            "with a lower learning rate"
+        )
 
 
 def _require_matching(

@@ -73,6 +73,12 @@ class TextEncoder:
                 f"or remove it and write it again with `vitrail resume {folder}`"
             ) from error
         _require_matching(space, weights, folder / WEIGHTS)
+        wrong = [n for n, w in weights.items() if w.is_floating_point() and not w.isfinite().all()]
+        if wrong:
+            raise ValueError(
+                f"{folder / WEIGHTS} holds weights that are NaN or infinite ({wrong[0]} and "
+                f"{len(wrong) - 1} more); use those of an earlier step"
+            )
         space.load_state_dict(weights, assign=True)
         return cls(space.to(device).eval(), tokenizer, info.get("step"))
 

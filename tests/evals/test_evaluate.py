@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.evals.synthetic_runs import image_folder, tiny_encoder
 from vitrail.data.sources.registry import open_source
@@ -129,3 +130,98 @@ def test_percentages():
     assert percent(0.9142) == "91.4"
     assert percent({"mean": 0.5, "std": 0.0123}) == "50.0 ± 1.2"
     assert percent(None) == "–"
+
+
+def test_what_was_measured_stays_when_a_protocol_cannot_be_measured(tmp_path, capsys):
+    for split in ("train", "test"):
+        image_folder(tmp_path / "data" / split, classes=tuple("abcdef"), each=1)
+    tiny_encoder(f"folder:{tmp_path / 'data'}", channels=3).save(tmp_path / "run")
+    asked = ["knn", "mean_average_precision", "linear"]
+    with (
+        pytest.warns(UserWarning, match="clipped"),
+        pytest.raises(ValueError, match="measured, and"),
+    ):
+        evaluate(tmp_path / "run", protocols=asked)
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert {"knn", "linear"} < set(written)
+    assert list(written["left_out"]) == ["mean_average_precision"]
+    assert "mean_average_precision is left out" in capsys.readouterr().out
+
+
+def test_every_protocol_is_on_the_disk_before_the_next_one_runs(run, monkeypatch):
+    seen = {}
+
+    def interrupted(context, *configs):
+        seen.update(json.loads((run / "evaluation.json").read_text()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitrail.evals.classification.linear.linear", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, protocols=["knn", "linear"], quiet=True)
+    assert set(seen["knn"]) == {"raw", "untrained", "trained"}
+    assert json.loads((run / "evaluation.json").read_text()) == seen
+
+
+def trained_on(tmp_path, objective, **facts):
+    root = image_folder(tmp_path / "data")
+    encoder = tiny_encoder(f"folder:{root}", channels=3)
+    encoder.info |= {"objective": objective} | facts
+    encoder.save(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_images_trained_on_with_their_labels_are_no_test(tmp_path, capsys):
+    run = trained_on(tmp_path, "supervised")
+    results = evaluate(run, protocols=["knn"])
+    spec = f"folder:{tmp_path / 'data'}"
+    assert results["seen_in_training"] == {"with": "labels", "data": spec, "images": 6}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the 6 test images" in said
+    assert "not a test: images trained on with their labels" in said
+    assert "not a test" in results._repr_html_()
+
+
+def test_images_trained_on_without_labels_are_named_but_still_tested(tmp_path, capsys):
+    results = evaluate(trained_on(tmp_path, "simdino"), protocols=["knn"])
+    assert results["seen_in_training"]["with"] == "images"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "were seen in training, unlabelled" in said
+    assert "not a test" not in said
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_labels_of_the_weights_that_a_run_started_from_count(tmp_path, recorded):
+    """Whether encoder.json says it, or (of older runs) the weights themselves."""
+    first = trained_on(tmp_path, "supervised")
+    encoder, spec = Encoder.load(first), f"folder:{tmp_path / 'data'}"
+    encoder.info |= {"objective": "simdino", "data": "digits", "init_from": str(first)}
+    if recorded:
+        encoder.info |= {"before": [{"data": spec, "used": "labels"}], "init_from": "/gone"}
+    encoder.save(tmp_path / "second")
+    results = evaluate(tmp_path / "second", spec, ["knn"], quiet=True)
+    assert results["seen_in_training"] == {"with": "labels", "data": spec, "images": 6}
+
+
+def test_identical_images_of_both_splits_are_counted_and_named(tmp_path, capsys):
+    for split in ("train", "test"):
+        image_folder(tmp_path / "data" / split)
+    for path in (tmp_path / "data" / "test").glob("*/*.png"):
+        if path.stem not in ("0", "1"):  # all others are other images
+            Image.eval(Image.open(path), lambda value: 255 - value).save(path)
+    tiny_encoder(f"folder:{tmp_path / 'data'}", channels=3).save(tmp_path / "run")
+    results = evaluate(tmp_path / "run", protocols=["knn"])
+    assert results["identical"]["images"] == 4
+    assert results["identical"]["examples"][0].endswith("a/0.png")
+    assert "pixel for pixel" in capsys.readouterr().out
+    assert "seen_in_training" not in results
+
+
+def test_a_test_set_that_another_data_set_of_labels_holds_is_found(tmp_path):
+    root = image_folder(tmp_path / "data" / "test")
+    image_folder(tmp_path / "data" / "train", size=24)
+    encoder = tiny_encoder(f"folder:{root}", channels=3)
+    encoder.info["objective"] = "supervised"
+    encoder.save(tmp_path / "run")
+    results = evaluate(tmp_path / "run", f"folder:{tmp_path / 'data'}", ["knn"], quiet=True)
+    seen = results["seen_in_training"]
+    assert (seen["images"], seen["compared"], seen["of"]) == (30, 30, 30)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8, UInt16
+from jaxtyping import Float32, Int64, UInt8, UInt16, UInt64
 from torch import Tensor
 
 from vitrail.data.contract import BadSampleError, Metric, Source
@@ -34,6 +34,7 @@ class Split:
         labels: class numbers, -1 for none.
         index: the sample of the source that each row is of.
         quarantine: the samples that cannot be read.
+        digests: of the decoded pixels of each row; None where no protocol needs features or labels.
     """
 
     source: Source
@@ -41,6 +42,7 @@ class Split:
     labels: Int64[np.ndarray, " N"]
     index: Int64[np.ndarray, " N"]
     quarantine: Quarantine
+    digests: UInt64[np.ndarray, " N"] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,65 +5,32 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from vitrail.atomic import write_atomically
-from vitrail.config import printable
-from vitrail.data.contract import Source
-from vitrail.data.loading.quarantine import Quarantine
-from vitrail.data.subset import Subset
+from vitrail.data.contract import BadSampleError
 from vitrail.data.views.preparation import Preparation
-from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
-from vitrail.evals.choose import choose_protocols, require_known, require_labels
-from vitrail.evals.contract import KINDS, Context, Split
-from vitrail.evals.features import Embed, collect, raw_pixels, raw_side
-from vitrail.evals.rank import rank_numbers
+from vitrail.evals.choose import require_known, require_labels
+from vitrail.evals.measure import UNMEASURED, Bench, measure
 from vitrail.evals.registry import PROTOCOLS
-from vitrail.evals.result import Evaluation
 from vitrail.evals.reuse import identity, preprocessing, read_previous, reusable
-from vitrail.evals.settings import Shared, configs_of, make_settings, to_json
-from vitrail.evals.splits import bad_file_counts, bad_file_limit, bad_file_summary, open_splits
-from vitrail.evals.tables import accuracy_names, rank_line, results_table, transfer_table
+from vitrail.evals.settings import Shared, make_settings, to_json
+from vitrail.evals.splits import bad_file_limit, open_splits
+from vitrail.evals.tables import (
+    Evaluation,
+    accuracy_names,
+    rank_line,
+    results_table,
+    transfer_table,
+)
 from vitrail.registry import resolve
 from vitrail.text_encoder import TextEncoder, has_text
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """The parts of an evaluation that all sources of one call share.
-
-    Attributes:
-        encoder: the trained one.
-        text: its text side, if any.
-        asked: names of the protocols that the caller asks for; None for the default ones.
-        settings: of `make_settings`.
-        figures: the folder of figures.
-        device: of the encoder.
-        workers: processes that decode.
-        max_bad_fraction: of a split's files.
-        console: where lines and tables go.
-    """
-
-    encoder: Encoder
-    text: TextEncoder | None
-    asked: Sequence[str] | None
-    settings: Any
-    figures: Path
-    device: str
-    workers: int
-    max_bad_fraction: float
-    console: Console
-
-    def print(self, text: str) -> None:
-        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def evaluate(
@@ -80,6 +47,9 @@ def evaluate(
     quiet: bool = False,
 ) -> Evaluation:
     """Evaluates a run, writes evaluation.json and figures/ into it, and prints a table.
+
+    The file is written anew after every protocol, so an evaluation that is cut off loses one at
+    most.
 
     Accuracies are fractions in [0, 1] on the test split, for "raw" (the preprocessed pixels),
     "untrained" (the same architecture, the run's initial weights) and "trained"; what `xray` gives
@@ -108,7 +78,8 @@ def evaluate(
 
     Raises:
         ValueError: a path, SPEC, protocol or setting that does not fit, labels where there are
-            none, and too many bad files.
+            none, and too many bad files. A protocol that is asked for by name and cannot be
+            measured is an error at the end: the results of the others are written by then.
     """
     started = time.perf_counter()
     checked = make_settings(settings)
@@ -119,39 +90,76 @@ def evaluate(
     text = _text_side(Path(path), encoder, protocols, device)
     bad = bad_file_limit(Path(path), max_bad_fraction)
     figures = out / "figures"
-    bench = _Bench(encoder, text, protocols, checked, figures, device, workers, bad, console)
+    bench = Bench(encoder, text, protocols, checked, figures, device, workers, bad, console)
     first, *others = _specs(path, data, encoder)
     splits = {spec: open_splits(spec, encoder.channels) for spec in (first, *others)}
     for spec in others:
         require_labels(splits[spec][0], ["--data with several sources"])
     prepared = preprocessing(encoder, preparation)
     before = read_previous(out / "evaluation.json", encoder, checked, prepared)
-    fresh, facts = _measure(bench, *splits[first], transfer=False)
-    results = Evaluation(reusable(before, first) | fresh)
-    results["figures"] = _figures(out)
-    results |= facts | {"data": first}
-    transfer = before.get("transfer", {})
-    for spec in others:
-        numbers, facts = _measure(bench, *splits[spec], transfer=True)
-        transfer[spec] = transfer.get(spec, {}) | numbers | facts
+    results = Evaluation(reusable(before, first))
     results |= {
+        "data": first,
         "weights": identity(encoder)[0],
         "step": identity(encoder)[1],
         "settings": to_json(checked),
         **prepared,
         "hardware": hardware(device),
-        "seconds": round(time.perf_counter() - started, 1),
         "vitrail": version("vitrail"),
     }
-    if transfer:
-        results["transfer"] = transfer
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "evaluation.json", json.dumps(results, indent=2) + "\n")
-    _show(bench, results, fresh, bool(others))
+    transfer = before.get("transfer", {})
+
+    def write() -> None:
+        results["figures"] = _figures(out)
+        results["seconds"] = round(time.perf_counter() - started, 1)
+        if transfer:
+            results["transfer"] = transfer
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "evaluation.json", json.dumps(results, indent=2) + "\n")
+
+    found = measure(bench, *splits[first], results, write, transfer=False)
+    failed = dict(found.failed)
+    for spec in others:
+        numbers = transfer.setdefault(spec, {})
+        try:
+            other = measure(bench, *splits[spec], numbers, write, transfer=True)
+        except UNMEASURED as error:  # the sources before it stay measured
+            failed[spec] = error
+            if not numbers:
+                del transfer[spec]
+            continue
+        failed |= {f"{name} on {spec}": error for name, error in other.failed.items()}
+    if found.done or not failed:
+        write()
+        _show(bench, results, found.fresh, bool(others) and "transfer" in results)
+    _raise(failed, out if found.done else None, explicit=protocols is not None)
     return results
 
 
-def _show(bench: _Bench, results: dict[str, Any], fresh: dict[str, Any], several: bool) -> None:
+def _raise(failed: Mapping[str, Exception], out: Path | None, *, explicit: bool) -> None:
+    """Raises ValueError, at the end, for what could not be measured.
+
+    Args:
+        failed: errors by protocol, or by source.
+        out: the folder with what was measured; None if nothing was.
+        explicit: the caller has asked for these protocols by name. By default, those that do not
+            fit the data are left out with a line, but a fault of the machine is still an error.
+    """
+    wrong = {
+        name: error
+        for name, error in failed.items()
+        if explicit or name not in PROTOCOLS or not isinstance(error, (ValueError, BadSampleError))
+    }
+    if not wrong:
+        return
+    if len(failed) == 1 and out is None:
+        raise next(iter(wrong.values()))
+    reasons = "; ".join(f"{name}: {error or type(error).__name__}" for name, error in wrong.items())
+    kept = f" (the others are measured, and in {out / 'evaluation.json'})" if out else ""
+    raise ValueError(f"could not be measured{kept}: {reasons}")
+
+
+def _show(bench: Bench, results: dict[str, Any], fresh: dict[str, Any], several: bool) -> None:
     if accuracy_names(results):
         bench.console.print(results_table(results))
     if several:
@@ -169,56 +177,6 @@ def _specs(path: str | Path, data: str | Sequence[str] | None, encoder: Encoder)
     if not specs:
         raise ValueError(f"{path} does not say what it was trained on; name the data with --data")
     return specs
-
-
-def _measure(
-    bench: _Bench, train: Source, test: Source, *, transfer: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns results by protocol, and facts about data and features, of one source."""
-    encoder = bench.encoder
-    names, notes = choose_protocols(bench.asked, encoder, bench.text, train)
-    if transfer:
-        names = [name for name in names if PROTOCOLS[name].accuracies]
-    for note in [] if transfer else notes:
-        bench.print(note)
-    rows = [PROTOCOLS[name] for name in names]
-    whole = any("features" in row.needs for row in rows)
-    compared = any(row.compares or "labels" in row.needs for row in rows)
-    kinds = KINDS if compared else KINDS[-1:]
-    embeds = _embeds(encoder, kinds, len(train) + len(test)) if whole else {}
-    settings = bench.settings
-    context = Context(
-        encoder=encoder,
-        train=_split(train, encoder.preprocess, embeds, bench),
-        test=_split(test, encoder.preprocess, embeds, bench),
-        figures=bench.figures,
-        device=bench.device,
-        seed=settings.seed,
-        pictures=settings.pictures,
-        image_size=settings.image_size,
-        asked_metric=settings.metric,
-        workers=bench.workers,
-        text=bench.text,
-    )
-    facts: dict[str, Any] = {}
-    if whole:
-        facts["features"] = rank_numbers(context.test.features, settings.seed)
-    facts |= {
-        "metric": context.metric,
-        "n_train": len(context.train.index),
-        "n_test": len(context.test.index),
-        "held_out": isinstance(test, Subset),  # the data have no test split of their own
-    }
-    results = _run(names, context, explicit=bench.asked is not None, bench=bench)
-    return results, facts | _left_out(bench, context)
-
-
-def _left_out(bench: _Bench, context: Context) -> dict[str, Any]:
-    """Prints and counts the files that could not be read."""
-    bad = {"train": context.train.quarantine, "test": context.test.quarantine}
-    for name in bad_file_counts(bad):
-        bench.print(bad_file_summary(name, bad[name]))
-    return {"bad": bad_file_counts(bad)} if bad_file_counts(bad) else {}
 
 
 def _home(path: Path) -> Path:
@@ -246,44 +204,6 @@ def _text_side(
             f"`vitrail resume {folder}`"
         )
     return text
-
-
-def _embeds(encoder: Encoder, kinds: Sequence[str], n_samples: int) -> dict[str, Embed]:
-    side = raw_side(encoder.preprocess, encoder.channels, n_samples)
-    known: dict[str, Embed] = {"trained": encoder.embed}
-    if "untrained" in kinds:
-        known["untrained"] = encoder.untrained().embed
-        known["raw"] = raw_pixels(side)
-    return {kind: known[kind] for kind in kinds}
-
-
-def _split(
-    source: Source, preprocess: Preprocess, embeds: dict[str, Embed], bench: _Bench
-) -> Split:
-    quarantine = Quarantine(None, len(source), bench.max_bad_fraction)
-    if not embeds:
-        index = np.arange(len(source))
-        return Split(source, {}, np.full(len(source), -1), index, quarantine)
-    read = collect(preprocess, embeds, source, quarantine, workers=bench.workers)
-    return Split(source, *read, quarantine)
-
-
-def _run(
-    names: Sequence[str], context: Context, *, explicit: bool, bench: _Bench
-) -> dict[str, Any]:
-    results = {}
-    for name in names:
-        try:
-            row = PROTOCOLS[name]
-            result = resolve(row.run)(context, *configs_of(row, bench.settings))
-        except ValueError as error:
-            if explicit:  # by default, the other protocols go on
-                raise
-            bench.print(f"{name} is left out: {error}")
-            continue
-        if result is not None:
-            results[name] = result
-    return results
 
 
 def _figures(out: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 Shape legend: N samples · D features · B images of one batch · C channels · S pixels a side.
 """
 
+from array import array
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -19,6 +20,7 @@ from vitrail.data.loading.loader import read_images
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.encoder import Encoder, evaluating
+from vitrail.evals.seen.identical import add_digests
 
 # preprocessed batch [B, C, S, S] -> features float32 [B, D]
 Embed = Callable[[Tensor], np.ndarray]
@@ -59,16 +61,18 @@ def collect(
     quarantine: Quarantine | None = None,
     batch_size: int = 256,
     workers: int = 0,
+    digests: "array[int] | None" = None,
 ) -> tuple[dict[str, np.ndarray], Int64[np.ndarray, " N"], Int64[np.ndarray, " N"]]:
     """Computes several embeddings of the same images, which are decoded and preprocessed once.
 
     Args:
         preprocess: preprocessing of the images.
-        embeds: embeddings by name.
+        embeds: embeddings by name; without any, images are only read.
         source: images, with or without labels.
         quarantine: record of unreadable images, with its limit; a new one in memory if None.
         batch_size: images of a batch.
         workers: processes that decode images; 0 decodes in this one.
+        digests: where the digests of the decoded images are appended; None for none.
 
     Returns:
         a table [N, D] for each name, labels int64 [N] (-1 for none), and positions in the source
@@ -82,6 +86,10 @@ def collect(
     readable: list[int] = []
     for index, images in _batches(source, quarantine, batch_size, workers):
         readable += index
+        if digests is not None:
+            add_digests(images, digests)
+        if not embeds:
+            continue
         pixels_BCSS = preprocess(images)
         for name, embed in embeds.items():
             parts[name].append(embed(pixels_BCSS))

@@ -27,7 +27,7 @@ def read_previous(
     try:
         old = json.loads(read_text(path))
         before, weights = migrated(dict(old["settings"])), (old["weights"], old["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     if weights != identity(encoder) or old.get("preprocess") != prepared.get("preprocess"):
         return {}

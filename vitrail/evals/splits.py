@@ -37,7 +37,13 @@ def bad_file_limit(path: Path, asked: float | None) -> float:
     try:
         config = json.loads(read_text(folder / "config.json"))
         share = float(config["max_bad_fraction"])
-    except (OSError, ValueError, KeyError, TypeError):  # weights that are not from a run
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # weights that are not from a run
         return MAX_BAD_FRACTION
     return share if 0 <= share <= 1 else MAX_BAD_FRACTION
 

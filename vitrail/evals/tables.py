@@ -1,12 +1,14 @@
-"""The numbers of evaluation.json as tables for the terminal."""
+"""The numbers of evaluation.json as tables, for the terminal and for a notebook."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from rich.table import Table
 
 from vitrail.evals.contract import KINDS
 from vitrail.evals.registry import PROTOCOLS
+from vitrail.evals.seen.words import WITH, is_no_test
 
 METRICS = {"accuracy": "test accuracy", "mean_per_class": "test accuracy, mean over classes,"}
 
@@ -56,7 +58,7 @@ def transfer_table(results: Mapping[str, Any]) -> Table:
     """Returns the trained encoder's accuracies in percent: rows are sources, columns protocols."""
     rows: dict[str, Any] = {results["data"]: results} | results["transfer"]
     names = [name for name in PROTOCOLS if any(name in _measured(row) for row in rows.values())]
-    metrics = {_metric(row) for row in rows.values()}
+    metrics = {METRICS[row["metric"]] for row in rows.values()}
     of = metrics.pop() if len(metrics) == 1 else "test accuracy (of each source what it asks for)"
     title = f"transfer: {of} of the trained encoder, %"
     table = Table(title=title, title_justify="left")
@@ -64,7 +66,8 @@ def transfer_table(results: Mapping[str, Any]) -> Table:
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     for spec, numbers in rows.items():
-        table.add_row(spec, *(percent(numbers.get(name, {}).get("trained")) for name in names))
+        name = f"{spec} {no_test(numbers)}" if is_no_test(numbers) else spec
+        table.add_row(name, *(percent(numbers.get(name, {}).get("trained")) for name in names))
     return table
 
 
@@ -87,4 +90,33 @@ def _measured(results: Mapping[str, Any]) -> list[str]:
 
 
 def _metric(results: Mapping[str, Any]) -> str:
-    return METRICS[results["metric"]]
+    words = METRICS[results["metric"]]
+    return f"{words} {no_test(results)}," if is_no_test(results) else words
+
+
+def no_test(results: Mapping[str, Any]) -> str:
+    """Returns the words that stand beside accuracies on images trained on with labels."""
+    return f"(not a test: images trained on {WITH[results['seen_in_training']['with']]})"
+
+
+class Evaluation(dict[str, Any]):
+    """The content of evaluation.json, by the names of protocols and facts.
+
+    In a notebook it is shown as a table of the accuracies.
+    """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the results as a plain dict, which can be written as JSON."""
+        return dict(self)
+
+    def _repr_html_(self) -> str:
+        """Returns a table of accuracies, or the names of all results if there are none."""
+        if not accuracy_names(self):
+            return f"<p>{escape(', '.join(self) or 'no results')}</p>"
+        rows = "".join(_row([title, *cells], "td") for title, cells in results_rows(self))
+        caption = f"<caption>{escape(results_title(self))}</caption>"
+        return f"<table>{caption}{_row(['', *KINDS], 'th')}{rows}</table>"
+
+
+def _row(cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"

@@ -13,6 +13,7 @@ from vitrail.evals.registry import PROTOCOLS
 from vitrail.reporting.commands import evaluate_again, report_again, train_again
 from vitrail.reporting.compare import comparison, read_runs
 from vitrail.reporting.curves import health_curves, training_curves
+from vitrail.reporting.exposure import exposure, test_words
 from vitrail.reporting.facts import data_note, facts, flat, rank, sentences, state, visible
 from vitrail.reporting.pictures import Picture, Words, picture_words, pictures
 from vitrail.reporting.rows import (
@@ -104,6 +105,8 @@ def _context(files: RunFiles) -> dict[str, Any]:
         "evaluation": files.evaluation,
         "per_class": files.evaluation.get("metric") == "mean_per_class",
         "data_note": data_note(files),
+        "test_words": test_words(files),
+        "exposure": exposure(files),
         **_tables(files),
         "pictures": shown,
         "curves": training_curves(files.rows),

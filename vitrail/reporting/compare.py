@@ -9,6 +9,7 @@ from vitrail.evals.registry import PROTOCOLS
 from vitrail.evals.settings import depends, flatten, is_known, make_settings, to_json
 from vitrail.reporting.commands import evaluate_again, report_again, train_again
 from vitrail.reporting.curves import health_overlays, set_apart, training_overlays
+from vitrail.reporting.exposure import exposure
 from vitrail.reporting.facts import facts, flat, state
 from vitrail.reporting.pictures import Picture, Words, picture_words, pictures
 from vitrail.reporting.rows import (
@@ -110,7 +111,7 @@ def _remarks(runs: Sequence[RunFiles]) -> list[str]:
     """Returns the remarks on each run, and one on evaluations with different settings."""
     remarks = []
     for files in runs:
-        sentences = [state(files), *files.remarks]
+        sentences = [state(files), *files.remarks, *exposure(files)]
         remarks += [f"{files.label}: {sentence}" for sentence in sentences if sentence]
     evaluated = [files for files in runs if files.evaluation]
     unlike = _unlike([{"data": f.evaluation.get("data")} | _settings(f) for f in evaluated])

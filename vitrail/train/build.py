@@ -1,5 +1,6 @@
 """Builds the parts of a run from a recipe of images, and refuses what cannot be trained."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from vitrail.data.contract import Batch, Source
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.plan import ViewPlan
 from vitrail.distributed.ranks import Ranks, on_main
+from vitrail.encoder import Encoder
+from vitrail.evals.seen.training import stages, to_json
 from vitrail.nn.schedules import Horizon
 from vitrail.objectives.build import build_objective
 from vitrail.objectives.contract import ImageObjective, MakeBackbone
@@ -58,7 +61,7 @@ def assemble(recipe: Recipe, ranks: Ranks, begun: bool = False) -> Parts[Batch]:
         print_line(f"starting from {recipe.init_from}: {chosen}")
     objective = _build_objective(recipe, source, horizon, weights)
     _require_splittable(recipe, ranks, objective)
-    _require_labels(recipe, source, objective)
+    _require_labels(recipe, ranks, source, objective)
     if weights is not None and objective.text_side is not None and ranks.is_main:
         print_line("its text side, and the maps into the joint space, start anew")
     objective.to(ranks.device)
@@ -122,7 +125,12 @@ def _facts_of_run(recipe: Recipe, horizon: Horizon) -> dict[str, Any]:
         "step": 0,
         "steps": horizon.steps,
     }
-    return facts if recipe.init_from is None else facts | {"init_from": recipe.init_from}
+    if recipe.init_from is None:
+        return facts
+    facts["init_from"] = recipe.init_from
+    if Path(recipe.init_from).exists():  # of a resumed run, they may be gone: see `EncoderExports`
+        facts["before"] = to_json(stages(Encoder.load(recipe.init_from).info))
+    return facts
 
 
 def captions_of(source: Source) -> list[str] | None:
@@ -183,14 +191,33 @@ def _require_splittable(recipe: Recipe, ranks: Ranks, objective: ImageObjective)
         )
 
 
-def _require_labels(recipe: Recipe, source: Source, objective: ImageObjective) -> None:
-    """Refuses slices of a batch whose shares of labels differ, since their mean is another loss."""
-    if recipe.accumulate == 1 or not objective.mean_over_labels:
+def _require_labels(
+    recipe: Recipe, ranks: Ranks, source: Source, objective: ImageObjective
+) -> None:
+    """Refuses labels that teach nothing, and says how many are missing.
+
+    Slices of a batch whose shares of labels differ are refused too, since their mean is another
+    loss.
+    """
+    if not objective.mean_over_labels:
         return
-    missing = sum(source.label(index) is None for index in range(len(source)))
-    if missing:
+    labels = [source.label(index) for index in range(len(source))]
+    known = {label for label in labels if label is not None}
+    missing = labels.count(None)
+    if len(known) < 2:
+        raise ValueError(
+            f"{source.spec}: {len(labels) - missing} of {len(labels)} samples have a label, of "
+            f"{len(known)} class(es); {objective_name(recipe.objective)!r} needs images of at "
+            "least two classes"
+        )
+    if missing and recipe.accumulate > 1:
         raise ValueError(
             f"accumulate is {recipe.accumulate}, but {missing} of {len(source)} samples have no "
             "label, so that slices of a batch would count unequally; leave these out, use more "
             "ranks, or a smaller batch_size"
+        )
+    if missing and ranks.is_main:
+        print_line(
+            f"{missing} of {len(labels)} images have no label and teach this objective nothing; "
+            f"{len(labels) - missing} images of {len(known)} classes do"
         )

@@ -34,6 +34,8 @@ class EncoderExports:
         text_side = self._objective.text_side
         if text_side is not None:
             TextEncoder(*text_side, step=step).save(run)
+        if "init_from" in self._info and "before" not in self._info:
+            self._info |= _stages_before(run / DESCRIPTION)
         Encoder(self._objective.encoder, self._preprocess, self._info | {"step": step}).save(run)
 
     def are_saved(self, run: Path, step: int) -> bool:
@@ -107,3 +109,12 @@ def _step_of(description: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return step
+
+
+def _stages_before(description: Path) -> dict[str, Any]:
+    """Returns what an earlier export says of the weights that the run started from."""
+    try:
+        before = json.loads(description.read_text(encoding="utf-8"))["before"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return {"before": before}

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vitrail.data.decode import declared
 from vitrail.data.decode.image import decode_bytes
+from vitrail.data.sources import registry
 from vitrail.data.sources.registry import open_source
 
 RNG = np.random.default_rng(3)
@@ -17,6 +18,7 @@ RNG = np.random.default_rng(3)
 @pytest.fixture(autouse=True)
 def unsaid(monkeypatch):
     monkeypatch.setattr(declared, "_said", set())
+    monkeypatch.setattr(registry, "_LOGGED", set())
 
 
 def deep(*shape: int) -> np.ndarray:

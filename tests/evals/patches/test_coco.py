@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 
 import numpy as np
@@ -20,6 +21,7 @@ from vitrail.evals.patches.coco import (
     predictions,
     truth_masks,
 )
+from vitrail.evals.patches.coco_objects import decoded_lengths
 from vitrail.evals.patches.maskcut import MaskCut, discover, to_image
 
 SCENES = 6
@@ -241,7 +243,10 @@ IMAGE = {"id": 1, "file_name": "a.png", "width": 4, "height": 4}
         ({"images": [{"id": 1}], "annotations": []}, "does not hold COCO's"),
         ({"images": [], "annotations": []}, "lists no images"),
         ({"images": [IMAGE, IMAGE], "annotations": []}, "two images of one id"),
-        ({"images": [IMAGE], "annotations": [{"image_id": 2}]}, "unknown image"),
+        ({"images": [IMAGE], "annotations": [{"image_id": 2}]}, "the image_id 2, of no image"),
+        ({"images": [IMAGE | {"width": 10**9}], "annotations": []}, "more than the limit"),
+        ('{"images": ' + "[" * 100_000, "does not hold COCO's"),
+        ('{"images": [], "annotations": ' + "9" * 5000 + "}", "does not hold COCO's"),
         ({"images": [IMAGE | {"width": 0}], "annotations": []}, "the size"),
         ({"images": [IMAGE | {"file_name": "../a.png"}], "annotations": []}, "outside"),
         ({"images": [IMAGE | {"file_name": "/etc/passwd"}], "annotations": []}, "outside"),
@@ -260,23 +265,83 @@ def test_a_missing_file_is_named(tmp_path):
         open_coco(tmp_path, "x.json")
 
 
+FAR = [[0, 0, 1e8, 0, 1e8, 1e8]]
+LONG = [[0, 0] + [240, 200, 0, 0] * 10_000]
+TOO_MANY = {"size": [240, 240], "counts": [10**9, 10**9]}
+
+
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("bbox", None, "no bbox"),
-        ("iscrowd", None, "no iscrowd"),
         ("bbox", [1, 2], "instead of"),
         ("bbox", "1234", "instead of"),
+        ("bbox", [0, 0, math.nan, 1], "instead of"),
+        ("bbox", [0, 0, 1e7, 1], "far outside"),
+        ("iscrowd", "no", "iscrowd"),
+        ("area", math.inf, "the area"),
+        ("area", 10**4000, "the area"),
         ("segmentation", "zz", "neither polygons nor run lengths"),
         ("segmentation", [[1, 2]], "neither polygons nor run lengths"),
-        ("segmentation", [], "neither polygons nor run lengths"),
+        ("segmentation", [[1, 2, math.nan, 4, 5, 6]], "neither polygons nor run lengths"),
+        ("segmentation", FAR, "a polygon far outside"),
+        ("segmentation", LONG, "outlines of"),
+        ("segmentation", TOO_MANY, "no numbers of pixels"),
+        ("segmentation", {"size": [10**6, 10**6], "counts": [10**12]}, "run lengths for"),
+        ("segmentation", {"size": [240, 240], "counts": "zz~~"}, "no numbers of pixels"),
+        ("segmentation", {"size": [240, 240], "counts": "11"}, "run lengths of 2 pixels"),
     ],
 )
-def test_a_damaged_object_is_named(tmp_path, field, value, words):
+def test_a_damaged_object_is_left_out_by_name(tmp_path, field, value, words):
     write_scenes(tmp_path, 1)
     path = tmp_path / "annotations.json"
     truth = json.loads(path.read_text())
     truth["annotations"][0][field] = value
     path.write_text(json.dumps(truth))
-    with pytest.raises(ValueError, match=f"its object 0.*{words}"):
-        open_coco(tmp_path)
+    with pytest.warns(UserWarning, match=f"1 objects are left out: object 0.*{words}"):
+        coco = open_coco(tmp_path)
+    assert len(coco.truth["annotations"]) == len(truth["annotations"]) - 1
+    assert len(coco.faults) == 1
+
+
+def test_what_a_file_may_leave_out_is_filled_in(tmp_path):
+    write_scenes(tmp_path, 2)
+    path = tmp_path / "annotations.json"
+    whole = open_coco(tmp_path)
+    truth = json.loads(path.read_text())
+    for row in truth["annotations"]:
+        del row["iscrowd"], row["area"], row["id"]
+    path.write_text(json.dumps(truth))
+    found = predictions(whole.images[0]["id"], truth_masks(whole, whole.images[0]))
+    sparse = open_coco(tmp_path)
+    assert average_precision(sparse.truth, found) == average_precision(whole.truth, found)
+    assert average_precision(sparse.truth, found)["box"]["AP"] > 0
+
+
+def test_objects_with_boxes_alone_have_a_precision_of_boxes(tmp_path):
+    write_scenes(tmp_path, 2)
+    path = tmp_path / "annotations.json"
+    whole = open_coco(tmp_path)
+    truth = json.loads(path.read_text())
+    for row in truth["annotations"]:
+        del row["segmentation"]
+    path.write_text(json.dumps(truth))
+    boxes = open_coco(tmp_path)
+    found = predictions(whole.images[0]["id"], truth_masks(whole, whole.images[0]))
+    expected = average_precision(whole.truth, found)
+    assert average_precision(boxes.truth, found) == {"box": expected["box"]}
+    masks = truth_masks(boxes, boxes.images[0])
+    width, height = boxes.truth["annotations"][0]["bbox"][2:]
+    assert masks[0].sum() == width * height
+
+
+def test_compressed_run_lengths_are_those_of_pycocotools():
+    from pycocotools import mask
+
+    rng = np.random.default_rng(0)
+    for side in (1, 3, 40, 400):
+        bits = np.asfortranarray(rng.random((side, side)) < 0.1, dtype=np.uint8)
+        bits[:, : side // 2] = 0
+        counts = decoded_lengths(mask.encode(bits)["counts"].decode(), side * side)
+        assert sum(counts) == side * side
+        ends = np.flatnonzero(np.diff(np.r_[0, bits.ravel("F")]))
+        assert np.cumsum(counts)[:-1].tolist() == ends.tolist()

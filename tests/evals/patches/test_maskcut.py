@@ -305,3 +305,40 @@ def test_what_is_not_masked_is_darker_and_nothing_else_changes():
     assert (drawn[:2] < 0.5).all()
     assert (drawn[9, 9] != 0.5).any()
     np.testing.assert_array_equal(overlay(picture, mask[:0]), picture)
+
+
+class Scripted:
+    """A solver that gives prepared cuts, one a pass, and keeps the graphs it saw."""
+
+    def __init__(self, *vectors):
+        self.vectors, self.graphs = list(vectors), []
+
+    def __call__(self, graph):
+        self.graphs.append(graph)
+        vector = torch.from_numpy(self.vectors[len(self.graphs) - 1].ravel()).double()
+        return normalised_cut.Eigenvector(vector, 0.5, 0)
+
+
+def block(rows, columns, side=20):
+    vector = np.full((side, side), -0.01)
+    vector[rows, columns] = 1.0
+    return vector
+
+
+def test_a_dropped_mask_leaves_zeros_and_the_next_pass_keeps_it():
+    """As in CutLER's maskcut_forward: its areas are [100, 0, 40] here."""
+    first, again = block(slice(5, 15), slice(5, 15)), block(slice(5, 15), slice(5, 19))
+    solve = Scripted(first, again, again)
+    masks = discover(torch.ones(20, 20, 3), 0.15, 3, solve)
+    assert [int(mask.sum()) for mask in masks] == [100, 40]
+    assert torch.equal(solve.graphs[1], solve.graphs[2])  # a dropped mask takes nothing away
+    assert not torch.equal(solve.graphs[0], solve.graphs[1])
+
+
+def test_the_least_area_is_that_of_the_mask_before_earlier_ones_are_removed():
+    first, other = block(slice(5, 15), slice(5, 15)), block(slice(13, 16), slice(14, 17))
+    masks = discover(torch.ones(20, 20, 3), 0.15, 2, Scripted(first, other))
+    assert [int(mask.sum()) for mask in masks] == [100, 7]
+    small = block(slice(17, 19), slice(17, 19))  # 4 of 400 patches, 1 %
+    masks = discover(torch.ones(20, 20, 3), 0.15, 3, Scripted(first, small, small))
+    assert [int(mask.sum()) for mask in masks] == [100]

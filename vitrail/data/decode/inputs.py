@@ -3,8 +3,9 @@
 Shape legend: N images · C channels · H×W pixels.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,10 @@ def batches(images: ImagesLike, channels: int, batch_size: int) -> Iterator[list
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    if isinstance(images, (str, Path, Image.Image)):
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
         raise ValueError(f"transform takes a sequence of images, not one: write [{images!r}]")
-    whole = isinstance(images, (np.ndarray, Tensor)) and images.dtype != object
+    images = _listed(images)
+    whole = isinstance(images, (np.ndarray, Tensor))
     if whole:
         images = _channels_first(_whole_numbers(images, "images"), channels)
     for start in range(0, len(images), batch_size):
@@ -70,6 +72,7 @@ def _whole_numbers(array: Any, name: str) -> Tensor:
 def _channels_first(images: Tensor, channels: int) -> Tensor:
     """Returns [N, H, W], [N, H, W, C] or [N, C, H, W] as [N, C, H, W]."""
     if images.ndim == 3:
+        _refuse_one_image(images, channels)
         return images[:, None]
     if images.ndim != 4:
         raise ValueError(
@@ -77,6 +80,53 @@ def _channels_first(images: Tensor, channels: int) -> Tensor:
             "[N, C, H, W] (a single image needs a leading axis: images[None])"
         )
     return images if _axis(images.shape[1:], channels) == 0 else images.permute(0, 3, 1, 2)
+
+
+def _listed(images: Any) -> Any:
+    """Returns an array of paths or objects as a list; other arrays and sequences as they are.
+
+    Raises:
+        ValueError: no array and no sequence.
+    """
+    if isinstance(images, np.ndarray) and images.dtype.kind in "OUST":
+        if images.ndim != 1:
+            raise ValueError(
+                f"an array of {images.dtype} has shape {list(images.shape)}; pass paths or images "
+                "as a list, or as an array [N]"
+            )
+        return images.tolist()
+    if isinstance(images, (Mapping, Set)) or not hasattr(images, "__getitem__"):
+        raise ValueError(
+            f"images are a {type(images).__name__}; pass an array, a tensor or a list of images"
+        )
+    return images
+
+
+def _refuse_one_image(images: Tensor, channels: int) -> None:
+    """Refuses three axes that are one image in colour as likely as several grey ones.
+
+    Raises:
+        ValueError: the last axis is as long as channels are, or the first one is and the encoder
+            is not one for grey images.
+    """
+    shape, known = list(images.shape), {channels, *CHANNEL_COUNTS}
+    if shape[2] in known and min(shape[:2]) > 1:
+        as_one, axes = "images[None]", "[H, W, C]"
+    elif shape[0] in known - {1} and min(shape[1:]) > 1:
+        as_one, axes = "images[None]", "[C, H, W]"
+        if channels == 1:  # of grey images, three are a usual batch
+            warnings.warn(
+                f"images of shape {shape} are taken as {shape[0]} grey images [N, H, W]; one image "
+                f"{axes} is {as_one}",
+                stacklevel=4,
+            )
+            return
+    else:
+        return
+    raise ValueError(
+        f"images of shape {shape} could be one image {axes} or {shape[0]} grey ones [N, H, W]: "
+        f"pass {as_one} for one image, or images[:, None] ([N, 1, H, W]) for grey ones"
+    )
 
 
 def _axis(shape: Sequence[int], channels: int) -> int:
@@ -95,7 +145,10 @@ def _axis(shape: Sequence[int], channels: int) -> int:
 
 def _one(image: Any, channels: int, name: str) -> Tensor:
     """Returns one image of a sequence as [channels, H, W]."""
-    if isinstance(image, (str, Path)):
+    if isinstance(image, bytes):  # a path of a numpy array of dtype S
+        image = os.fsdecode(image)
+    if isinstance(image, (str, os.PathLike)):
+        image = os.fspath(image)
         try:
             if needs_arrays(image, channels, 8):
                 return decode_array_file(image, channels, 16)  # 8 bits lose nothing by it

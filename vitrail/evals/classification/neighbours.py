@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from vitrail.data.contract import Source
+from vitrail.data.contract import BadSampleError, Source
 from vitrail.encoder import Encoder
 from vitrail.evals.classification.search import neighbours
 from vitrail.evals.contract import Context
@@ -61,21 +61,36 @@ def neighbours_figure(
     rows = []
     for query, row, cosines in zip(test_index.tolist(), nearest, similarity, strict=True):
         label = test.label(query)
-        cells = [Cell(_picture(encoder, test, query), _name(test, label))]
+        shown = _picture(encoder, test, query)
+        if shown is None:
+            continue
+        cells = [Cell(shown, _name(test, label))]
         for at, cosine in zip(train_index[row].tolist(), cosines.tolist(), strict=True):
             other, frame, mark = train.label(at), None, ""
             if label is not None and other is not None:
                 frame, mark = (RIGHT, "✓ ") if other == label else (WRONG, "✗ ")
             caption = " · ".join(filter(None, [f"{mark}{_name(train, other)}", f"{cosine:.2f}"]))
-            cells.append(Cell(_picture(encoder, train, at), caption, frame))
+            shown = _picture(encoder, train, at)
+            if shown is None:  # readable when its features were taken
+                shown, caption = (
+                    np.full((1, 1, 1), 0.5, dtype=np.float32),
+                    "cannot be read any more",
+                )
+            cells.append(Cell(shown, caption, frame))
         rows.append(cells)
+    if not rows:
+        raise ValueError(f"{test.spec}: none of the images chosen to look at can be read any more")
     titles = ["test image", "nearest", *[""] * (nearest.shape[1] - 1)]
     side = cell_side(encoder.preprocess.size)
     return save_grid(rows, path, side=side, columns=titles)
 
 
-def _picture(encoder: Encoder, source: Source, index: int) -> np.ndarray:
-    return as_colours(encoder, [source.read(index).image])[0]
+def _picture(encoder: Encoder, source: Source, index: int) -> np.ndarray | None:
+    """Returns an image in colours; None if it cannot be read."""
+    try:
+        return as_colours(encoder, [source.read(index).image])[0]
+    except BadSampleError:
+        return None
 
 
 def _name(source: Source, label: int | None) -> str:

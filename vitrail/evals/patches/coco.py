@@ -15,6 +15,7 @@ Shape legend: M masks of an image · y, x its pixels.
 import contextlib
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -30,12 +31,12 @@ from vitrail.atomic import write_atomically
 from vitrail.data.contract import BadSampleError
 from vitrail.data.decode.image import decode_file
 from vitrail.encoder import Encoder
+from vitrail.evals.patches.coco_objects import check_size, faults_line, usable_objects
 from vitrail.evals.patches.maskcut import MaskCut, Refine, segment
 
 OBJECT = 1  # id of the only category
 MEASURES = {"AP": 0, "AP50": 1, "AP75": 2}  # positions in COCOeval's summary
 KINDS = {"box": "bbox", "mask": "segm"}
-NEEDED = ("id", "image_id", "bbox", "area", "iscrowd", "segmentation")  # fields of every object
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class CocoFolder:
     Attributes:
         folder: folder of the image files.
         images: COCO's image entries (id, file_name, width, height), ordered by id.
-        truth: content of the annotation file.
+        truth: content of the annotation file, its objects without the faulty ones.
+        faults: of the objects that are left out.
     """
 
     folder: Path
     images: list[dict[str, Any]]
     truth: dict[str, Any]
+    faults: tuple[str, ...] = ()
 
     def read(self, image: Mapping[str, Any], channels: int) -> UInt8[Tensor, "{channels} y x"]:
         """Decodes an image of the list `images`.
@@ -90,9 +93,8 @@ def open_coco(
         images: image folder within root.
 
     Raises:
-        ValueError: no such file, a file not in COCO's "instances" format, no images in it, an
-            object without a field that the evaluator needs, or an image name that leads out of the
-            folder.
+        ValueError: no such file, a file not in COCO's "instances" format, no images in it, no
+            object that can be used, or an image name that leads out of the folder.
     """
     path = Path(root).expanduser() / annotations
     try:
@@ -100,48 +102,34 @@ def open_coco(
         listed = sorted(truth["images"], key=lambda image: image["id"])
         names = [str(image["file_name"]) for image in listed]
         sizes = [(image["height"], image["width"]) for image in listed]
-        owners = {row["image_id"] for row in truth["annotations"]}
+        rows = list(truth["annotations"])
         ids = [image["id"] for image in listed]
+        known = dict(zip(ids, sizes, strict=True))
     except FileNotFoundError as error:
         raise ValueError(
             f"coco: there is no file {path}; a COCO-format folder has {annotations} and {images}/"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"coco: {path} does not hold COCO's images and annotations ({error!r})"
         ) from error
     if not ids:
         raise ValueError(f"coco: {path} lists no images")
-    if len(set(ids)) < len(ids) or not owners <= set(ids):
-        raise ValueError(f"coco: {path} has two images of one id, or objects of an unknown image")
+    if len(known) < len(ids):
+        raise ValueError(f"coco: {path} has two images of one id")
     for name, size in zip(names, sizes, strict=True):
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or "\\" in name:
             raise ValueError(f"coco: {path} names the image {name!r}, outside of its folder")
-        if not all(isinstance(length, int) and length > 0 for length in size):
-            raise ValueError(f"coco: {path} gives {name!r} the size {size}")
-    for at, row in enumerate(truth["annotations"]):
-        if wrong := _fault(row):
-            raise ValueError(f"coco: {path}: its object {at} (counted from 0) has {wrong}")
-    return CocoFolder(Path(root).expanduser() / images, listed, truth)
-
-
-def _fault(row: Mapping[str, Any]) -> str:
-    """Returns the fault of an annotated object; an empty string for a valid one."""
-    if missing := [name for name in NEEDED if row.get(name) is None]:
-        return f"no {', no '.join(missing)}"
-    if not _are_numbers(row["bbox"], 4):
-        return f"the bbox {row['bbox']!r} instead of [x, y, width, height]"
-    shape = row["segmentation"]
-    outlines = isinstance(shape, list) and shape and all(_are_numbers(o, 6) for o in shape)
-    lengths = isinstance(shape, dict) and {"size", "counts"} <= shape.keys()
-    return "" if outlines or lengths else "a segmentation that is neither polygons nor run lengths"
-
-
-def _are_numbers(values: Any, least: int) -> bool:
-    """Returns true for a list of at least `least` numbers."""
-    listed = isinstance(values, list) and len(values) >= least
-    return listed and all(isinstance(value, (int, float)) for value in values)
+        if wrong := check_size(name, size):
+            raise ValueError(f"coco: {path} {wrong}")
+    objects, faults = usable_objects(rows, known)
+    if faults and not objects:
+        raise ValueError(f"coco: {path}: none of its objects can be used: {faults[0]}")
+    if faults:
+        warnings.warn(faults_line(faults, str(path)), stacklevel=2)
+    truth = truth | {"annotations": objects}
+    return CocoFolder(Path(root).expanduser() / images, listed, truth, tuple(faults))
 
 
 def evaluate_maskcut(
@@ -163,8 +151,8 @@ def evaluate_maskcut(
         refine: refinement of each mask, if any.
 
     Returns:
-        "box" and "mask": AP, AP50 and AP75, fractions in [0, 1]; "images", "unreadable" and
-        "predictions": counts.
+        "box" and "mask": AP, AP50 and AP75, fractions in [0, 1], "mask" only if every object has
+        one; "images", "unreadable", "predictions", and "objects_left_out" if any: counts.
 
     Raises:
         ValueError: as `segment` and `average_precision`; no image can be read.
@@ -184,6 +172,8 @@ def evaluate_maskcut(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, json.dumps(rows) + "\n")
     counts = {"images": len(coco.images), "unreadable": len(unreadable), "predictions": len(rows)}
+    if coco.faults:
+        counts["objects_left_out"] = len(coco.faults)
     return {**average_precision(coco.truth, rows), **counts}
 
 
@@ -220,14 +210,29 @@ def truth_masks(coco: CocoFolder, image: Mapping[str, Any]) -> Bool[np.ndarray, 
     rows = [row for row in coco.truth["annotations"] if row["image_id"] == image["id"]]
     rows = [row for row in rows if not row.get("iscrowd")]
     api = _as_coco({"images": [image], "annotations": rows})
-    masks = [api.annToMask(row).astype(bool) for row in rows]
+    masks = [
+        api.annToMask(row).astype(bool) if row.get("segmentation") else _box_mask(row, image)
+        for row in rows
+    ]
     return np.stack(masks) if masks else np.zeros((0, image["height"], image["width"]), dtype=bool)
+
+
+def _box_mask(row: Mapping[str, Any], image: Mapping[str, Any]) -> Bool[np.ndarray, "y x"]:
+    """Returns the box of an object without an outline as a mask."""
+    mask = np.zeros((image["height"], image["width"]), dtype=bool)
+    x, y, width, height = row["bbox"]
+    mask[
+        max(0, round(y)) : max(0, round(y + height)), max(0, round(x)) : max(0, round(x + width))
+    ] = 1
+    return mask
 
 
 def average_precision(
     truth: Mapping[str, Any], found: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, float]]:
     """Computes class-agnostic AP, AP50 and AP75 of "box" and "mask", as fractions in [0, 1].
+
+    Where an object has a box alone, only "box" is measured.
 
     Args:
         truth: COCO's images, annotations and categories; all categories count as one.
@@ -242,13 +247,15 @@ def average_precision(
     unknown = [row["image_id"] for row in found if row["image_id"] not in ids]
     if unknown:
         raise ValueError(f"coco: a prediction is of image {unknown[0]}, which is not in the truth")
+    outlined = all(row.get("segmentation") for row in truth["annotations"])
+    kinds = KINDS if outlined else {"box": KINDS["box"]}
     if not found:  # pycocotools cannot load an empty list
-        return {kind: dict.fromkeys(MEASURES, 0.0) for kind in KINDS}
+        return {kind: dict.fromkeys(MEASURES, 0.0) for kind in kinds}
     expected = _as_coco(truth)
     # a copy, as pycocotools adds fields to its argument
     with contextlib.redirect_stdout(io.StringIO()):
         results = expected.loadRes(deepcopy(_of_one_class(found)))
-    return {kind: _summary(expected, results, iou) for kind, iou in KINDS.items()}
+    return {kind: _summary(expected, results, iou) for kind, iou in kinds.items()}
 
 
 def _summary(expected: Any, results: Any, kind: str) -> dict[str, float]:

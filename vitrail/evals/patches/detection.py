@@ -3,14 +3,17 @@
 Shape legend: M masks of an image · y, x its pixels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 from rich.table import Table
+from torch import Tensor
 
+from vitrail.data.contract import BadSampleError
 from vitrail.evals.contract import Context
 from vitrail.evals.figures.overlays import overlays_figure
 from vitrail.evals.patches.coco import CocoFolder, evaluate_maskcut, open_coco, truth_masks
@@ -56,12 +59,22 @@ def detect(context: Context, maskcut: MaskCut, place: CocoPlace) -> dict[str, An
 
 
 def _draw(context: Context, coco: CocoFolder, config: MaskCut) -> None:
-    few, encoder = coco.first(context.pictures), context.encoder
-    images = [few.read(image, encoder.channels) for image in few.images]
+    encoder = context.encoder
+    readable = list(islice(_readable(coco, encoder.channels), context.pictures))
+    images = [pixels for _, pixels in readable]
     found = segment(encoder, images, config)
-    truth = [truth_masks(few, image) for image in few.images]
+    truth = [truth_masks(coco, entry) for entry, _ in readable]
     pairs = [partners(*masks) for masks in zip(truth, found, strict=True)]
     overlays_figure(images, found, context.figures / "detection.png", truth, pairs)
+
+
+def _readable(coco: CocoFolder, channels: int) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    """Yields the images that can be read; the others are counted by `evaluate_maskcut`."""
+    for image in coco.images:
+        try:
+            yield image, coco.read(image, channels)
+        except BadSampleError:
+            continue
 
 
 def partners(
@@ -87,6 +100,10 @@ def detection_table(numbers: Mapping[str, Any]) -> Table:
             table.add_column(f"{shape} {measure}", justify="right")
     for kind in ("untrained", "trained"):
         found = numbers[kind]
-        cells = [f"{100 * found[s][m]:.1f}" for s in ("box", "mask") for m in MEASURES]
+        cells = [
+            f"{100 * found[s][m]:.1f}" if s in found else "–"  # objects with boxes alone
+            for s in ("box", "mask")
+            for m in MEASURES
+        ]
         table.add_row(kind, *cells)
     return table

@@ -6,12 +6,15 @@ Source: Wang et al. 2023 (CutLER, arXiv:2301.11320), section 3.2; facebookresear
 - The sign of an eigenvector is arbitrary, and the published test of the corners depends on it: here
   the entry of largest magnitude, the seed, is made positive first. Of entries that are equal to
   1e-6 (patches of a graph in separate parts), the first is the seed.
-- The search ends at the first pass without a new mask: such a pass leaves the graph unchanged, so
-  all later passes would find the same.
-- Masks that cover at most 1 % of the patches after removal of earlier masks are dropped; the
-  published code applies this limit before removal. An image of identical patches has no mask.
-- Masks are resized to the image's own size and thresholded at one half; the published code includes
-  every pixel with any overlap.
+- An image of identical patches has no mask.
+- Masks are resized to the image's own size bilinearly, in floating point, and thresholded at one
+  half; the published code resizes bicubically, in 8 bits, and keeps what is above half of the
+  largest value.
+
+A pass whose mask is dropped, as it is small or the one before, takes no patch away and leaves zeros
+in its place, as in the published code: the next pass then finds the same mask, compares it with
+zeros, and keeps it. Masks without the patches of earlier ones may therefore be small, or empty, and
+the empty ones are not returned.
 
 The refinement (published: a dense CRF and filled holes) is an argument.
 
@@ -197,21 +200,24 @@ def discover(
     taken_HW = np.zeros((height, width), dtype=bool)
     before_HW = np.zeros_like(taken_HW)
     found: list[np.ndarray] = []
-    for _ in range(masks):
+    for number in range(masks):
         cut = solve(graph_nn)
         if cut.value >= ALIKE:
             break
         object_HW = foreground(cut.vector.reshape(height, width))
-        left_HW = object_HW & ~taken_HW
-        if overlap(object_HW, before_HW) > SAME or (found and left_HW.mean() <= LEAST_AREA):
-            break
-        found.append(left_HW)
-        taken_HW |= object_HW
+        small = object_HW.mean() <= LEAST_AREA
+        if number > 0 and (small or overlap(object_HW, before_HW) > SAME):
+            object_HW = np.zeros_like(object_HW)
         before_HW = object_HW
+        if not object_HW.any():
+            continue
+        found.append(object_HW & ~taken_HW)
+        taken_HW |= object_HW
         # equal to zero features for taken patches: similar to nothing, not even to themselves
         free_n = ~torch.from_numpy(taken_HW.ravel()).to(graph_nn.device)
         graph_nn = graph_nn & free_n & free_n[:, None]
-    return np.stack(found) if found else np.zeros((0, height, width), dtype=bool)
+    kept = [mask for mask in found if mask.any()]
+    return np.stack(kept) if kept else np.zeros((0, height, width), dtype=bool)
 
 
 def similar(keys: Float[Tensor, "H W D"], tau: float) -> Bool[Tensor, "n n"]:
