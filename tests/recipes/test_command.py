@@ -19,7 +19,7 @@ def test_the_command_gives_the_recipe_back(monkeypatch):
     words = shlex.split(command_of(recipe))
     assert words[:3] == ["vitrail", "pretrain", "simdino_digits"]
     started = []
-    monkeypatch.setattr(api, "start", lambda recipe, out: started.append(recipe))
+    monkeypatch.setattr(api, "start", lambda recipe, out, *_: started.append(recipe))
     cli.main(words[1:])
     assert started == [recipe]
 
