@@ -42,6 +42,12 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
+@pytest.fixture(autouse=True)
+def eight_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision resizes 8 bits as such only where the processor has AVX2, else in floats."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+
 def pictures() -> list[np.ndarray]:
     """Noise: the hardest case for a filter and its rounding."""
     generator = np.random.default_rng(0)

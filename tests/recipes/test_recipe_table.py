@@ -154,4 +154,5 @@ def test_a_recipe_of_an_earlier_version_keeps_what_it_meant():
     assert recipe.optim == get_recipe("clip_emoji").optim
     plain = to_dict(get_recipe("clip_emoji"))
     assert from_dict(Recipe, migrated(plain)).objective.same_image == "left_out"
-    assert migrated({"objective": "x"}) == {"objective": "x"}
+    for wrong in ("x", {"kind": ["clip"]}, {"kind": "clap"}, {}):  # refused later, by name
+        assert migrated({"objective": wrong}) == {"objective": wrong}

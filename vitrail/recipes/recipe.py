@@ -141,9 +141,10 @@ def migrated(plain: dict[str, Any]) -> dict[str, Any]:
     not what runs did before there was the field.
     """
     objective = plain.get("objective")
-    if not isinstance(objective, dict) or objective.get("kind") not in OBJECTIVES:
+    kind = objective.get("kind") if isinstance(objective, dict) else None
+    if not isinstance(objective, dict) or not isinstance(kind, str) or kind not in OBJECTIVES:
         return plain
-    before = getattr(objective_config(objective["kind"]), "BEFORE", {})
+    before = getattr(objective_config(kind), "BEFORE", {})
     return plain | {"objective": before | objective}
 
 
