@@ -18,13 +18,14 @@ from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.order import Order
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.loading.wait_time import Adviser, Meter, Spent
+from vitrail.data.tools.written import check_written, record_written
 from vitrail.data.views.plan import ViewPlan
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.distributed.collectives import all_gather, world_size
 from vitrail.distributed.ranks import Ranks, on_main
 from vitrail.encoder import evaluating
 from vitrail.recipes.recipe import Recipe, worker_count
-from vitrail.train.written import check_written, record_written
+from vitrail.train.log import print_line
 
 # Images that go through the encoder together, on whichever rank, so features do not depend on the
 # number of ranks.
@@ -80,7 +81,7 @@ class ImageFeed(Feed[Batch]):
             on_main(ranks, lambda: quarantine_file.unlink(missing_ok=True))
             on_main(ranks, lambda: record_written(run, self.source))
         else:
-            on_main(ranks, lambda: check_written(run, self.source))
+            on_main(ranks, lambda: self._check_written(run))
         self.loader = Loader(
             self.source,
             self.plan,
@@ -95,6 +96,10 @@ class ImageFeed(Feed[Batch]):
         )
         self.meter: Meter = self.loader.meter
         self._adviser = Adviser(ranks.device, self.meter.workers)
+
+    def _check_written(self, run: Path) -> None:
+        if note := check_written(run, self.source):
+            print_line(note)
 
     def batches(self, start: int, stop: int, order: Order | None = None) -> Iterator[list[Batch]]:
         return self.loader.steps(start, stop, order)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vitrail.data.sources.registry import open_source
-from vitrail.train.written import NAME, check_written, record_written
+from vitrail.data.tools.written import NAME, check_written, record_written
 
 
 @pytest.fixture
@@ -34,9 +34,8 @@ def source(root):
     return open_source(f"folder:{root}", quiet=True)
 
 
-def test_nothing_changed(run, data, capsys):
-    check_written(run, source(data))
-    assert not capsys.readouterr().err
+def test_nothing_changed(run, data):
+    assert check_written(run, source(data)) is None
 
 
 @pytest.mark.parametrize("files", [["1.png"], ["0.png", "1.png", "2.png", "3.png"]])
@@ -59,16 +58,14 @@ def test_replaced_by_another_file_of_the_same_size(run, data):
         check_written(run, source(data))
 
 
-def test_a_copy_that_keeps_times_is_the_same(run, data, tmp_path, capsys):
+def test_a_copy_that_keeps_times_is_the_same(run, data, tmp_path):
     shutil.copytree(data, tmp_path / "copy")
-    check_written(run, source(tmp_path / "copy"))
-    assert not capsys.readouterr().err
+    assert check_written(run, source(tmp_path / "copy")) is None
 
 
-def test_a_copy_with_new_times_is_said(run, data, tmp_path, capsys):
+def test_a_copy_with_new_times_is_said(run, data, tmp_path):
     shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile)
-    check_written(run, source(tmp_path / "copy"))
-    assert "as those of a copy" in capsys.readouterr().err
+    assert "as those of a copy" in check_written(run, source(tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("content", ["", "{", "3", '[["0.png"]]', "null"])

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from vitrail.atomic import write_atomically
 from vitrail.data.contract import Source
-from vitrail.train.log import print_line
 
 NAME = "written.json"
 
@@ -19,12 +18,15 @@ def record_written(run: Path, source: Source) -> None:
     write_atomically(run / NAME, json.dumps(source.written()) + "\n")
 
 
-def check_written(run: Path, source: Source) -> None:
+def check_written(run: Path, source: Source) -> str | None:
     """Compares the source's files with those that the run began with.
 
     A file whose time differs was written again, but for a copy of all: there every time and every
     inode differs. A copy that keeps times, as of rsync -a, is the same. A run of an earlier commit
     has no times, and is not checked.
+
+    Returns:
+        a note on a copy, if any.
 
     Raises:
         ValueError: some files were written again.
@@ -32,17 +34,16 @@ def check_written(run: Path, source: Source) -> None:
     try:
         known = {name: (time, inode) for name, time, inode in json.loads((run / NAME).read_text())}
     except (OSError, ValueError, TypeError):
-        return
+        return None
     now = [stamp for stamp in source.written() if stamp[0] in known and known[stamp[0]][0] >= 0]
     changed = [(name, inode) for name, time, inode in now if time != known[name][0]]
     if not changed:
-        return
+        return None
     if len(changed) == len(now) and all(inode != known[name][1] for name, inode in changed):
-        print_line(
+        return (
             f"note: all files of {source.spec} have other times than when {run} began, as those of "
             "a copy; that they hold the same is not checked"
         )
-        return
     count, first = len(changed), changed[0][0]
     raise ValueError(
         f"{source.spec}: {count} of {len(now)} files were written again after {run} began, with "
