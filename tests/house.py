@@ -6,6 +6,7 @@ Each rule returns one line for each violation. `test_architecture` runs them, an
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 # What the files of a room may import of ours; a room always sees itself. The longest matching name
@@ -147,8 +148,13 @@ def imports_of(path: Path, at_import: bool = False) -> set[str]:
         path: the file.
         at_import: leave out imports inside functions and under `if TYPE_CHECKING`.
     """
+    return _imports(path.read_text(), at_import)
+
+
+@cache  # every rule reads every file, and a broken rule changes one
+def _imports(text: str, at_import: bool) -> set[str]:
     found = set()
-    for node in _statements(ast.parse(path.read_text()), at_import):
+    for node in _statements(ast.parse(text), at_import):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -264,14 +270,21 @@ def long_code(package: Path) -> list[str]:
         limit = LOOP_LINES if where == "train/loop.py" else FILE_LINES
         if lines > limit:
             found.append(f"{where} has {lines} lines, more than {limit}")
-        for node in ast.walk(ast.parse(text)):
-            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                continue
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            limit = LONG_FUNCTIONS.get(f"{where}:{node.name}", FUNCTION_LINES)
+        for function, length in _functions(text):
+            limit = LONG_FUNCTIONS.get(f"{where}:{function}", FUNCTION_LINES)
             if length > limit:
-                found.append(f"{where}: {node.name} has {length} lines, more than {limit}")
+                found.append(f"{where}: {function} has {length} lines, more than {limit}")
     return found
+
+
+@cache  # see `_imports`
+def _functions(text: str) -> list[tuple[str, int]]:
+    """Returns the names and the lines of a file's functions."""
+    return [
+        (node.name, (node.end_lineno or node.lineno) - node.lineno + 1)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
 
 
 def registries_that_are_no_literals(package: Path) -> list[str]:
@@ -313,7 +326,7 @@ def words_out_of_place(package: Path) -> list[str]:
     """Writing files, drawing and processes have one place each, and are done only there."""
     found = []
     for path in modules(package).values():
-        where, code = path.relative_to(package).as_posix(), _code(path)
+        where, code = path.relative_to(package).as_posix(), _code(path.read_text())
         for word, places in ONLY_IN.items():
             if re.search(word, code) and not where.startswith(tuple(places)):
                 found.append(f"{where} holds {word}, which belongs to {', '.join(sorted(places))}")
@@ -324,13 +337,15 @@ def untrusted_code(package: Path) -> list[str]:
     """Nothing untrusted is executed: no eval, exec, pickle or torch.hub."""
     found = []
     for path in modules(package).values():
+        lines = _code(path.read_text()).splitlines()
         for word in UNTRUSTED:
             # `module.eval()` and `retrieval(...)` end alike: only the built-ins stand alone.
             alone = r"(?<![\w.])" if word in ("eval(", "exec(") else ""
+            pattern = re.compile(alone + re.escape(word))
             found += [
                 f"{path.relative_to(package)}: {line.strip()}"
-                for line in _code(path).splitlines()
-                if re.search(alone + re.escape(word), line)
+                for line in lines
+                if pattern.search(line)
             ]
     return found
 
@@ -352,9 +367,10 @@ def objectives_without_source(package: Path) -> list[str]:
     return found
 
 
-def _code(path: Path) -> str:
+@cache  # see `_imports`
+def _code(text: str) -> str:
     """Returns a file's code without comments and docstrings."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(text)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.processes import on_ranks
 from tests.rounding import EXACT, float64_kept
 from vitrail.distributed.collectives import (
     all_gather,
@@ -37,8 +37,9 @@ def losses(x: torch.Tensor, me: int) -> dict[str, torch.Tensor]:
     }
 
 
-def work(me: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=me, world_size=2)
+def work(folder: str) -> None:
+    dist.init_process_group("gloo")
+    me = dist.get_rank()
     assert (rank(), world_size()) == (me, 2)
     x = inputs()[me].requires_grad_()
     found = {}
@@ -48,12 +49,11 @@ def work(me: int, folder: str) -> None:
     found["plain mean"] = mean_over_ranks(x)
     found["count"] = sum_over_ranks(torch.tensor(me + 1))
     torch.save(found, f"{folder}/{me}.pt")
-    dist.destroy_process_group()
 
 
 @float64_kept()
 def test_values_and_gradients_are_those_of_one_process(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    on_ranks(work, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)]
 
     x = inputs().requires_grad_()

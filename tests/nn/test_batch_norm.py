@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.processes import on_ranks
 from tests.rounding import EXACT, rounding_bound
 from vitrail.backbones.families import TimmResNet
 from vitrail.nn.batch_norm import GlobalBatchNorm, convert_batch_norms, global_moments
@@ -94,9 +94,9 @@ def far_from_zero() -> Tensor:
     return inputs()[0] * 1e-3 + 10
 
 
-def work(me: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=me, world_size=2)
+def work(folder: str) -> None:
+    dist.init_process_group("gloo")
+    me = dist.get_rank()
     found = {
         "network": two_passes(convert_batch_norms(network()), SHARES[me]),
         "moments": global_moments(far_from_zero()[SHARES[me]]),
@@ -105,13 +105,12 @@ def work(me: int, folder: str) -> None:
         "half": GlobalBatchNorm(2)(inputs()[0].bfloat16()[SHARES[me]]).detach(),
     }
     torch.save(found, f"{folder}/{me}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("batch_norm")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    on_ranks(work, str(folder))
     return [torch.load(Path(folder) / f"{r}.pt", weights_only=True) for r in range(2)]
 
 

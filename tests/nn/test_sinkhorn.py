@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from lightly.loss.swav_loss import sinkhorn as lightlys
 
+from tests.processes import on_ranks
 from tests.rounding import EXACT, rounding_bound
 from vitrail.nn import sinkhorn as module
 from vitrail.nn.sinkhorn import sinkhorn
@@ -160,16 +160,15 @@ def ranked() -> dict[str, torch.Tensor]:
     return {"cosines": cosines(8, 4), "wide": cosines(8, 30), "far": far}
 
 
-def work(me: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=me, world_size=2)
+def work(folder: str) -> None:
+    dist.init_process_group("gloo")
+    me = dist.get_rank()
     found = {name: sinkhorn(scores[SHARES[me]], 0.05) for name, scores in ranked().items()}
     torch.save(found, f"{folder}/{me}.pt")
-    dist.destroy_process_group()
 
 
 def test_two_ranks_give_the_codes_of_one(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    on_ranks(work, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)]
     for name, scores in ranked().items():
         together = torch.cat([found[name] for found in ranks])

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.objectives.tiny import CONFIGS, build, in_float64, make_batch, narrow
+from tests.processes import on_ranks
 from tests.rounding import EXACT, float64_kept
 from vitrail.data.contract import Batch
 from vitrail.objectives.contract import Objective
@@ -66,17 +66,16 @@ def train(case: str, rank: int, world: int) -> dict[str, Any]:
     return {"losses": torch.stack(losses), "grads": grads, "state": objective.state_dict()}
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def work(folder: str) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     torch.save({case: train(case, rank, 2) for case in CASES}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two_ranks")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    on_ranks(work, str(folder))
     return [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(2)]
 
 

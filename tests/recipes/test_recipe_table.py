@@ -20,7 +20,7 @@ from vitrail.recipes.registry import RECIPES
 from vitrail.registry import resolve
 
 NANO = {"vit": "vit_nano_patch4_32", "crate": "crate_nano_patch4_32"}
-HEAD = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32}
+HEAD = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32, "text_width": 32, "text_depth": 2}
 VIEWS = {"global_size": 16, "local_size": 8, "n_local": 2, "size": 16}
 
 

@@ -1,6 +1,5 @@
 """Tiny real runs for the tests of the loop: seconds each, every part in play."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -81,26 +80,6 @@ def die_at(call: str, count: int, action: Callable[..., None], *arguments: Any) 
     action(*arguments)
 
 
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(
-    ["vitrail.train.build", "vitrail.train.loop", "vitrail.recipes.named"]
-)
-
-
-def child(action: Callable[..., None], *arguments: Any) -> Any:
-    """Starts a process that never saw this one's threads, with everything imported already."""
-    process = _processes.Process(target=action, args=arguments)
-    process.start()
-    return process
-
-
-def finish(action: Callable[..., None], *arguments: Any) -> int:
-    """Runs a child to its end, and returns its exit code (-9: killed)."""
-    process = child(action, *arguments)
-    process.join()
-    return process.exitcode
-
-
 def final_state(run: Path) -> dict[str, Any]:
     from vitrail.train import checkpoint
 
@@ -125,8 +104,3 @@ def assert_equal_bits(a: Any, b: Any, where: str = "state") -> None:
             assert_equal_bits(x, y, f"{where}[{i}]")
     else:
         assert a == b, where
-
-
-def as_rank(rank: int, world: int) -> None:
-    """Makes this process look like one that torchrun started."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}

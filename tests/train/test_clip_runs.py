@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.processes import finish
 from tests.train import runs
 from vitrail import api
 from vitrail.evals.evaluate import evaluate
@@ -65,11 +66,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_and_resumed_ends_with_the_bits_of_one_that_was_not(tmp_path):
     pairs = str(write_pairs(tmp_path))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert runs.finish(pretrain, pairs, str(whole)) == 0
-    code = runs.finish(runs.die_at, "fsync", 15, pretrain, pairs, str(killed))
+    assert finish(pretrain, pairs, str(whole)) == 0
+    code = finish(runs.die_at, "fsync", 15, pretrain, pairs, str(killed))
     assert code == -signal.SIGKILL
     assert (killed / "checkpoints").exists()
-    assert runs.finish(runs.resume, str(killed)) == 0
+    assert finish(runs.resume, str(killed)) == 0
     runs.assert_equal_bits(runs.final_state(killed), runs.final_state(whole))
     for name in ("text.safetensors", "text.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()

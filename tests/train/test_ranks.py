@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.processes import finish, on_ranks
 from tests.train import runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,9 +42,9 @@ def write_config(run: Path, objective: str, /, **changes: object) -> None:
 @pytest.mark.parametrize("objective", ["simdino", "dino"])
 def test_two_processes_give_the_losses_of_one(tmp_path, objective):
     one, two = tmp_path / "one", tmp_path / "two"
-    assert runs.finish(runs.pretrain, objective, str(one), {}) == 0
+    assert finish(runs.pretrain, objective, str(one), {}) == 0
     write_config(two, objective)
-    torchrun("resume", str(two))
+    on_ranks(runs.resume, str(two))
     assert losses(two)[0] == pytest.approx(losses(one)[0], rel=1e-6)
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
 
@@ -51,11 +52,11 @@ def test_two_processes_give_the_losses_of_one(tmp_path, objective):
 @pytest.mark.parametrize("objective", ["simdino", "dino"])
 def test_two_ranks_go_on_with_a_run_of_one(tmp_path, objective):
     one, then = tmp_path / "one", tmp_path / "then"
-    assert runs.finish(runs.pretrain, objective, str(one), {}) == 0
-    assert runs.finish(runs.die_at, "fsync", 12, runs.pretrain, objective, str(then), {}) == -9
+    assert finish(runs.pretrain, objective, str(one), {}) == 0
+    assert finish(runs.die_at, "fsync", 12, runs.pretrain, objective, str(then), {}) == -9
     done = len(losses(then))
     assert 3 <= done < runs.STEPS
-    torchrun("resume", str(then))
+    on_ranks(runs.resume, str(then))
     assert losses(then) == pytest.approx(losses(one), abs=1e-5)
 
 
@@ -67,19 +68,19 @@ def test_two_processes_cluster_as_one(tmp_path):
     """The features of all images are those of one process, to the bit; so are the clusters."""
     one, two = tmp_path / "one", tmp_path / "two"
     changes = {"objective": {"reassign": 1.0}}  # once, before the first step
-    assert runs.finish(runs.pretrain, "deepcluster", str(one), changes) == 0
+    assert finish(runs.pretrain, "deepcluster", str(one), changes) == 0
     write_config(two, "deepcluster", **changes)
-    torchrun("resume", str(two))
+    on_ranks(runs.resume, str(two))
     assert torch.equal(pseudo_labels(two), pseudo_labels(one))
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
 
 
 def test_two_ranks_go_on_within_an_epoch_of_one(tmp_path):
     one, then = tmp_path / "one", tmp_path / "then"
-    assert runs.finish(runs.pretrain, "deepcluster", str(one), {}) == 0
+    assert finish(runs.pretrain, "deepcluster", str(one), {}) == 0
     shutil.copytree(one, then)
     shutil.rmtree(then / "checkpoints" / "step-00000012")
-    torchrun("resume", str(then))
+    on_ranks(runs.resume, str(then))
     assert torch.equal(pseudo_labels(then), pseudo_labels(one))
     assert losses(then) == pytest.approx(losses(one), abs=1e-5)
 

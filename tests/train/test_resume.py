@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import child, finish
 from tests.train import runs
 
 
@@ -17,7 +18,7 @@ def whole(request, tmp_path_factory):
     """An uninterrupted run: its objective, folder and duration in seconds."""
     out = tmp_path_factory.mktemp("whole") / request.param
     began = time.monotonic()
-    assert runs.finish(runs.pretrain, request.param, str(out), {}) == 0
+    assert finish(runs.pretrain, request.param, str(out), {}) == 0
     return request.param, out, time.monotonic() - began
 
 
@@ -37,9 +38,9 @@ def assert_same_run(run: Path, other: Path) -> None:
 
 def resume_to_the_end(objective: str, run: Path) -> None:
     if not (run / "config.json").exists():
-        assert runs.finish(runs.pretrain, objective, str(run), {}) == 0
+        assert finish(runs.pretrain, objective, str(run), {}) == 0
     else:
-        assert runs.finish(runs.resume, str(run)) == 0
+        assert finish(runs.resume, str(run)) == 0
 
 
 def test_killed_at_random_moments(whole, tmp_path, slow):
@@ -47,7 +48,7 @@ def test_killed_at_random_moments(whole, tmp_path, slow):
     when = random.Random(0)
     for i in range(12 if slow else 3):
         run = tmp_path / str(i)
-        process = runs.child(runs.pretrain, objective, str(run), {})
+        process = child(runs.pretrain, objective, str(run), {})
         time.sleep(when.uniform(0.2, 1.0) * seconds)
         process.kill()
         process.join()
@@ -67,7 +68,7 @@ def test_killed_inside_a_write(whole, tmp_path, slow):
     killed = 0
     for call, count in POINTS if slow else QUICK:
         run = tmp_path / f"{call}{count}"
-        code = runs.finish(runs.die_at, call, count, runs.pretrain, objective, str(run), {})
+        code = finish(runs.die_at, call, count, runs.pretrain, objective, str(run), {})
         killed += code == -signal.SIGKILL
         resume_to_the_end(objective, run)
         assert_same_run(run, reference)
@@ -77,9 +78,9 @@ def test_killed_inside_a_write(whole, tmp_path, slow):
 def test_killed_again_and_again(whole, tmp_path):
     objective, reference, _ = whole
     run = tmp_path / "run"
-    runs.finish(runs.die_at, "fsync", 9, runs.pretrain, objective, str(run), {})
-    runs.finish(runs.die_at, "fsync", 3, runs.resume, str(run))
-    runs.finish(runs.die_at, "fsync", 6, runs.resume, str(run))
+    finish(runs.die_at, "fsync", 9, runs.pretrain, objective, str(run), {})
+    finish(runs.die_at, "fsync", 3, runs.resume, str(run))
+    finish(runs.die_at, "fsync", 6, runs.resume, str(run))
     resume_to_the_end(objective, run)
     assert_same_run(run, reference)
 
@@ -88,7 +89,7 @@ def test_sigterm_saves_and_exits_with_0(whole, tmp_path):
     objective, reference, _ = whole
     run = tmp_path / "run"
     # Checkpoints only at the end: what is saved before was saved because of the signal.
-    process = runs.child(runs.pretrain, objective, str(run), {"checkpoint_every": 1000})
+    process = child(runs.pretrain, objective, str(run), {"checkpoint_every": 1000})
     metrics = run / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):
         assert process.is_alive()
@@ -107,7 +108,7 @@ def test_sigterm_saves_and_exits_with_0(whole, tmp_path):
 def test_a_damaged_newest_checkpoint_costs_time_only(whole, tmp_path):
     objective, reference, _ = whole
     run = tmp_path / "run"
-    runs.finish(runs.die_at, "fsync", 16, runs.pretrain, objective, str(run), {})
+    finish(runs.die_at, "fsync", 16, runs.pretrain, objective, str(run), {})
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
     (newest / "state.pt").write_bytes(b"not what was written")
     resume_to_the_end(objective, run)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.processes import on_ranks
 from tests.train import runs, tokens
 from vitrail.registry import register, resolve
 from vitrail.train import checkpoint
@@ -80,19 +80,17 @@ def test_integers_reach_after_step_as_they_are_over_all_slices(tmp_path: Path) -
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    runs.as_rank(rank, 2)
+def work(folder: str) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     parts = tokens.run(Path(folder) / "run", RECIPE)
     torch.save(torch.stack(parts.objective.given), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 def test_two_ranks_get_their_own_integers_and_take_the_steps_of_one(tmp_path: Path) -> None:
     one = tokens.run(tmp_path / "one", RECIPE).objective
     assert isinstance(one, tokens.NextToken)
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    on_ranks(work, str(tmp_path))
     given = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert torch.equal(torch.cat(given, dim=1), torch.stack(one.given))
     losses = [[row["loss"] for row in rows_of(tmp_path / name)] for name in ("one", "run")]
