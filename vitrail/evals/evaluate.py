@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from vitrail.atomic import write_atomically
-from vitrail.data.contract import BadSampleError
+from vitrail.data.contract import BadSampleError, Source
 from vitrail.data.views.preparation import Preparation
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
 from vitrail.evals.choose import require_known, require_labels
@@ -118,22 +118,33 @@ def evaluate(
         write_atomically(out / "evaluation.json", json.dumps(results, indent=2) + "\n")
 
     found = measure(bench, *splits[first], results, write, transfer=False)
-    failed = dict(found.failed)
-    for spec in others:
+    failed = found.failed | _transfer(bench, {s: splits[s] for s in others}, transfer, write)
+    if found.done or not failed:
+        write()
+        _show(bench, results, found.fresh, bool(others) and "transfer" in results)
+    _raise(failed, out if found.done else None, explicit=protocols is not None)
+    return results
+
+
+def _transfer(
+    bench: Bench,
+    splits: Mapping[str, tuple[Source, Source]],
+    transfer: dict[str, Any],
+    write: Callable[[], None],
+) -> dict[str, Exception]:
+    """Measures accuracies on further sources, and returns the errors of what cannot be measured."""
+    failed: dict[str, Exception] = {}
+    for spec, (train, test) in splits.items():
         numbers = transfer.setdefault(spec, {})
         try:
-            other = measure(bench, *splits[spec], numbers, write, transfer=True)
+            other = measure(bench, train, test, numbers, write, transfer=True)
         except UNMEASURED as error:  # the sources before it stay measured
             failed[spec] = error
             if not numbers:
                 del transfer[spec]
             continue
         failed |= {f"{name} on {spec}": error for name, error in other.failed.items()}
-    if found.done or not failed:
-        write()
-        _show(bench, results, found.fresh, bool(others) and "transfer" in results)
-    _raise(failed, out if found.done else None, explicit=protocols is not None)
-    return results
+    return failed
 
 
 def _raise(failed: Mapping[str, Exception], out: Path | None, *, explicit: bool) -> None:
