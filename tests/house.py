@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoder": {
         "backbones",
         "interop.read.load",
+        "interop.read.own_weights",
         "interop.read.weights_file",
         "atomic",
         "data.decode.inputs",

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from vitrail.data.decode.inputs import ImagesLike, batches
 from vitrail.data.views.preparation import Preparation
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.interop.read.load import read_official
+from vitrail.interop.read.own_weights import read_weights, require_finite, require_matching
 from vitrail.interop.read.weights_file import HUB_OTHERS, HUB_WEIGHTS, is_hub_folder
 
 WEIGHTS, DESCRIPTION = "encoder.safetensors", "encoder.json"
@@ -76,7 +76,7 @@ class Encoder(TransformerMixin, BaseEstimator):
             return cls._from_official(path, device, preparation)
         folder = _folder(path)
         info = _read_description(folder / DESCRIPTION)
-        weights = _read_weights(folder / WEIGHTS)
+        weights = read_weights(folder / WEIGHTS)
         try:
             backbone = create_backbone(info["backbone"], **info["kwargs"], seed=info["seed"])
             preprocess = _preprocess(info["preprocess"])
@@ -85,7 +85,7 @@ class Encoder(TransformerMixin, BaseEstimator):
                 f"{folder / DESCRIPTION} does not describe an encoder ({error!r}); "
                 f"restore the file, or write it again with `vitrail resume {folder}`"
             ) from error
-        _require_matching(backbone.state_dict(), weights, folder / WEIGHTS, info["backbone"])
+        require_matching(backbone.state_dict(), weights, folder / WEIGHTS, info["backbone"])
         require_finite(weights, folder / WEIGHTS)
         backbone.load_state_dict(weights)
         return cls(backbone.to(device), preparation.applied(preprocess), info)
@@ -281,55 +281,9 @@ def _read_description(path: Path) -> dict[str, Any]:
     return {"seed": 0} | info
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"{path} is damaged or is not a safetensors file ({error}); restore it, or write it "
-            f"again with `vitrail resume {path.parent}`"
-        ) from error
-
-
 def _preprocess(plain: dict[str, Any]) -> Preprocess:
     """Builds a Preprocess from its JSON."""
     mean, std = tuple(plain["mean"]), tuple(plain["std"])
     more = ("interpolation", "keep_aspect", "rounding")  # which earlier versions did not write
     given: dict[str, Any] = {key: plain[key] for key in more if key in plain}
     return Preprocess(size=plain["size"], resize=plain["resize"], mean=mean, std=std, **given)
-
-
-def require_finite(weights: dict[str, Tensor], path: Path) -> None:
-    """Raises ValueError if weights hold NaN or infinity, listing the tensors by name."""
-    wrong = [
-        f"{name} ({int((~tensor.isfinite()).sum())} of {tensor.numel()})"
-        for name, tensor in weights.items()
-        if tensor.is_floating_point() and not tensor.isfinite().all()
-    ]
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(
-            f"{path} holds weights that are NaN or infinite: {', '.join(wrong[:3])}{more}. The "
-            "training diverged or the file is damaged; use an earlier checkpoint or train again "
-            "with a lower learning rate"
-        )
-
-
-def _require_matching(
-    expected: dict[str, Tensor], weights: dict[str, Tensor], path: Path, name: str
-) -> None:
-    """Checks that weights have the names and shapes of a backbone, before they are loaded."""
-    lacking = [f"lacks {key}" for key in expected.keys() - weights.keys()]
-    excess = [f"has an unknown {key}" for key in weights.keys() - expected.keys()]
-    shapes = [
-        f"{key} is {list(weights[key].shape)} instead of {list(expected[key].shape)}"
-        for key in expected.keys() & weights.keys()
-        if weights[key].shape != expected[key].shape
-    ]
-    wrong = sorted(lacking) + sorted(excess) + sorted(shapes)
-    if wrong:
-        more = f", and {len(wrong) - 6} more" if len(wrong) > 6 else ""
-        raise ValueError(
-            f"{path} is not a {name} as {DESCRIPTION} beside it describes: "
-            f"{'; '.join(wrong[:6])}{more}. Put back the two files of one run"
-        )

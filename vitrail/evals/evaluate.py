@@ -48,8 +48,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a run, writes evaluation.json and figures/ into it, and prints a table.
 
-    The file is written anew after every protocol, so an evaluation that is cut off loses one at
-    most.
+    The file is written after every protocol, so an evaluation that is cut off loses one at most.
 
     Accuracies are fractions in [0, 1] on the test split, for "raw" (the preprocessed pixels),
     "untrained" (the same architecture, the run's initial weights) and "trained"; what `xray` gives

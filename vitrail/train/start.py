@@ -15,13 +15,15 @@ from vitrail.config import differences, to_dict
 from vitrail.data.contract import Batch
 from vitrail.data.loading.start_method import refuse_second_run
 from vitrail.data.sources.registry import resolve_spec
+from vitrail.data.tools.found import find
 from vitrail.distributed.ranks import Ranks, any_rank, joined, on_main
+from vitrail.objectives.contract import ImageObjective
 from vitrail.recipes.check import check_new, notes_on
 from vitrail.recipes.recipe import SPEED_FIELDS, Recipe, plan_horizon
-from vitrail.train.build import assemble
+from vitrail.train.build import assemble, captions_of
 from vitrail.train.checkpoint import list_checkpoints
 from vitrail.train.contract import Parts
-from vitrail.train.found import report_found
+from vitrail.train.image_feed import ImageFeed
 from vitrail.train.log import print_line
 from vitrail.train.loop import train
 from vitrail.train.run_folder import (
@@ -35,6 +37,8 @@ from vitrail.train.run_folder import (
 from vitrail.train.warm_start import head_warmup_steps, resolve_start
 
 Resume = Literal["never", "auto"]
+
+FOUND = "found.json"  # beside config.json: what the run found before its first step
 
 # Fields of a run's length. The warm-up of a head is a share of it, unless the recipe says how long.
 LENGTH = ("epochs", "steps", "head_warmup_steps")
@@ -247,3 +251,31 @@ def same_command(run: Path, asked: Recipe) -> Recipe:
             f"`vitrail resume {run}`, or name another folder with --out"
         )
     return replace(recipe, **{name: getattr(asked, name) for name in SPEED_FIELDS})
+
+
+def report_found(run: Path, parts: Parts[Any]) -> None:
+    """Prints what was found, and writes it beside config.json. Only for rank 0."""
+    feed, objective = parts.feed, parts.objective
+    if not isinstance(feed, ImageFeed):
+        return
+    more = cut_captions(feed, objective) if isinstance(objective, ImageObjective) else []
+    found = find(feed.source, more)
+    said = set(feed.source.notes)  # when it was opened
+    notes = [f"note: {note}" for note in found["notes"] if note not in said]
+    print_line("\n  ".join([*found["lines"], *notes]))
+    write_atomically(run / FOUND, json.dumps(found, indent=2) + "\n")
+
+
+def cut_captions(feed: ImageFeed, objective: ImageObjective) -> list[str]:
+    """Returns a sentence on captions that are longer than the text tower's context, if any."""
+    side, captions = objective.text_side, captions_of(feed.source)
+    if side is None or not captions:
+        return []
+    context = int(side.space.config["context"])
+    longer = side.tokenizer.count_longer(captions, context)
+    if not longer:
+        return []
+    return [
+        f"{longer:,} of {len(captions):,} captions are longer than the context of {context} tokens "
+        "and lose their last words (--objective.context)"
+    ]
