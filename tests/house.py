@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backbones": {"nn", "registry", "config"},
     "backbones.operators": {"nn", "backbones.operators"},
     "data": {"nn", "atomic", "registry", "config", "signals"},
-    "interop": {"nn", "backbones"},
+    "interop": {"nn", "backbones", "atomic"},
     "text_encoder": {"backbones", "data.tokenizer", "atomic"},
     "encoder": {
         "backbones",

@@ -4,12 +4,11 @@ Imports are lazy: torch takes seconds to import, and a function waits only for w
 """
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vitrail.atomic import read_text
+from vitrail.atomic import parse_json, read_text
 from vitrail.config import override
 
 if TYPE_CHECKING:
@@ -302,8 +301,8 @@ def _text(path: Path) -> str:
 
 def _parsed(text: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 

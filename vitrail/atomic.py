@@ -3,6 +3,7 @@
 A temporary file is flushed to the disk and renamed, so no crash leaves a part of one.
 """
 
+import json
 import os
 import secrets
 import stat
@@ -68,6 +69,14 @@ def write_atomically(path: Path, content: str | bytes, shared: bool = False) -> 
     """Replaces the content of a file atomically, as `replacing` does; text is encoded as UTF-8."""
     with replacing(path, shared) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def parse_json(text: str | bytes | bytearray) -> Any:
+    """Parses JSON. Raises ValueError for anything else, also for text that is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def read_text(path: Path) -> str:

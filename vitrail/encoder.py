@@ -18,7 +18,7 @@ from safetensors.torch import save
 from sklearn.base import BaseEstimator, TransformerMixin
 from torch import Tensor
 
-from vitrail.atomic import read_text, write_atomically
+from vitrail.atomic import parse_json, read_text, write_atomically
 from vitrail.backbones.contract import Backbone
 from vitrail.backbones.create import create_backbone
 from vitrail.data.decode.inputs import ImagesLike, batches
@@ -273,8 +273,8 @@ def _folder(path: Path) -> Path:
 
 def _read_description(path: Path) -> dict[str, Any]:
     try:
-        info = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+        info = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore the file") from error
     if not isinstance(info, dict):
         raise ValueError(f"{path} is not the description of an encoder; restore the file")

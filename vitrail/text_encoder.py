@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from vitrail.atomic import write_atomically
+from vitrail.atomic import parse_json, write_atomically
 from vitrail.backbones.joint import JointSpace
 from vitrail.data.tokenizer import Tokenizer
 
@@ -62,12 +62,12 @@ class TextEncoder:
             )
         weights = _read_weights(folder / WEIGHTS)
         try:
-            info = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            info = parse_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
             tokenizer = Tokenizer(json.dumps(info["tokenizer"]))
             _require_fitting(info["space"], weights, tokenizer)
             with torch.device("meta"):  # no initial weights: they are read from the file
                 space = JointSpace(**info["space"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{folder / DESCRIPTION} does not describe a text encoder ({error}); restore it, "
                 f"or remove it and write it again with `vitrail resume {folder}`"

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vitrail.atomic import read_text
+from vitrail.atomic import parse_json, read_text
 from vitrail.data.views.preparation import Preparation
 from vitrail.encoder import Encoder
 from vitrail.evals.protocol import Protocol
@@ -25,9 +25,9 @@ def read_previous(
         prepared: of `preprocessing`.
     """
     try:
-        old = json.loads(read_text(path))
+        old = parse_json(read_text(path))
         before, weights = migrated(dict(old["settings"])), (old["weights"], old["step"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
     if weights != identity(encoder) or old.get("preprocess") != prepared.get("preprocess"):
         return {}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitrail.atomic import read_text
+from vitrail.atomic import parse_json, read_text
 from vitrail.data.contract import NoTestSplitError, Source
 from vitrail.data.loading.quarantine import Quarantine
 from vitrail.data.sources.registry import open_source
@@ -35,15 +35,9 @@ def bad_file_limit(path: Path, asked: float | None) -> float:
         return asked
     folder = path if path.is_dir() else path.parent
     try:
-        config = json.loads(read_text(folder / "config.json"))
+        config = parse_json(read_text(folder / "config.json"))
         share = float(config["max_bad_fraction"])
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ):  # weights that are not from a run
+    except (OSError, ValueError, KeyError, TypeError):  # weights that are not from a run
         return MAX_BAD_FRACTION
     return share if 0 <= share <= 1 else MAX_BAD_FRACTION
 

@@ -1,11 +1,10 @@
 """The files of a run that a page shows: missing ones are left out, damaged ones remarked on."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vitrail.atomic import read_text
+from vitrail.atomic import parse_json, read_text
 from vitrail.evals.registry import PROTOCOLS
 from vitrail.evals.settings import migrated
 
@@ -105,8 +104,8 @@ def _read_object(path: Path, remarks: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        value = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
         remarks.append(f"{path.name} cannot be read ({error})")
         return {}
     if isinstance(value, dict):
@@ -129,8 +128,8 @@ def _read_lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
+            value = parse_json(line)
+        except ValueError:
             broken.append(number)
             continue
         if isinstance(value, dict):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vitrail.atomic import read_text, sync, sync_path
+from vitrail.atomic import parse_json, read_text, sync, sync_path
 from vitrail.config import differences, from_dict, to_dict
 from vitrail.distributed.ranks import Ranks
 from vitrail.recipes.recipe import SPEED_FIELDS
@@ -152,7 +152,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:
     try:
-        manifest = json.loads(read_text(path / "manifest.json"))
+        manifest = parse_json(read_text(path / "manifest.json"))
         version = manifest.get("format", 1) if isinstance(manifest, dict) else 1
         if isinstance(version, int) and version > STATE_FORMAT:
             raise NewerFormatError(
@@ -163,7 +163,7 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
         whole = size == manifest["bytes"] and _sha256(path / "state.pt") == manifest["sha256"]
     except NewerFormatError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"checkpoint {path} is damaged ({error})") from error
     if not whole:
         raise ValueError(f"checkpoint {path} is damaged (its checksum does not match)")

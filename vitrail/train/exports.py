@@ -1,12 +1,12 @@
 """The files that a run writes beside its checkpoints: the encoder, its text side, and figures."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitrail import text_encoder
+from vitrail.atomic import parse_json
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.distributed.ranks import Ranks
 from vitrail.encoder import DESCRIPTION, WEIGHTS, Encoder
@@ -105,8 +105,8 @@ def _draw(path: Path, pictures: Pictures) -> None:
 def _step_of(description: Path) -> int | None:
     """Returns the step of an export. Its description is written last, after the weights."""
     try:
-        step: int = json.loads(description.read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        step: int = parse_json(description.read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return step
 
@@ -114,7 +114,7 @@ def _step_of(description: Path) -> int | None:
 def _stages_before(description: Path) -> dict[str, Any]:
     """Returns what an earlier export says of the weights that the run started from."""
     try:
-        before = json.loads(description.read_text(encoding="utf-8"))["before"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        before = parse_json(description.read_text(encoding="utf-8"))["before"]
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {"before": before}

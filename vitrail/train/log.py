@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vitrail.atomic import read_text, write_atomically
+from vitrail.atomic import parse_json, read_text, write_atomically
 from vitrail.config import printable
 from vitrail.data.loading.feed import Feed
 from vitrail.data.tools.progress import PLAIN_SECONDS, bar
@@ -219,8 +219,8 @@ def _cut(path: Path, start: int) -> None:
     lines = []
     for line in read_text(path).split("\n"):
         try:
-            if json.loads(line)["step"] < start:
+            if parse_json(line)["step"] < start:
                 lines.append(line + "\n")
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             continue
     write_atomically(path, "".join(lines))

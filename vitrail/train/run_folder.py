@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vitrail.atomic import locked, read_text, write_atomically
+from vitrail.atomic import locked, parse_json, read_text, write_atomically
 from vitrail.config import from_dict, to_dict
 from vitrail.recipes.named import command_of
 from vitrail.recipes.recipe import Recipe, migrated
@@ -81,8 +81,8 @@ def read_config(run: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{run} holds no run (no config.json); start one with `vitrail pretrain`")
     try:
-        plain = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        plain = parse_json(read_text(path))
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); restore it") from error
     if not isinstance(plain, dict):
         raise ValueError(f"{path} is not a JSON object of a recipe's fields; restore it")

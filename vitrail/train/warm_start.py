@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from vitrail.atomic import write_atomically
+from vitrail.atomic import parse_json, write_atomically
 from vitrail.backbones.contract import Backbone
 from vitrail.data.contract import Source
 from vitrail.data.loading.quarantine import Quarantine
@@ -165,7 +165,7 @@ class Guard:
         if not self.is_main:
             return
         if start > 0 and (run / BASELINE).exists():
-            self._before = json.loads((run / BASELINE).read_text(encoding="utf-8"))["knn"]
+            self._before = parse_json((run / BASELINE).read_text(encoding="utf-8"))["knn"]
             return
         self._before = self.accuracy()
         bank, queries = self.images

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from vitrail.atomic import parse_json
+
 # Characters, at most 12 bytes each as written: with its id a line stays below 4096 bytes, a page.
 REASON_LIMIT = 200
 
@@ -102,7 +104,7 @@ class Quarantine:
     def _take(self, line: bytes) -> bool:
         """Adds a line's entry unless its id is known; returns False if the line is no entry."""
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             self._entries.setdefault(str(entry["id"]), str(entry["reason"]))
         except (ValueError, KeyError, TypeError):
             return False

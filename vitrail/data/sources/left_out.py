@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
+from vitrail.atomic import parse_json
 from vitrail.data.decode.formats import MISSING
 
 OUTPUTS = (b"checkpoints", b"export", b"figures")  # folders in that of a run
@@ -185,7 +186,7 @@ def tar_notes(left: Iterable[str]) -> list[str]:
     first: dict[str, str] = {}
     damage = []
     for text in filter(None, left):
-        shard = TarLeft(**json.loads(text))
+        shard = TarLeft(**parse_json(text))
         damage += [shard.damage] if shard.damage else []
         for kind, count in shard.counts.items():
             counts[kind] = counts.get(kind, 0) + count

@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vitrail.atomic import locked, write_atomically
+from vitrail.atomic import locked, parse_json, write_atomically
 from vitrail.data.contract import NoTestSplitError, Source
 from vitrail.data.loading.loader import read_images
 from vitrail.data.loading.order import default_order
@@ -188,7 +188,7 @@ def _begin(state: State, sources: dict[str, Source]) -> State:
         state.save(complete=False)
         return state
     try:
-        before = json.loads((out / PACK_FILE).read_bytes())
+        before = parse_json((out / PACK_FILE).read_bytes())
         version, packing = before["version"], dict(before["packing"])
         splits = {
             name: Split(**split | {"shards": [tuple(shard) for shard in split["shards"]]})

@@ -7,7 +7,7 @@ of the files are beside it, in written.json of the run.
 import json
 from pathlib import Path
 
-from vitrail.atomic import write_atomically
+from vitrail.atomic import parse_json, write_atomically
 from vitrail.data.contract import Source
 
 NAME = "written.json"
@@ -32,7 +32,7 @@ def check_written(run: Path, source: Source) -> str | None:
         ValueError: some files were written again.
     """
     try:
-        known = {name: (time, inode) for name, time, inode in json.loads((run / NAME).read_text())}
+        known = {name: (time, inode) for name, time, inode in parse_json((run / NAME).read_text())}
     except (OSError, ValueError, TypeError):
         return None
     now = [stamp for stamp in source.written() if stamp[0] in known and known[stamp[0]][0] >= 0]

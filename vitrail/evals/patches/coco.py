@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from vitrail.atomic import write_atomically
+from vitrail.atomic import parse_json, write_atomically
 from vitrail.data.contract import BadSampleError
 from vitrail.data.decode.image import decode_file
 from vitrail.encoder import Encoder
@@ -98,7 +98,7 @@ def open_coco(
     """
     path = Path(root).expanduser() / annotations
     try:
-        truth = json.loads(path.read_text(encoding="utf-8"))
+        truth = parse_json(path.read_text(encoding="utf-8"))
         listed = sorted(truth["images"], key=lambda image: image["id"])
         names = [str(image["file_name"]) for image in listed]
         sizes = [(image["height"], image["width"]) for image in listed]
@@ -109,7 +109,7 @@ def open_coco(
         raise ValueError(
             f"coco: there is no file {path}; a COCO-format folder has {annotations} and {images}/"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"coco: {path} does not hold COCO's images and annotations ({error!r})"
         ) from error

@@ -1,10 +1,10 @@
 """What an encoder was trained on, stage by stage, and whether test images took part in it."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitrail.atomic import parse_json
 from vitrail.evals.seen.words import WITH
 from vitrail.objectives.registry import OBJECTIVES
 
@@ -66,7 +66,7 @@ def _description(start: Path) -> dict[str, Any]:
     """Returns the content of encoder.json of the weights of a run; {} if it is gone."""
     folder = start if start.is_dir() else start.parent
     try:
-        info = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        info = parse_json((folder / "encoder.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return info if isinstance(info, dict) else {}

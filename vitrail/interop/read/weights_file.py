@@ -1,7 +1,6 @@
 """Reads files of weights from disk. Nothing in a file is ever executed."""
 
 import argparse
-import json
 import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ import torch
 from jaxtyping import Shaped
 from safetensors.torch import load_file
 from torch import Tensor
+
+from vitrail.atomic import parse_json
 
 # Keys under which training code stores weights; of several, the first is read.
 CONTAINERS = ("state_dict", "model", "teacher", "student")
@@ -175,7 +176,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); restore or remove it") from error
     return content if isinstance(content, dict) else {}

@@ -6,7 +6,6 @@ annotations/instances_train2017.json, instances_val2017.json
 Shape legend: H, W an image.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitrail.atomic import parse_json
 from vitrail.data.contract import BadSampleError, Mask, Source, Split
 from vitrail.data.decode.image import MAX_PIXELS
 from vitrail.data.sources.files import FileSource
@@ -97,7 +97,7 @@ def _holds(rest: str, folder: str) -> bool:
 def _read_objects(spec: str, path: Path) -> dict[str, tuple[int, int, list[tuple[Any, bool]]]]:
     """Returns height, width and (segmentation, true for a crowd) of each object, by file name."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         images = {
             image["id"]: (str(image["file_name"]), int(image["height"]), int(image["width"]))
             for image in content["images"]

@@ -4,11 +4,11 @@ A table of paths (`read_table.Table`) is searched by name. Of a table with image
 pyarrow) the types of the columns and Hugging Face's metadata count too.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vitrail.atomic import parse_json
 from vitrail.data.sources.formats.read_table import Table, Value, read_table
 from vitrail.data.sources.labels import encode_labels, number_classes
 from vitrail.data.sources.splits import WORDS, choose_part, no_test_split, part_notes, part_of
@@ -243,9 +243,9 @@ def find_schema_columns(schema: Any, asked: dict[str, str]) -> Columns:
 def _features(schema: Any) -> dict[str, Any]:
     """Returns Hugging Face's description of the columns, empty if there is none."""
     try:
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        metadata = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = metadata.get("info", {}).get("features", {})
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError):
         return {}
     return features if isinstance(features, dict) else {}
 

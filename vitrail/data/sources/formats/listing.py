@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from vitrail.atomic import parse_json
 from vitrail.data.sources.cache import load_arrays, save_arrays
 from vitrail.data.sources.left_out import OUTPUTS, Left, is_output
 
@@ -253,7 +254,7 @@ def _load(root: Path, key: str) -> Listing | None:
             raise ValueError("sizes")
         if status_F4.shape != (len(folders), 4) or status_F4.dtype != np.uint64:
             raise ValueError("status")
-        left = Left(**json.loads(arrays["left"].tobytes()))
+        left = Left(**parse_json(arrays["left"].tobytes()))
     except (KeyError, ValueError, TypeError) as error:
         logger.info("a cached listing of %s is damaged and made again (%s)", root, error)
         return None

@@ -1,11 +1,11 @@
 """Reads columns of table files: CSV, TSV, JSON lines and Parquet."""
 
 import csv
-import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from vitrail.atomic import parse_json
 from vitrail.data.sources.spec import check_regular
 
 Value = str | int | None
@@ -119,8 +119,8 @@ def _read_jsonl(path: Path, table: Table) -> None:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"line {number} is not JSON ({error})") from error
         if not isinstance(row, dict):
             raise ValueError(

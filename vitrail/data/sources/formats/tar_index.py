@@ -4,7 +4,6 @@ WebDataset's convention: members whose names agree up to the first dot of the la
 follow each other, are one sample; the suffix after that dot gives the kind of each.
 """
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vitrail.atomic import parse_json
 from vitrail.data.decode.formats import SUFFIXES
 from vitrail.data.sources.cache import load_arrays, save_arrays
 from vitrail.data.sources.formats.tar_walk import Member, Walk
@@ -215,7 +215,7 @@ def _row(
             left.add("long_label", f"{name}.cls")
         row["label"] = _read(file, label, MAX_LABEL).decode(errors="replace")
     if "json" in members and (text is None or label is None):
-        content = parse_json(_read(file, members["json"], MAX_JSON))
+        content = json_object(_read(file, members["json"], MAX_JSON))
         if not content:
             left.add("json", f"{name}.json")
         if label is None:
@@ -233,11 +233,11 @@ def _read(file: BinaryIO, member: Member, limit: int) -> bytes:
     return os.pread(file.fileno(), member.size, member.offset) if member.size <= limit else b""
 
 
-def parse_json(data: bytes) -> dict[str, Any]:
+def json_object(data: bytes) -> dict[str, Any]:
     """Returns the object of a .json member, empty if it holds another value."""
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
+        content = parse_json(data)
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -1,7 +1,6 @@
 """WebDataset: images in tar files on a local disk, read in place without unpacking."""
 
 import hashlib
-import json
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from vitrail.atomic import parse_json
 from vitrail.data.contract import BadSampleError, Detail, Header, Sample, Source, Split
 from vitrail.data.decode.headers import header_of_bytes
 from vitrail.data.decode.image import MACHINE_ERRNOS, decode_bytes
@@ -24,8 +24,8 @@ from vitrail.data.sources.formats.tar_index import (
     LABELS,
     TarIndex,
     index_shards,
+    json_object,
     json_text,
-    parse_json,
 )
 from vitrail.data.sources.labels import number_classes
 from vitrail.data.sources.left_out import tar_notes
@@ -171,7 +171,7 @@ class WdsSource(Source):
         try:
             data = self._bytes(index, int(at.text_offset[index]), size, self.id(index))
             if at.of_json[index]:
-                return json_text(parse_json(data))
+                return json_text(json_object(data))
             return data.decode().strip() or None
         except (BadSampleError, UnicodeDecodeError):
             return None
@@ -274,7 +274,7 @@ def _refuse_remote(spec: str, *patterns: str) -> None:
 
 def _check_pack(spec: str, folder: Path) -> None:
     try:
-        state = json.loads(read_regular(folder / PACK_FILE))
+        state = parse_json(read_regular(folder / PACK_FILE))
     except (OSError, ValueError):
         return
     if isinstance(state, dict) and state.get("complete") is False:
@@ -289,8 +289,8 @@ def _names(spec: str, shards: Shards, option: str | None) -> list[str] | None:
     if not option and not path.exists():
         return None
     try:
-        names = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError) as error:
+        names = parse_json(read_regular(path))
+    except (OSError, ValueError) as error:
         raise ValueError(f"{spec}: {path} cannot be read as JSON ({error})") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f'{spec}: {path} must hold a JSON list of names, as ["cat", "dog"]')
