@@ -159,7 +159,7 @@ def evaluate(
         ValueError: an unknown protocol or setting, or data that a protocol cannot be measured on.
     """
     from vitrail.data.loading.start_method import refuse_second_run
-    from vitrail.data.loading.workers import fair_workers
+    from vitrail.data.loading.workers import choose_workers
     from vitrail.distributed.ranks import choose_device
     from vitrail.evals import evaluate as evals
 
@@ -171,7 +171,7 @@ def evaluate(
         out=None if out is None else _named(out),
         **({} if settings is None else {"settings": settings}),
         device=str(choose_device(device)),
-        workers=fair_workers() if workers is None else workers,
+        workers=choose_workers(workers),
         max_bad_fraction=max_bad_fraction,
         preparation=_preparation(preparation),
     )
@@ -204,7 +204,7 @@ def embed(
         ValueError: another suffix, a missing extra, nothing to embed, or too many bad files.
     """
     from vitrail.data.loading.start_method import refuse_second_run
-    from vitrail.data.loading.workers import fair_workers
+    from vitrail.data.loading.workers import choose_workers
     from vitrail.distributed.ranks import choose_device
     from vitrail.evals import embed as evals
 
@@ -215,7 +215,7 @@ def embed(
         data=data,
         split=split,
         device=str(choose_device(device)),
-        workers=fair_workers() if workers is None else workers,
+        workers=choose_workers(workers),
         max_bad_fraction=max_bad_fraction,
         preparation=_preparation(preparation),
     )

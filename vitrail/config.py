@@ -92,11 +92,17 @@ def differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> li
     return lines
 
 
+MOST_NAMES = 25  # of a list in an error message; `vitrail list` has them all
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Returns "; did you mean 'x'?" for the nearest name, else "; there are: " and all of them."""
+    """Returns "; did you mean 'x'?" for the nearest name, else "; there are: " and the names."""
     names = sorted(known)
     near = nearest(name, names)
-    return f"; did you mean {near!r}?" if near else f"; there are: {', '.join(names)}"
+    if near:
+        return f"; did you mean {near!r}?"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"; there are: {', '.join(names[:MOST_NAMES])}{more}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

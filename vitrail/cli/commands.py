@@ -203,7 +203,7 @@ def saliency(
 
 def make_pack() -> Command:
     """Writes a source's images, resized, as WebDataset shards: SPEC --out DIR"""
-    from vitrail.data.loading.workers import fair_workers
+    from vitrail.data.loading.workers import choose_workers
     from vitrail.data.sources.registry import resolve_spec
     from vitrail.data.tools.encode import Packing
     from vitrail.data.tools.pack import pack, summary
@@ -228,7 +228,7 @@ def make_pack() -> Command:
             out,
             packing,
             channels=channels,
-            workers=fair_workers() if workers is None else workers,
+            workers=choose_workers(workers),
         )
         for line in summary(out, splits):
             print(line)
@@ -259,12 +259,12 @@ def stats(
     """
     from rich.console import Console
 
-    from vitrail.data.loading.workers import fair_workers
+    from vitrail.data.loading.workers import choose_workers
     from vitrail.data.sources.registry import open_source, resolve_spec
     from vitrail.data.tools.stats import statistics, stats_table, stats_title, stats_words
 
     source = open_source(resolve_spec(spec), split, channels)
-    found = statistics(source, split, max, fair_workers() if workers is None else workers)
+    found = statistics(source, split, max, choose_workers(workers))
     if json:
         print(found.to_json())
         return

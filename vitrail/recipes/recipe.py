@@ -5,7 +5,7 @@ from math import inf
 from typing import Annotated, Any, Literal
 
 from vitrail.config import Choice
-from vitrail.data.loading.workers import check_workers, fair_workers
+from vitrail.data.loading.workers import check_workers, choose_workers
 from vitrail.data.views.plan import ViewPlan
 from vitrail.data.views.preprocess import Preprocess
 from vitrail.distributed.ranks import Ranks
@@ -176,4 +176,4 @@ def preprocess_of(recipe: Recipe, plan: ViewPlan) -> Preprocess:
 
 def worker_count(recipe: Recipe, ranks: Ranks) -> int:
     """Returns the number of decoding processes of this rank: the recipe's, or a fair share."""
-    return fair_workers(ranks.world) if recipe.workers is None else recipe.workers
+    return choose_workers(recipe.workers, ranks.world)

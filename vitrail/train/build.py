@@ -1,6 +1,5 @@
 """Builds the parts of a run from a recipe of images, and refuses what cannot be trained."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,7 +77,7 @@ def assemble(recipe: Recipe, ranks: Ranks, begun: bool = False) -> Parts[Batch]:
         horizon=horizon,
         objective=objective,
         optimizer=build_optimizer(recipe.optim, groups),
-        exports=EncoderExports(objective, preprocess, _facts_of_run(recipe, horizon)),
+        exports=EncoderExports(objective, preprocess, _facts_of_run(recipe, horizon, begun)),
         guard=guard,
         frozen_steps=frozen_steps,
         missing_start=recipe.init_from if weights is None else None,
@@ -116,7 +115,7 @@ def _backbone_maker(recipe: Recipe, channels: int, weights: dict[str, Any] | Non
     return make_backbone
 
 
-def _facts_of_run(recipe: Recipe, horizon: Horizon) -> dict[str, Any]:
+def _facts_of_run(recipe: Recipe, horizon: Horizon, begun: bool) -> dict[str, Any]:
     """Returns the facts of encoder.json; "step" is replaced in every export."""
     facts: dict[str, Any] = {
         "seed": recipe.seed,
@@ -128,7 +127,7 @@ def _facts_of_run(recipe: Recipe, horizon: Horizon) -> dict[str, Any]:
     if recipe.init_from is None:
         return facts
     facts["init_from"] = recipe.init_from
-    if Path(recipe.init_from).exists():  # of a resumed run, they may be gone: see `EncoderExports`
+    if not begun:  # a resumed run has said it, and the weights may be gone: see `EncoderExports`
         facts["before"] = to_json(stages(Encoder.load(recipe.init_from).info))
     return facts
 

@@ -262,8 +262,19 @@ def _serve(connection: Connection, reader: Reader, note: c_int64, method: str, t
             return
 
 
-def fair_workers(world: int = 1) -> int:
-    """Returns the number of workers for one of `world` processes that share the cores, 0 to 8."""
+def choose_workers(asked: int | None, world: int = 1) -> int:
+    """Returns the number of workers that is asked for, or a fair share of the cores.
+
+    Args:
+        asked: a number; None for a fair share, from 0 to 8.
+        world: processes that share the cores.
+
+    Raises:
+        ValueError: a number that is out of range.
+    """
+    if asked is not None:
+        check_workers(asked)
+        return asked
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -37,7 +37,7 @@ def require_finite(weights: dict[str, Tensor], path: Path) -> None:
 def require_matching(
     expected: dict[str, Tensor], weights: dict[str, Tensor], path: Path, name: str
 ) -> None:
-    """Checks that weights have the names and shapes of a backbone, before they are loaded."""
+    """Checks that weights have the names, shapes and kinds of a backbone, before they are loaded."""
     lacking = [f"lacks {key}" for key in expected.keys() - weights.keys()]
     excess = [f"has an unknown {key}" for key in weights.keys() - expected.keys()]
     shapes = [
@@ -45,7 +45,12 @@ def require_matching(
         for key in expected.keys() & weights.keys()
         if weights[key].shape != expected[key].shape
     ]
-    wrong = sorted(lacking) + sorted(excess) + sorted(shapes)
+    kinds = [
+        f"{key} holds {str(weights[key].dtype).removeprefix('torch.')}"
+        for key in expected.keys() & weights.keys()
+        if weights[key].is_floating_point() != expected[key].is_floating_point()
+    ]
+    wrong = sorted(lacking) + sorted(excess) + sorted(shapes) + sorted(kinds)
     if wrong:
         more = f", and {len(wrong) - 6} more" if len(wrong) > 6 else ""
         raise ValueError(
