@@ -37,7 +37,7 @@ def require_finite(weights: dict[str, Tensor], path: Path) -> None:
 def require_matching(
     expected: dict[str, Tensor], weights: dict[str, Tensor], path: Path, name: str
 ) -> None:
-    """Checks that weights have the names, shapes and kinds of a backbone, before they are loaded."""
+    """Checks that weights have the names, shapes and kinds of numbers of a backbone."""
     lacking = [f"lacks {key}" for key in expected.keys() - weights.keys()]
     excess = [f"has an unknown {key}" for key in weights.keys() - expected.keys()]
     shapes = [
