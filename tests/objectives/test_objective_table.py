@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.objectives.tiny import CONFIGS, HORIZON, build, make_backbone, make_batch
+from tests.objectives.tiny import CONFIGS, HORIZON, build, make_backbone, make_batch, variants
 from vitrail.backbones.registry import BACKBONES
 from vitrail.data.views.plan import MultiCrop
 from vitrail.objectives import simdino
 from vitrail.objectives.build import build_objective
+from vitrail.objectives.contract import Objective
 from vitrail.objectives.registry import OBJECTIVES, objective_name
 
 # The larger ones of timm's modules cannot be shrunk, and differ in size only.
@@ -106,6 +107,30 @@ def test_equal_seeds_build_equal_networks_and_the_encoder_starts_as_the_backbone
     for key, value in first.encoder.state_dict().items():
         if key not in given:
             assert torch.equal(value, bare[key])
+
+
+@pytest.mark.parametrize("case", variants())
+def test_it_goes_on_from_its_state_to_the_bit(case: str) -> None:
+    """No checkpoint would hold what it kept outside of its parameters and buffers."""
+    first, second = (build(variants()[case]) for _ in range(2))
+    take_step(first, 0)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(take_step(first, 1), take_step(second, 1))
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def take_step(objective: Objective, step: int) -> torch.Tensor:
+    """Takes a step of gradient descent, and returns the loss before it."""
+    out = objective(make_batch(objective.views(), 8, step), step)
+    out["loss"].backward()
+    with torch.no_grad():
+        for p in objective.parameters():
+            if p.grad is not None:
+                p.sub_(0.1 * p.grad)
+                p.grad = None
+    objective.after_step({k: v.detach() for k, v in out.items()}, step)
+    return out["loss"].detach()
 
 
 def test_one_global_sample_trains_dino() -> None:
