@@ -267,11 +267,16 @@ def crowded_rooms(package: Path) -> list[str]:
 
 
 def long_code(package: Path) -> list[str]:
-    """No file and no function is longer than a reader keeps in mind."""
+    """No file and no function is longer than a reader keeps in mind.
+
+    The rows of a registry are not counted: there is one for each thing, and none is read with all.
+    """
     found = []
     for path in modules(package).values():
         where, text = path.relative_to(package).as_posix(), path.read_text()
         lines = len(text.splitlines())
+        if path.name == "registry.py":
+            lines -= _lines_of_rows(text)
         limit = LOOP_LINES if where == "train/loop.py" else FILE_LINES
         if lines > limit:
             found.append(f"{where} has {lines} lines, more than {limit}")
@@ -279,6 +284,17 @@ def long_code(package: Path) -> list[str]:
             limit = LONG_FUNCTIONS.get(f"{where}:{function}", FUNCTION_LINES)
             if length > limit:
                 found.append(f"{where}: {function} has {length} lines, more than {limit}")
+    return found
+
+
+def _lines_of_rows(text: str) -> int:
+    """Returns the lines of the dicts that a file assigns to names, or builds a `Registry` of."""
+    found = 0
+    for node in ast.parse(text).body:
+        value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+        parts = value.args if isinstance(value, ast.Call) else [value]
+        dicts = [part for part in parts if isinstance(part, ast.Dict)]
+        found += sum((rows.end_lineno or rows.lineno) - rows.lineno + 1 for rows in dicts)
     return found
 
 

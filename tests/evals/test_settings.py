@@ -78,7 +78,11 @@ def test_an_old_option_is_refused_with_the_new_one(name):
 
 
 def test_old_settings_are_todays():
-    assert migrated(OLD) == to_json(make_settings({"linear": {"draws": 2}}))
+    today = flatten(to_json(make_settings({"linear": {"draws": 2}})))
+    found = flatten(migrated(OLD))
+    assert found == {name: today[name] for name in found}
+    assert len(found) == len(flatten(OLD))
+    assert set(MOVED.values()) <= found.keys()
     assert migrated(to_json(make_settings())) == to_json(make_settings())
     assert migrated([3]) == {}
 

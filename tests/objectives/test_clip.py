@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 
 from tests.objectives.tiny import (
     CAPTIONS,
-    CONFIGS,
     HORIZON,
     build,
     in_float64,
@@ -20,8 +19,20 @@ from tests.objectives.tiny import (
 )
 from tests.rounding import EXACT, float64_kept
 from vitrail.backbones.joint import KINDS, JointSpace
+from vitrail.data.views.plan import RandomResizedCrop
 from vitrail.objectives import clip
 from vitrail.objectives.build import build_objective
+
+TINY = clip.Config(
+    views=RandomResizedCrop(size=16),
+    embed_dim=16,
+    text_width=16,
+    text_depth=1,
+    text_heads=2,
+    vocabulary=300,
+    context=12,
+)
+VARIANTS = {"bidirectional": replace(TINY, text="bidirectional")}
 
 
 def unit_rows(count: int, seed: int) -> torch.Tensor:
@@ -74,15 +85,15 @@ def test_a_pair_that_comes_twice_is_no_negative_of_itself():
 
 
 def test_another_vocabulary_than_the_checkpoints_is_told():
-    first = build(CONFIGS["clip"])
-    other = build_objective(CONFIGS["clip"], make_backbone(), HORIZON, captions=["zebra zoo"] * 9)
+    first = build(TINY)
+    other = build_objective(TINY, make_backbone(), HORIZON, captions=["zebra zoo"] * 9)
     with pytest.raises(ValueError, match="the release that the run began with"):
         other.load_state_dict(first.state_dict())
 
 
 @float64_kept()
 def test_forward_is_towers_then_loss():
-    objective = build(CONFIGS["clip"]).double()
+    objective = build(TINY).double()
     batch = in_float64(make_batch(objective.views(), 6))
     out = objective(batch, 0)
     pooled = objective.backbone(batch.views[0]).pooled
@@ -99,7 +110,7 @@ def test_forward_is_towers_then_loss():
 
 
 def test_the_temperature_stays_within_its_bounds():
-    objective = build(CONFIGS["clip"])
+    objective = build(TINY)
     for value, kept in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
         objective.log_scale.data.fill_(value)
         objective.after_step({}, 0)
@@ -107,14 +118,14 @@ def test_the_temperature_stays_within_its_bounds():
 
 
 def test_a_checkpoint_brings_its_own_tokenizer():
-    first = build(CONFIGS["clip"])
+    first = build(TINY)
     state = first.state_dict()
     torch.manual_seed(0)
     # As from another release of the library: as many tokens, learned otherwise.
     captions = [
         caption.translate(str.maketrans("abcdehlnorstuv", "bcdefgijklmpqw")) for caption in CAPTIONS
     ]
-    other = build_objective(CONFIGS["clip"], make_backbone(), HORIZON, captions=captions)
+    other = build_objective(TINY, make_backbone(), HORIZON, captions=captions)
     assert other.tokenizer.encode(CAPTIONS[:4], 12) != first.tokenizer.encode(CAPTIONS[:4], 12)
     other.load_state_dict(state)
     assert other.tokenizer.encode(CAPTIONS[:4], 12) == first.tokenizer.encode(CAPTIONS[:4], 12)
@@ -122,7 +133,7 @@ def test_a_checkpoint_brings_its_own_tokenizer():
 
 
 def test_negatives_are_those_of_the_whole_batch():
-    objective = build(CONFIGS["clip"])
+    objective = build(TINY)
     batch = make_batch(objective.views(), 8)
     whole = objective(batch, 0)["loss"].item()
     halves = [objective(narrow(batch, start, 4), 0)["loss"].item() for start in (0, 4)]
@@ -160,16 +171,16 @@ def test_what_a_token_sees():
 def test_a_field_out_of_range_is_named(field, value):
     named = "text_width" if field == "text_heads" else field
     with pytest.raises(ValueError, match=f"clip: {named} is"):
-        replace(CONFIGS["clip"], **{field: value})
+        replace(TINY, **{field: value})
 
 
 def test_a_source_without_captions_is_refused():
     with pytest.raises(ValueError, match="'clip' needs captions"):
-        build_objective(CONFIGS["clip"], make_backbone(), HORIZON)
+        build_objective(TINY, make_backbone(), HORIZON)
 
 
 def test_captions_of_strange_signs_and_lengths_train():
-    objective = build(CONFIGS["clip"])
+    objective = build(TINY)
     texts = ("", "žluťoučký kůň 🐎", "<end> <start>", "word " * 500)
     batch = replace(make_batch(objective.views(), 4), text=texts)
     out = objective(batch, 0)
@@ -185,7 +196,7 @@ def test_captions_of_one_image_are_not_each_others_negatives():
     losses = {}
     for choice in ("left_out", "negatives"):
         torch.manual_seed(0)
-        config = replace(CONFIGS["clip"], same_image=choice)
+        config = replace(TINY, same_image=choice)
         args = (make_backbone(), HORIZON, None, 4, CAPTIONS[:4], pictures)
         objective = build_objective(config, *args).double()
         batch = in_float64(make_batch(objective.views(), 4))

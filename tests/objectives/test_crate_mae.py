@@ -6,16 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.objectives.tiny import CONFIGS, build, make_backbone, make_batch, narrow
+from tests.objectives.tiny import build, make_backbone, make_batch, narrow
 from vitrail.data.contract import Batch
-from vitrail.objectives.crate_mae import CRATEMAE
+from vitrail.data.views.plan import RandomResizedCrop
+from vitrail.objectives.crate_mae import CRATEMAE, Config
+
+TINY = Config(views=RandomResizedCrop(size=16))
 
 CRATE = "crate_nano_patch4_32"
 HEADS, LMBDA = 2, 0.5
 
 
 def built(seed: int = 5, **changes: object) -> tuple[CRATEMAE, Batch]:
-    objective = build(replace(CONFIGS["crate_mae"], **changes), make_backbone(CRATE, lmbda=LMBDA))
+    objective = build(replace(TINY, **changes), make_backbone(CRATE, lmbda=LMBDA))
     assert isinstance(objective, CRATEMAE)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -99,7 +102,7 @@ def test_hidden_pixels_reach_the_loss_only_as_targets() -> None:
 
 def test_the_decoder_mirrors_the_encoder_and_gets_every_token() -> None:
     backbone = make_backbone(CRATE, registers=3, depth=3, heads=4)
-    objective = build(CONFIGS["crate_mae"], backbone)
+    objective = build(TINY, backbone)
     seen = []
     inner = objective.encoder.encode
     objective.encoder.encode = lambda tokens, draws=None: seen.append(tokens[0]) or inner(tokens)

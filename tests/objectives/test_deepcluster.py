@@ -11,7 +11,6 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from tests.objectives.tiny import (
-    CONFIGS,
     HORIZON,
     N_SAMPLES,
     build,
@@ -20,10 +19,11 @@ from tests.objectives.tiny import (
     make_batch,
 )
 from tests.rounding import EXACT, float64_kept, rounding_bound
+from vitrail.data.views.plan import RandomResizedCrop
 from vitrail.objectives.build import build_objective
 from vitrail.objectives.deepcluster import Config, agreement
 
-CONFIG = CONFIGS["deepcluster"]
+TINY = Config(views=RandomResizedCrop(size=16), n_clusters=6)
 
 
 def noise(seed: int, rows: int = N_SAMPLES, width: int = 32) -> Tensor:
@@ -33,7 +33,7 @@ def noise(seed: int, rows: int = N_SAMPLES, width: int = 32) -> Tensor:
 @float64_kept()
 @pytest.mark.parametrize("ungrouped", [0, 3])
 def test_loss_is_the_cross_entropy_of_the_pseudo_labels(ungrouped: int) -> None:
-    objective = build(CONFIG).double()
+    objective = build(TINY).double()
     torch.nn.init.normal_(objective.network.head.weight)
     objective.pseudo_labels[:ungrouped] = -1
     batch = in_float64(make_batch(objective.views(), 8))
@@ -55,7 +55,7 @@ def test_loss_is_the_cross_entropy_of_the_pseudo_labels(ungrouped: int) -> None:
 
 
 def test_the_source_s_labels_play_no_part() -> None:
-    objective = build(CONFIG)
+    objective = build(TINY)
     batch = make_batch(objective.views(), 8)
     loss = objective(batch, 0)["loss"]
     batch.label.fill_(-1)
@@ -63,20 +63,20 @@ def test_the_source_s_labels_play_no_part() -> None:
 
 
 def test_one_sample_trains() -> None:
-    objective = build(CONFIG)
+    objective = build(TINY)
     assert objective(make_batch(objective.views(), 1), 0)["loss"].isfinite()
     assert objective.min_batch_size == 1
 
 
 def test_before_any_epoch_nothing_is_learned() -> None:
-    objective = build_objective(CONFIG, make_backbone(), HORIZON, None, N_SAMPLES)
+    objective = build_objective(TINY, make_backbone(), HORIZON, None, N_SAMPLES)
     assert (objective.groups == -1).all()
     assert objective(make_batch(objective.views(), 4), 0)["loss"] == 0
 
 
 def test_pseudo_labels_are_the_clusters_of_the_whitened_features() -> None:
     """Six groups along five directions, beside a direction of no meaning and large variance."""
-    objective = build(replace(CONFIG, pca_dim=6))
+    objective = build(replace(TINY, pca_dim=6))
     which = np.arange(N_SAMPLES) % 6
     random = np.random.default_rng(0)
     x = np.eye(6, 32)[which] + 0.01 * random.normal(size=(N_SAMPLES, 32))
@@ -92,7 +92,7 @@ def test_pseudo_labels_are_the_clusters_of_the_whitened_features() -> None:
 
 def test_clusters_and_head_are_functions_of_seed_and_epoch() -> None:
     def after(epoch: int, seed: int) -> dict[str, Tensor]:
-        objective = build(CONFIG)
+        objective = build(TINY)
         objective.before_epoch(epoch, seed, lambda: noise(1))
         return objective.state_dict()
 
@@ -105,7 +105,7 @@ def test_clusters_and_head_are_functions_of_seed_and_epoch() -> None:
 
 
 def test_the_head_is_drawn_anew_and_the_backbone_is_not_touched() -> None:
-    objective = build(replace(CONFIG, n_clusters=30))
+    objective = build(replace(TINY, n_clusters=30))
     head, before = objective.network.head, objective.encoder.state_dict()
     with torch.no_grad():
         head.bias.fill_(3)
@@ -123,7 +123,7 @@ def test_the_head_is_drawn_anew_and_the_backbone_is_not_touched() -> None:
 
 
 def test_images_without_features_have_no_pseudo_label() -> None:
-    objective = build(CONFIG)
+    objective = build(TINY)
     x = noise(0)
     x[[4, 9]] = torch.nan
     objective.before_epoch(0, 0, lambda: x)
@@ -135,7 +135,7 @@ def test_images_without_features_have_no_pseudo_label() -> None:
 
 
 def test_nmi_is_of_the_assignments_of_successive_epochs() -> None:
-    objective = build(CONFIG)
+    objective = build(TINY)
     before = objective.groups.clone()
     objective.before_epoch(1, 0, lambda: noise(3))
     a, b = before.numpy(), objective.groups.numpy()
@@ -175,4 +175,4 @@ def test_what_cannot_be_is_refused(changes: dict[str, float], message: str) -> N
 
 def test_more_clusters_than_images_are_refused() -> None:
     with pytest.raises(ValueError, match="n_clusters is 33, more than the 32 images"):
-        build(replace(CONFIG, n_clusters=33))
+        build(replace(TINY, n_clusters=33))

@@ -6,11 +6,14 @@ import pytest
 import torch
 from lightly.loss import DINOLoss
 
-from tests.objectives.tiny import CONFIGS, HORIZON, build, in_float64, make_batch, narrow
+from tests.objectives.tiny import CROPS, HORIZON, build, in_float64, make_batch, narrow
 from tests.rounding import EXACT, float64_kept, rounding_bound
 from vitrail.data.contract import Batch
 from vitrail.nn.schedules import Horizon
 from vitrail.objectives.dino import DINO, Config, cross_view_entropy, prototypes
+
+TINY = Config(views=CROPS, out_dim=64, hidden_dim=32, bottleneck_dim=16)
+VARIANTS = {"free norms": replace(TINY, norm_last_layer=False, teacher_temp=0.07)}
 
 TAU_S, TAU_T = 0.125, 0.0625  # exact in float32, in which lightly keeps one of them
 
@@ -69,7 +72,7 @@ def test_loss_gradient_and_centre_equal_lightlys(views: int) -> None:
     expected.backward()
     torch.testing.assert_close(ours.grad, theirs.grad, **EXACT)
 
-    objective = build(replace(CONFIGS["dino"], out_dim=40)).double()
+    objective = build(replace(TINY, out_dim=40)).double()
     objective.center.copy_(center)
     objective.after_step({"teacher_mean": logits(2).mean((0, 1))}, 0)
     torch.testing.assert_close(objective.center, peer.center.flatten(), **EXACT)
@@ -113,7 +116,7 @@ def plain_gradients(objective: DINO, batch: Batch) -> dict[str, torch.Tensor]:
 @float64_kept()
 @pytest.mark.parametrize("norm_last_layer", [True, False])
 def test_gradients_of_all_parameters_are_those_of_the_plain_loss(norm_last_layer: bool) -> None:
-    config = replace(CONFIGS["dino"], norm_last_layer=norm_last_layer, drop_path=0.0)
+    config = replace(TINY, norm_last_layer=norm_last_layer, drop_path=0.0)
     objective = build(config).double()
     with torch.no_grad():
         layer = prototypes(objective.student)
@@ -131,7 +134,7 @@ def test_gradients_of_all_parameters_are_those_of_the_plain_loss(norm_last_layer
 
 @float64_kept()
 def test_forward_is_the_loss_of_the_two_networks_and_kl_is_what_entropy_leaves() -> None:
-    objective = build(replace(CONFIGS["dino"], drop_path=0.0)).double()
+    objective = build(replace(TINY, drop_path=0.0)).double()
     batch = in_float64(make_batch(objective.views(), 4))
     out = objective(batch, 0)
     with torch.no_grad():
@@ -153,7 +156,7 @@ def test_forward_is_the_loss_of_the_two_networks_and_kl_is_what_entropy_leaves()
 
 @float64_kept()
 def test_accumulated_slices_give_the_gradient_and_centre_of_the_whole_batch() -> None:
-    whole, sliced = build(CONFIGS["dino"]).double(), build(CONFIGS["dino"]).double()
+    whole, sliced = build(TINY).double(), build(TINY).double()
     batch = in_float64(make_batch(whole.views(), 8))
     out = whole(batch, 0)
     out["loss"].backward()
@@ -173,9 +176,7 @@ def test_teacher_temperature_is_the_published_schedule(
 ) -> None:
     epochs = 40
     published = np.concatenate((np.linspace(0.04, final, warmup), np.ones(epochs - warmup) * final))
-    objective = build(
-        replace(CONFIGS["dino"], teacher_temp=final, warmup_teacher_temp_epochs=warmup)
-    )
+    objective = build(replace(TINY, teacher_temp=final, warmup_teacher_temp_epochs=warmup))
     objective.horizon = Horizon(round(epochs * per_epoch), per_epoch)
     for step in range(round(epochs * per_epoch)):
         epoch = math.floor(round(step / per_epoch, 6))
@@ -185,12 +186,12 @@ def test_teacher_temperature_is_the_published_schedule(
 def test_teacher_momentum_is_the_published_schedule() -> None:
     steps = HORIZON.steps
     published = 1 + 0.5 * (0.996 - 1) * (1 + np.cos(np.pi * np.arange(steps) / steps))
-    objective = build(CONFIGS["dino"])
+    objective = build(TINY)
     assert np.allclose([objective.momentum(s) for s in range(steps)], published, atol=1e-12)
 
 
 def test_after_step_moves_the_teacher_by_the_momentum_of_that_step() -> None:
-    objective = build(CONFIGS["dino"])
+    objective = build(TINY)
     old = objective.teacher.head.mlp[0].weight.clone()
     with torch.no_grad():
         objective.student.head.mlp[0].weight.add_(1)
@@ -201,7 +202,7 @@ def test_after_step_moves_the_teacher_by_the_momentum_of_that_step() -> None:
 
 
 def test_only_the_prototypes_are_frozen_and_for_the_published_epoch() -> None:
-    objective = build(CONFIGS["dino"])
+    objective = build(TINY)
     groups = objective.param_groups()
     frozen = [g for g in groups if g.get("freeze_steps", 0)]
     assert [g["freeze_steps"] for g in frozen] == [round(HORIZON.steps_per_epoch)]
@@ -215,7 +216,7 @@ def test_defaults_are_the_published_ones() -> None:
     assert (config.out_dim, config.hidden_dim, config.bottleneck_dim) == (65536, 2048, 256)
     assert (config.student_temp, config.teacher_temp, config.center_momentum) == (0.1, 0.04, 0.9)
     assert (config.momentum_teacher, config.drop_path) == (0.996, 0.1)
-    assert build(CONFIGS["dino"]).chance_loss == math.log(64)
+    assert build(TINY).chance_loss == math.log(64)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from vitrail.data.views.plan import RandomResizedCrop
 from vitrail.nn.masking import count_visible
 from vitrail.objectives.mae import MAE, Config
 
+TINY = Config(views=RandomResizedCrop(size=16), decoder_width=16, decoder_depth=1, decoder_heads=2)
+
 NAMES = {
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
@@ -95,7 +97,7 @@ def hugging_face(objective: MAE) -> ViTMAEForPreTraining:
 
 
 def built(**changes: object) -> tuple[MAE, Batch]:
-    objective = build(replace(CONFIGS["mae"], **changes))
+    objective = build(replace(TINY, **changes))
     assert isinstance(objective, MAE)
     scattered(objective)
     return objective, make_batch(objective.views(), 4)
@@ -158,7 +160,7 @@ def test_hidden_pixels_reach_the_loss_only_as_targets() -> None:
 
 
 def test_the_encoder_sees_only_prefix_and_visible_tokens() -> None:
-    objective = build(CONFIGS["mae"], make_backbone(registers=3))
+    objective = build(TINY, make_backbone(registers=3))
     seen, given, decoder = [], [], objective.decoder.forward
     encode = objective.encoder.encode
 
@@ -211,7 +213,7 @@ def test_positions_are_fixed_and_as_published() -> None:
 def test_positions_of_its_own_stay_and_are_trained_if_asked_for() -> None:
     objective, _ = built(fixed_positions=False)
     assert objective.encoder.pos_embed.requires_grad
-    fresh = build(replace(CONFIGS["mae"], fixed_positions=False)).encoder.pos_embed
+    fresh = build(replace(TINY, fixed_positions=False)).encoder.pos_embed
     assert torch.equal(fresh, make_backbone()(0.0).pos_embed)
 
 
@@ -274,14 +276,14 @@ def test_the_smallest_ratio_hides_one_patch() -> None:
 
 def test_a_single_patch_and_single_values_are_refused() -> None:
     with pytest.raises(ValueError, match="of 1 patches visible"):
-        build(CONFIGS["mae"], make_backbone(patch_size=16))
+        build(TINY, make_backbone(patch_size=16))
     grey = RandomResizedCrop(size=16, mean=(0.5,), std=(0.5,))
     with pytest.raises(ValueError, match="norm_pix needs patches of several values"):
-        build(replace(CONFIGS["mae"], views=grey), make_backbone(patch_size=1, in_chans=1))
+        build(replace(TINY, views=grey), make_backbone(patch_size=1, in_chans=1))
 
 
 def test_a_decoder_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="decoder_depth is 0"):
         Config(decoder_depth=0)
     with pytest.raises(ValueError, match="width 18"):
-        build(replace(CONFIGS["mae"], decoder_width=18))
+        build(replace(TINY, decoder_width=18))

@@ -5,12 +5,21 @@ import numpy as np
 import pytest
 import torch
 
-from tests.objectives.tiny import CONFIGS, HORIZON, build, in_float64, make_batch
+from tests.objectives.tiny import CROPS, HORIZON, build, in_float64, make_batch
 from tests.rounding import EXACT, float64_kept
 from vitrail.nn.coding_rate import coding_rate, grouped_coding_rate
 from vitrail.objectives.contract import Objective
 from vitrail.objectives.simdino import Config, cross_view_cosine
 from vitrail.recipes.named import get_recipe
+
+TINY = Config(views=CROPS, hidden_dim=32, bottleneck_dim=16)
+VARIANTS = {
+    "student": replace(TINY, expand="student"),
+    # fewer than the 8 vectors: the other way of reducing the coding rate
+    "p < n": replace(TINY, bottleneck_dim=6),
+    "local": replace(TINY, second_moment="local", groups=4),
+    "local across ranks": replace(TINY, second_moment="local", groups=1),
+}
 
 
 def outputs(objective: Objective, batch) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +66,7 @@ def apart(objective: Objective) -> Objective:
 @pytest.mark.parametrize("count", [2, 8, 40])  # below and above p = 16
 @pytest.mark.parametrize("changes", [{}, {"gamma": 0.3, "coeff": 2.0, "eps": 0.05}])
 def test_loss_is_the_books(expand: str, count: int, changes: dict[str, float]) -> None:
-    config = replace(CONFIGS["simdino"], expand=expand, drop_path=0.0, **changes)
+    config = replace(TINY, expand=expand, drop_path=0.0, **changes)
     objective = apart(build(config)).double()
     batch = in_float64(make_batch(objective.views(), count))
     expected = book_loss(*outputs(objective, batch), config)
@@ -76,7 +85,7 @@ def test_similarity_leaves_equal_views_out() -> None:
 
 @float64_kept()
 def test_official_loss_is_coeff_less() -> None:
-    objective = build(replace(CONFIGS["simdino"], coeff=1.5, drop_path=0.0)).double()
+    objective = build(replace(TINY, coeff=1.5, drop_path=0.0)).double()
     out = objective(in_float64(make_batch(objective.views(), 8)), 0)
     gamma = (16 + 8) / (16 * 8)
     official = -1.5 * out["similarity"] - gamma * out["coding_rate"]
@@ -87,7 +96,7 @@ def test_official_loss_is_coeff_less() -> None:
 def test_collapsed_networks_give_the_rate_of_one_direction_and_finite_gradients(
     precision: torch.dtype,
 ) -> None:
-    objective = build(replace(CONFIGS["simdino"], drop_path=0.0))
+    objective = build(replace(TINY, drop_path=0.0))
     batch = make_batch(objective.views(), 32)
     for view in batch.views:
         view.copy_(view[:1].expand_as(view))
@@ -103,21 +112,21 @@ def test_collapsed_networks_give_the_rate_of_one_direction_and_finite_gradients(
 
 
 def test_not_finite_features_give_a_nan_loss_and_no_exception() -> None:
-    objective = build(CONFIGS["simdino"])
+    objective = build(TINY)
     batch = make_batch(objective.views(), 4)
     batch.views[0][0] = torch.inf
     assert objective(batch, 0)["loss"].isnan()
 
 
 def test_one_sample_is_too_few() -> None:
-    assert build(CONFIGS["simdino"]).min_batch_size == 2
-    assert build(CONFIGS["simdino"]).batch_coupled
+    assert build(TINY).min_batch_size == 2
+    assert build(TINY).batch_coupled
 
 
 def test_teacher_momentum_is_the_published_schedule() -> None:
     steps = HORIZON.steps
     published = 1 + 0.5 * (0.996 - 1) * (1 + np.cos(np.pi * np.arange(steps) / steps))
-    objective = build(CONFIGS["simdino"])
+    objective = build(TINY)
     assert np.allclose([objective.momentum(s) for s in range(steps)], published, atol=1e-12)
 
 
@@ -139,7 +148,7 @@ def test_config_names_the_field_and_value_it_refuses(field: str, value: float) -
 @pytest.mark.parametrize(("count", "groups"), [(8, 2), (40, 2), (64, 4)])  # below and above p = 16
 def test_a_local_second_moment_is_that_of_the_published_code(count: int, groups: int) -> None:
     """SimDINO 8149fc4, reduce_cov=0 on so many ranks: each its ZᵀZ, γ and scale of them all."""
-    config = replace(CONFIGS["simdino"], second_moment="local", groups=groups, drop_path=0.0)
+    config = replace(TINY, second_moment="local", groups=groups, drop_path=0.0)
     objective = apart(build(config)).double()
     batch = in_float64(make_batch(objective.views(), count))
     z_s, z_t = outputs(objective, batch)
@@ -172,6 +181,6 @@ def test_the_published_expansion_of_random_vectors() -> None:
 
 
 def test_groups_that_do_not_divide_the_batch_are_refused() -> None:
-    objective = build(replace(CONFIGS["simdino"], second_moment="local", groups=3))
+    objective = build(replace(TINY, second_moment="local", groups=3))
     with pytest.raises(ValueError, match="3 groups of 8 vectors: groups must divide the global"):
         objective(make_batch(objective.views(), 8), 0)

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.objectives.tiny import CONFIGS, N_CLASSES, build, in_float64, make_batch
+from tests.objectives.tiny import N_CLASSES, build, in_float64, make_batch
 from tests.rounding import EXACT, float64_kept, rounding_bound
+from vitrail.data.views.plan import RandomResizedCrop
 from vitrail.objectives.supervised import Config
+
+TINY = Config(views=RandomResizedCrop(size=16))
 
 
 @float64_kept()
@@ -16,7 +19,7 @@ from vitrail.objectives.supervised import Config
 def test_loss_is_smoothed_cross_entropy_over_the_labelled(
     smoothing: float, unlabelled: int
 ) -> None:
-    objective = build(replace(CONFIGS["supervised"], label_smoothing=smoothing)).double()
+    objective = build(replace(TINY, label_smoothing=smoothing)).double()
     torch.nn.init.normal_(objective.network.head.weight)
     batch = in_float64(make_batch(objective.views(), 8))
     batch.label[:unlabelled] = -1
@@ -35,7 +38,7 @@ def test_loss_is_smoothed_cross_entropy_over_the_labelled(
 
 
 def test_no_label_at_all_is_no_loss() -> None:
-    objective = build(CONFIGS["supervised"])
+    objective = build(TINY)
     batch = make_batch(objective.views(), 4)
     batch.label.fill_(-1)
     assert objective(batch, 0)["loss"] == 0
@@ -43,7 +46,7 @@ def test_no_label_at_all_is_no_loss() -> None:
 
 @float64_kept()
 def test_chance_is_the_loss_of_equal_logits() -> None:
-    objective = build(CONFIGS["supervised"]).double()
+    objective = build(TINY).double()
     torch.nn.init.zeros_(objective.network.head.weight)
     loss = objective(in_float64(make_batch(objective.views(), 8)), 0)["loss"].item()
     assert math.isclose(loss, objective.chance_loss, rel_tol=EXACT["rtol"])

@@ -10,7 +10,7 @@ from lightly.loss import SwaVLoss
 from lightly.models.modules.heads import SwaVPrototypes
 from torch.nn.functional import normalize
 
-from tests.objectives.tiny import CONFIGS, HORIZON, build, in_float64, make_batch
+from tests.objectives.tiny import CROPS, HORIZON, build, in_float64, make_batch
 from tests.rounding import EXACT, float64_kept, rounding_bound
 from vitrail import api
 from vitrail.nn.sinkhorn import sinkhorn
@@ -18,8 +18,12 @@ from vitrail.objectives.contract import Objective
 from vitrail.objectives.swav import VIEWS, Config, swapped_prediction
 from vitrail.train import checkpoint
 
+TINY = Config(views=CROPS, n_prototypes=24, hidden_dim=32, feature_dim=16)
+# Without its queue in the first step, and with it, in uneven shares, in the second.
+VARIANTS = {"queue": replace(TINY, queue_length=5, queue_epoch=0)}
+
 TAU = 0.1
-QUEUED = replace(CONFIGS["swav"], queue_length=16, queue_epoch=0.5)  # from step 2 on
+QUEUED = replace(TINY, queue_length=16, queue_epoch=0.5)  # from step 2 on
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -111,7 +115,7 @@ def test_loss_and_gradient_are_lightlys(views: int, length: int) -> None:
 
 @float64_kept()
 def test_prototypes_are_lightlys_without_their_bias() -> None:
-    objective = build(CONFIGS["swav"]).double()
+    objective = build(TINY).double()
     peer = SwaVPrototypes(16, 24).double()
     with torch.no_grad():
         peer.heads[0].bias.zero_()
@@ -124,7 +128,7 @@ def test_prototypes_are_lightlys_without_their_bias() -> None:
 
 @float64_kept()
 def test_forward_is_the_loss_of_the_network() -> None:
-    objective = build(CONFIGS["swav"]).double()
+    objective = build(TINY).double()
     batch = in_float64(make_batch(objective.views(), 8))
     out = objective(batch, 0)
     scores = scores_by_view(objective, batch)
@@ -166,7 +170,7 @@ def test_a_queue_need_not_be_a_multiple_of_the_batch(length: int) -> None:
 
 
 def test_prototypes_stay_unit_vectors_and_are_frozen_at_first() -> None:
-    objective = build(CONFIGS["swav"])
+    objective = build(TINY)
     # Two norms of 16 entries each, and the division.
     norms, off = torch.ones(24), rounding_bound(2 * (16 + 2) + 1)
     torch.testing.assert_close(objective.prototypes.weight.norm(dim=1), norms, rtol=0, atol=off)

@@ -1,7 +1,10 @@
 """Tiny objectives and batches, the same in every process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -9,22 +12,12 @@ from vitrail.backbones.contract import Backbone
 from vitrail.backbones.create import create_backbone
 from vitrail.backbones.registry import BACKBONES
 from vitrail.data.contract import Batch
-from vitrail.data.views.plan import MultiCrop, RandomResizedCrop, ViewPlan
+from vitrail.data.views.plan import MultiCrop, ViewPlan
 from vitrail.nn.random import Draws
 from vitrail.nn.schedules import Horizon
-from vitrail.objectives import (
-    clip,
-    cotraining,
-    crate_mae,
-    deepcluster,
-    dino,
-    mae,
-    simdino,
-    supervised,
-    swav,
-)
 from vitrail.objectives.build import build_objective
 from vitrail.objectives.contract import Objective
+from vitrail.objectives.registry import OBJECTIVES
 
 CROPS = MultiCrop(global_size=16, local_size=8, n_local=3)
 HORIZON = Horizon(steps=40, steps_per_epoch=4)
@@ -32,27 +25,41 @@ N_CLASSES = 5
 N_SAMPLES = 32
 CAPTIONS = tuple(" ".join(["blue", "cat", "runs", "over", "there"][: 1 + i % 5]) for i in range(32))
 
-CONFIGS = {
-    "dino": dino.Config(views=CROPS, out_dim=64, hidden_dim=32, bottleneck_dim=16),
-    "simdino": simdino.Config(views=CROPS, hidden_dim=32, bottleneck_dim=16),
-    "swav": swav.Config(views=CROPS, n_prototypes=24, hidden_dim=32, feature_dim=16),
-    "cotraining": cotraining.Config(views=MultiCrop(16, n_local=0), n_labels=24, beta=1.5),
-    "supervised": supervised.Config(views=RandomResizedCrop(size=16)),
-    "deepcluster": deepcluster.Config(views=RandomResizedCrop(size=16), n_clusters=6),
-    "mae": mae.Config(
-        views=RandomResizedCrop(size=16), decoder_width=16, decoder_depth=1, decoder_heads=2
-    ),
-    "crate_mae": crate_mae.Config(views=RandomResizedCrop(size=16)),
-    "clip": clip.Config(
-        views=RandomResizedCrop(size=16),
-        embed_dim=16,
-        text_width=16,
-        text_depth=1,
-        text_heads=2,
-        vocabulary=300,
-        context=12,
-    ),
-}
+
+class _Configs(Mapping[str, Any]):
+    """The tiny config of every objective, by name: `TINY` of its tests/objectives/test_NAME.py.
+
+    `TINY` trains in a moment on images of 16 pixels. It is read when it is asked for, because the
+    test files import this one.
+    """
+
+    def __getitem__(self, name: str) -> Any:
+        return _test_file(name).TINY
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(OBJECTIVES.own)
+
+    def __len__(self) -> int:
+        return len(OBJECTIVES.own)
+
+
+CONFIGS = _Configs()
+
+
+def variants() -> dict[str, Any]:
+    """Every objective's tiny config, and the `VARIANTS` of its test file, if it has any.
+
+    `VARIANTS` are configs that take other ways through the loss, by what sets them apart.
+    """
+    found = {}
+    for name, tiny in CONFIGS.items():
+        others = getattr(_test_file(name), "VARIANTS", {})
+        found |= {name: tiny} | {f"{name}, {what}": config for what, config in others.items()}
+    return found
+
+
+def _test_file(name: str) -> ModuleType:
+    return import_module(f"tests.objectives.test_{name}")
 
 
 def make_backbone(

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.objectives.tiny import CONFIGS
 from vitrail import api
 from vitrail.backbones.create import count_parameters
 from vitrail.backbones.registry import BACKBONES
 from vitrail.config import from_dict, override, to_dict
 from vitrail.objectives import clip, deepcluster, swav
+from vitrail.objectives.registry import objective_name
 from vitrail.recipes.named import get_recipe
 from vitrail.recipes.recipe import Recipe, migrated, preprocess_of
 from vitrail.recipes.registry import RECIPES
 from vitrail.registry import resolve
 
 NANO = {"vit": "vit_nano_patch4_32", "crate": "crate_nano_patch4_32"}
-HEAD = {"hidden_dim": 16, "bottleneck_dim": 8, "out_dim": 32, "text_width": 32, "text_depth": 2}
 VIEWS = {"global_size": 16, "local_size": 8, "n_local": 2, "size": 16}
 
 
@@ -60,6 +61,14 @@ def known(config: object, changes: dict[str, int]) -> dict[str, int]:
     return {name: value for name, value in changes.items() if name in names}
 
 
+def tiny_sizes(objective: object) -> dict[str, int]:
+    """The widths, depths and counts that are set in the tiny config of a configuration's kind."""
+    tiny = CONFIGS[objective_name(objective)]
+    set_there = {field.name: getattr(tiny, field.name) for field in fields(tiny)}
+    default = {field.name: field.default for field in fields(tiny)}
+    return {k: v for k, v in set_there.items() if type(v) is int and v != default[k]}
+
+
 def made_tiny(recipe: Recipe, data: dict[str, str]) -> Recipe:
     """Two steps on a nano backbone; what the recipe is about (objective, optimizer, precision,
     augmentation) stays."""
@@ -71,7 +80,7 @@ def made_tiny(recipe: Recipe, data: dict[str, str]) -> Recipe:
         "device": "cpu",
         "workers": 0,
         "objective": {
-            **known(recipe.objective, HEAD),
+            **known(recipe.objective, tiny_sizes(recipe.objective)),
             "views": known(recipe.objective.views, VIEWS),
         },
     }

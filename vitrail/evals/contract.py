@@ -114,7 +114,9 @@ class Context:
             if len(images) == each:
                 found[str(name)] = images
         if not found:
-            raise ValueError(f"{source.spec}: no class has {each} test images that can be read")
+            raise ValueError(
+                f"{source.spec}: no class has at least {each} test images that can be read"
+            )
         return found
 
     def _read(self, rows: Sequence[int]) -> Iterator[Image]:

@@ -77,7 +77,7 @@ def rank_classes(
     if not (same > 0).any():
         raise ValueError(
             f"mean average precision: none of the {len(labels)} images has another of its class "
-            "beside it; name data with more images by --data"
+            "beside it, and a class needs at least 2; name data with more images by --data"
         )
     unit_ND = F.normalize(torch.from_numpy(np.ascontiguousarray(features)).to(device), dim=1)
     labels_N = torch.from_numpy(labels).to(device)
