@@ -69,7 +69,7 @@ def test_killed_and_resumed_ends_with_the_bits_of_one_that_was_not(tmp_path):
     pairs = str(write_pairs(tmp_path))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert finish(pretrain, pairs, str(whole)) == 0
-    code = finish(runs.die_at, "fsync", 15, pretrain, pairs, str(killed))
+    code = finish(runs.die_at, "fsync", 19, pretrain, pairs, str(killed))
     assert code == -signal.SIGKILL
     assert (killed / "checkpoints").exists()
     assert finish(runs.resume, str(killed)) == 0

@@ -53,7 +53,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path, objective):
 def test_two_ranks_go_on_with_a_run_of_one(tmp_path, objective):
     one, then = tmp_path / "one", tmp_path / "then"
     assert finish(runs.pretrain, objective, str(one), {}) == 0
-    assert finish(runs.die_at, "fsync", 12, runs.pretrain, objective, str(then), {}) == -9
+    assert finish(runs.die_at, "fsync", 16, runs.pretrain, objective, str(then), {}) == -9
     done = len(losses(then))
     assert 3 <= done < runs.STEPS
     on_ranks(runs.resume, str(then))
