@@ -57,10 +57,23 @@ def call(command: str, run: Path) -> int:
     return judge(*(word.replace("RUN", str(run)) for word in COMMANDS[command])).code
 
 
-@pytest.mark.parametrize(
-    ("file", "command"), [(file, command) for file in READ_BY for command in READ_BY[file]]
-)
-@pytest.mark.parametrize("text", TEXTS)
+QUICK = ("half", "deep", "no unicode")  # texts that a run is trained to its end with
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs over every text, file and command; without --slow, `resume` meets the quick ones."""
+    if "text" not in metafunc.fixturenames:
+        return
+    cases = [(file, c, text) for file in READ_BY for c in READ_BY[file] for text in TEXTS]
+    if not metafunc.config.getoption("--slow"):
+        cases = [
+            (file, command, text)
+            for file, command, text in cases
+            if command != "resume" or file == "config.json" or text in QUICK
+        ]
+    metafunc.parametrize(("file", "command", "text"), cases)
+
+
 def test_a_text_of_a_run(file, command, text, run):
     (run / file).write_bytes(TEXTS[text].encode("utf-8", "surrogateescape"))
     call(command, run)

@@ -1,6 +1,7 @@
 """Every objective on every backbone: it trains a step, or it is refused by name at build."""
 
 import math
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from vitrail.objectives.registry import OBJECTIVES, objective_name
 # The larger ones of timm's modules cannot be shrunk, and differ in size only.
 TIMMS = ("resnet18_small", "swin_nano_patch2_32")
 AFFORDABLE = [n for n, m in BACKBONES.items() if "depth" in m.options() or n in TIMMS]
+SIZES = re.compile(r"_(nano|micro|tiny|small|medium|base|large|huge|giant)|_patch\d+|_\d+$")
 # A stem, or windows, mixes the pixels of patches: they cannot be hidden.
 MIXED = [n for n in AFFORDABLE if n.startswith(("resnet", "swin", "tost_")) and "vit" not in n]
 
@@ -41,7 +43,21 @@ def test_every_row_has_a_test_file_with_its_tiny_config(name: str) -> None:
     assert type(CONFIGS[name]) is OBJECTIVES[name].load()[1]
 
 
-@pytest.mark.parametrize("backbone", AFFORDABLE)
+def smallest() -> list[str]:
+    """Returns one backbone of each architecture: the others differ from it in sizes only."""
+    found: dict[str, str] = {}
+    for name in sorted(AFFORDABLE, key=lambda name: BACKBONES[name].options().get("width", 0)):
+        found.setdefault(SIZES.sub("", name), name)
+    return list(found.values())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs over one backbone of each architecture, with --slow over every size of it."""
+    if "backbone" in metafunc.fixturenames:
+        slow = metafunc.config.getoption("--slow")
+        metafunc.parametrize("backbone", AFFORDABLE if slow else smallest())
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_trains_two_steps_packed(name: str, backbone: str) -> None:
     config = replace(CONFIGS[name], views=views_of(name, 32))
