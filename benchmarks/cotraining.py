@@ -41,7 +41,7 @@ from vitrail.objectives.cotraining import Config as CoTraining
 from vitrail.objectives.cotraining import entropy
 from vitrail.objectives.dino import DINO, prototypes
 from vitrail.objectives.dino import Config as DINOConfig
-from vitrail.recipes.supervised import VIEWS
+from vitrail.recipes.settings import DIGITS_VIEWS
 
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "docs" / "images" / "cotraining.png"
@@ -54,7 +54,7 @@ OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.1),
 }
 # large crops, to make the two views of an image overlap
-PAIR = replace(VIEWS, global_scale=(0.8, 1.0))
+PAIR = replace(DIGITS_VIEWS, global_scale=(0.8, 1.0))
 RUNS: dict[str, Any] = {
     "Co-training, started apart": CoTraining(PAIR, LABELS, beta=2.0),
     "Co-training, started equal": CoTraining(PAIR, LABELS, beta=2.0, equal_start=True),
