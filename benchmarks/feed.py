@@ -32,7 +32,7 @@ from benchmarks.view_peers import open_rgb
 from vitrail.data.contract import Batch, Source
 from vitrail.data.loading.loader import Loader
 from vitrail.data.loading.quarantine import Quarantine
-from vitrail.data.loading.workers import fair_workers
+from vitrail.data.loading.workers import choose_workers
 from vitrail.data.sources.registry import open_source
 from vitrail.data.views.apply import apply_views
 from vitrail.data.views.plan import MultiCrop, ViewPlan
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=fitting)
     parser.add_argument("--folder", type=Path, help="folder of JPEGs")
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--workers", type=int, default=fair_workers())
+    parser.add_argument("--workers", type=int, default=choose_workers(None))
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="steps of a block")
     parser.add_argument("--save", action="store_true", help="write to benchmarks/results/")
