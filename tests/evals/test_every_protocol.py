@@ -81,14 +81,14 @@ def numbers_in(value):
 
 
 def says_what_is_wrong(error, row, expected):
-    """Whether an error says what the data lack, or names an option that gives it."""
+    """Returns whether an error says what the data lack, or names an option that gives it."""
     words = [*expected, *(LACKED[need] for need in row.needs & LACKED.keys())]
     words += [f"--{group}." for group in row.configs]
     return any(word in str(error) for word in words) or TOO_FEW.search(str(error))
 
 
 def is_ours(error):
-    """Whether vitrail raised an error, and not what it calls."""
+    """Returns whether vitrail itself raised an error, and not a library that it calls."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return Path(vitrail.__file__).parent in Path(frame.f_code.co_filename).parents
 

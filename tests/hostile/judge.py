@@ -1,4 +1,4 @@
-"""What a command may do with hostile input: work, or refuse it in one sentence."""
+"""Runs commands on hostile input: each must work, or refuse the input in one sentence."""
 
 import resource
 from pathlib import Path

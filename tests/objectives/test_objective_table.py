@@ -34,7 +34,7 @@ def views_of(name: str, side: int) -> Any:
 
 
 def hides_patches(name: str) -> bool:
-    """Whether an objective works only where patches can be hidden."""
+    """Returns whether an objective works only where patches can be hidden."""
     return hasattr(CONFIGS[name], "mask_ratio")
 
 

@@ -1,4 +1,4 @@
-"""What 8 bits and one page leave out of files is said once, with the option that keeps it."""
+"""Notes on files that lose bits or pages when they are read with 8 bits and one page."""
 
 import os
 

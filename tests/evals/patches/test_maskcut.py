@@ -326,7 +326,7 @@ def block(rows, columns, side=20):
 
 
 def test_a_dropped_mask_leaves_zeros_and_the_next_pass_keeps_it():
-    """As in CutLER's maskcut_forward: its areas are [100, 0, 40] here."""
+    """The masks have the areas that CutLER's maskcut_forward gives: [100, 0, 40]."""
     first, again = block(slice(5, 15), slice(5, 15)), block(slice(5, 15), slice(5, 19))
     solve = Scripted(first, again, again)
     masks = discover(torch.ones(20, 20, 3), 0.15, 3, solve)

@@ -1,4 +1,4 @@
-"""What is lost when files are read with 8 bits, one page each: found from their headers, said once.
+"""Notes on files that lose bits or pages when read with 8 bits and one page, from their headers.
 
 A folder's type is one for all of its files, as declared by its SPEC: 8 bits unless bits=16 is
 given, and the channels asked for. It does not depend on any file's pixels.
@@ -26,7 +26,7 @@ LOST = {
     "bits": "have 16 bits a value and are read with 8; {bits}",
     "pages": "have several pages or frames, of which the first is read; {pages}",
 }
-_said: set[tuple[str, str]] = set()
+_said: set[str] = set()  # keys of LOST
 
 
 def lost(file: File, channels: int) -> set[str]:
@@ -87,9 +87,9 @@ def note_lost(data: bytes | memoryview, channels: int, id: str) -> None:
     """Logs, once for each kind, what is lost of a file in memory; `id` names it."""
     if not bytes(data[:4]).startswith(STARTS):
         return
-    if _may_speak() and {("", name) for name in LOST} - _said:
+    if _may_speak() and LOST.keys() - _said:
         for name in lost(io.BytesIO(data), channels):
-            _say("", name, f"{id}, and perhaps others, {_remedy(name, '')}")
+            _say(name, f"{id}, and perhaps others, {_remedy(name, '')}")
 
 
 def _remedy(name: str, keeps: str) -> str:
@@ -105,7 +105,7 @@ def _may_speak() -> bool:
     return os.environ.get("RANK", "0") == "0" and (name == "MainProcess" or name.endswith("-1"))
 
 
-def _say(spec: str, name: str, line: str) -> None:
-    if (spec, name) not in _said and _may_speak():
-        _said.add((spec, name))
+def _say(name: str, line: str) -> None:
+    if name not in _said and _may_speak():
+        _said.add(name)
         logger.warning("%s", line)
