@@ -170,7 +170,7 @@ def test_the_source_chooses_the_order():
 
 @pytest.mark.parametrize("count", [1, 3, 7, 29, 30, 31, 64, 100])
 def test_groups_lose_no_more_than_the_excess(count):
-    """No group of `count` is drawn more often than its share of an epoch of 60 draws, rounded up."""
+    """No group is drawn more often than its share of an epoch of 60 draws, rounded up."""
     groups = [i % count for i in range(200)]
     drawn = torch.tensor(groups)[stream_of(group_order(groups))]
     counts = torch.bincount(drawn, minlength=count)
