@@ -72,12 +72,13 @@ def assemble(recipe: Recipe, ranks: Ranks, begun: bool = False) -> Parts[Batch]:
     if guard_images is not None:
         steps_per_epoch = horizon.steps_per_epoch
         guard = build_guard(recipe, ranks, guard_images, encoder, preprocess, steps_per_epoch)
+    facts = _facts_of_run(recipe, horizon, weights is not None)
     return Parts(
         feed=ImageFeed(recipe, source, plan, ranks, encoder, preprocess),
         horizon=horizon,
         objective=objective,
         optimizer=build_optimizer(recipe.optim, groups),
-        exports=EncoderExports(objective, preprocess, _facts_of_run(recipe, horizon, begun)),
+        exports=EncoderExports(objective, preprocess, facts),
         guard=guard,
         frozen_steps=frozen_steps,
         missing_start=recipe.init_from if weights is None else None,
@@ -115,8 +116,15 @@ def _backbone_maker(recipe: Recipe, channels: int, weights: dict[str, Any] | Non
     return make_backbone
 
 
-def _facts_of_run(recipe: Recipe, horizon: Horizon, begun: bool) -> dict[str, Any]:
-    """Returns the facts of encoder.json; "step" is replaced in every export."""
+def _facts_of_run(recipe: Recipe, horizon: Horizon, has_start: bool) -> dict[str, Any]:
+    """Returns the facts of encoder.json; "step" is replaced in every export.
+
+    Args:
+        recipe: the recipe.
+        horizon: of the run.
+        has_start: the weights to start from were read, so what came before them can be read too; a
+            resumed run has written it already (`EncoderExports`).
+    """
     facts: dict[str, Any] = {
         "seed": recipe.seed,
         "objective": objective_name(recipe.objective),
@@ -127,7 +135,7 @@ def _facts_of_run(recipe: Recipe, horizon: Horizon, begun: bool) -> dict[str, An
     if recipe.init_from is None:
         return facts
     facts["init_from"] = recipe.init_from
-    if not begun:  # a resumed run has said it, and the weights may be gone: see `EncoderExports`
+    if has_start:
         facts["before"] = to_json(stages(Encoder.load(recipe.init_from).info))
     return facts
 

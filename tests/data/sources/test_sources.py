@@ -312,6 +312,14 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
     assert ids(open_source(f"folder:{tmp_path}", "test")) == ["test/3.png"]
 
 
+def test_a_link_to_itself_with_the_name_of_a_split_is_no_split(tmp_path):
+    put(tmp_path, "train/1.png", "test/2.png")
+    os.symlink("val", tmp_path / "val")
+    os.symlink("other", tmp_path / "other")
+    assert ids(open_source(f"folder:{tmp_path}", "train")) == ["train/1.png"]
+    assert ids(open_source(f"folder:{tmp_path}", "test")) == ["test/2.png"]
+
+
 def test_words_of_splits():
     assert [part_of(word) for word in (" Training", "EVAL", "dev", "train2", None, 3)] == [
         *("train", "test", "val"),

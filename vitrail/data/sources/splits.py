@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitrail.data.contract import NoTestSplitError
+from vitrail.data.sources.formats.listing import is_folder
 
 Part = Literal["train", "test", "val"]
 
@@ -62,7 +63,7 @@ def part_folders(root: Path) -> dict[Part, list[str]]:
         with os.scandir(root) as entries:
             for entry in entries:
                 part = part_of(entry.name)
-                if part is not None and entry.is_dir():
+                if part is not None and is_folder(entry):
                     found[part].append(entry.name)
     except OSError:  # the caller lists the folder itself and reports it
         return {}
@@ -99,7 +100,7 @@ def folder_notes(root: Path, read: Collection[str]) -> list[str]:
         read: the subfolders that are read as splits; empty if the folder is taken as a whole.
     """
     with os.scandir(root) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        names = sorted(e.name for e in entries if is_folder(e) and not e.name.startswith("."))
     known = [name for name in names if part_of(name) is not None]
     others = [name for name in names if name not in (read or known)]
     if not known or not others:

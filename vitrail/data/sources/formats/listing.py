@@ -203,7 +203,7 @@ def _add_files(
         if name.startswith(b"."):
             found.left.hidden += 1
             continue
-        if _is_folder(entry):
+        if is_folder(entry):
             folders.append(prefix + name)
         elif name.lower().endswith(suffixes):
             found.paths.append(prefix + name)
@@ -215,10 +215,11 @@ def _add_files(
     return folders
 
 
-def _is_folder(entry: "os.DirEntry[bytes]") -> bool:
+def is_folder(entry: "os.DirEntry[str] | os.DirEntry[bytes]") -> bool:
+    """Returns True for a folder, or a link to one, without an error for a link to itself."""
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:
         return False
 
 
